@@ -1,0 +1,302 @@
+"""Frozen dataclasses that cross part boundaries.
+
+Shape legend
+    B clips in a batch      T frames of a clip     Q tube queries     N objects (tracks) or tubes
+    H attention heads       F sampled frames       L feature levels   K points a head, level and frame
+    h, w height and width in pixels
+
+Boxes are ``cxcywh`` normalised to the *unpadded* frame inside the model (``ClipTargets``, ``ModelOutput``) and
+``xyxy`` in source pixels outside it (``Tubes``).  Every field says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    wrong = tensor.ndim != len(shape) or any(
+        want is not None and want != have for want, have in zip(shape, tensor.shape, strict=False)
+    )
+    if wrong:
+        wanted = ",".join("*" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
+
+
+def _shapes(instance: object, names: tuple[str, ...]) -> str:
+    parts = [f"{name}={tuple(getattr(instance, name).shape)}" for name in names]
+    return f"{type(instance).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, repr=False)
+class ClipTargets:
+    """What is annotated in one clip: N tracks, each with one class and a box on the frames where it is seen.
+
+    labels:   N int64, contiguous class index from 0
+    boxes:    N,T,4 float32 cxcywh normalised to the unpadded frame; zeros where ``present`` is False
+    present:  N,T bool, the track has a box on that frame
+    ignored:  N,T bool, the box on that frame is a crowd or ignore region: it neither rewards nor punishes
+    track_ids: N int64, the annotation's ``instance_id`` (unique inside a video; -1 where it has none)
+
+    Raises ValueError when shapes disagree.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    present: Tensor
+    ignored: Tensor
+    track_ids: Tensor
+
+    def __post_init__(self) -> None:
+        _check("boxes", self.boxes, (None, None, 4))
+        tracks, frames = self.boxes.shape[:2]
+        _check("labels", self.labels, (tracks,))
+        _check("track_ids", self.track_ids, (tracks,))
+        _check("present", self.present, (tracks, frames))
+        _check("ignored", self.ignored, (tracks, frames))
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def __repr__(self) -> str:
+        return _shapes(self, ("labels", "boxes", "present", "ignored", "track_ids"))
+
+    @property
+    def valid(self) -> Tensor:
+        """N,T bool: boxes that count for losses and matching."""
+        return self.present & ~self.ignored
+
+    def select(self, keep: Tensor) -> ClipTargets:
+        """The tracks that the boolean mask or index tensor ``keep`` (N) names."""
+        return ClipTargets(
+            self.labels[keep], self.boxes[keep], self.present[keep], self.ignored[keep], self.track_ids[keep]
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipTargets:
+        move = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self.__dataclass_fields__}
+        return ClipTargets(**move)
+
+    @classmethod
+    def empty(cls, frames: int) -> ClipTargets:
+        """No track on ``frames`` frames."""
+        return cls(
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0, frames, 4),
+            torch.zeros(0, frames, dtype=torch.bool),
+            torch.zeros(0, frames, dtype=torch.bool),
+            torch.zeros(0, dtype=torch.int64),
+        )
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """Where a clip comes from; plain Python values, so that it pickles cheaply between worker processes.
+
+    source_size: (h, w) of the source frames in pixels, before any transform
+    frame_index: decoded frame number of each of the T frames, from 0
+    image_ids:   CocoVID image id of each frame; -1 where a frame has no record
+    degraded:    True for each frame that the annotation marks as degraded (empty when it does not say)
+    """
+
+    video_id: int
+    frame_index: tuple[int, ...]
+    image_ids: tuple[int, ...]
+    source_size: tuple[int, int]
+    video_name: str = ""
+    degraded: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Clip:
+    """One sample: T frames of one video.
+
+    frames: T,3,h,w uint8 or float32, RGB
+    """
+
+    frames: Tensor
+    targets: ClipTargets
+    info: ClipInfo
+
+    def __post_init__(self) -> None:
+        _check("frames", self.frames, (None, 3, None, None))
+        _check("targets.boxes", self.targets.boxes, (None, self.frames.shape[0], 4))
+
+    def __repr__(self) -> str:
+        return f"Clip(frames={tuple(self.frames.shape)}, targets={self.targets!r}, video={self.info.video_name!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class ClipBatch:
+    """B clips, padded to one size at the bottom, the right and the end of time.
+
+    frames:      B,T,3,h,w float32, RGB, normalised with the backbone's mean and deviation; padding is 0
+    sizes:       B,2 int64 (h, w) of the unpadded frames inside the padded ones
+    frame_mask:  B,T bool, True for real frames, False for frames that only pad a shorter clip
+    frame_index: B,T int64 decoded frame number in the source; padding continues the count
+    targets:     B ClipTargets, padded in time with present = False
+    infos:       B ClipInfo, not padded
+    """
+
+    frames: Tensor
+    sizes: Tensor
+    frame_mask: Tensor
+    frame_index: Tensor
+    targets: tuple[ClipTargets, ...]
+    infos: tuple[ClipInfo, ...]
+
+    def __post_init__(self) -> None:
+        _check("frames", self.frames, (None, None, 3, None, None))
+        batch, frames = self.frames.shape[:2]
+        _check("sizes", self.sizes, (batch, 2))
+        _check("frame_mask", self.frame_mask, (batch, frames))
+        _check("frame_index", self.frame_index, (batch, frames))
+
+    def __len__(self) -> int:
+        return self.frames.shape[0]
+
+    def __repr__(self) -> str:
+        return _shapes(self, ("frames", "sizes", "frame_mask", "frame_index"))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
+        names = ("frames", "sizes", "frame_mask", "frame_index")
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        targets = tuple(target.to(device, non_blocking=non_blocking) for target in self.targets)
+        return replace(self, targets=targets, **moved)
+
+    def pin_memory(self) -> ClipBatch:
+        names = ("frames", "sizes", "frame_mask", "frame_index")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+
+
+@dataclass(frozen=True, repr=False)
+class ModelOutput:
+    """What the detector says of a batch, before thresholds and pixels.
+
+    logits:   B,Q,classes class logits of each tube (sigmoid, no background class)
+    boxes:    B,Q,T,4 cxcywh in [0,1] of the unpadded frame
+    presence: B,Q,T logits: is the object on that frame?
+    losses_input: what the criterion needs beyond that (auxiliary layers, proposals, denoising); None at inference
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    presence: Tensor
+    losses_input: object | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return _shapes(self, ("logits", "boxes", "presence"))
+
+
+@dataclass(frozen=True, repr=False)
+class Tubes:
+    """Detections of one clip (or of a whole video, once stitched), in source pixels.
+
+    boxes:       N,T,4 float32 xyxy in pixels of the source frame
+    scores:      N,T float32 in [0,1], class score x presence on that frame
+    labels:      N int64 contiguous class index from 0
+    track_ids:   N int64; equal ids are one object through the video; -1 before stitching
+    frame_index: T int64 decoded frame number in the source, from 0
+    tube_scores: N float32, the class score of the tube
+    present:     N,T bool, frames where the tube is reported (False: outside the tube's life; box is to be ignored)
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    track_ids: Tensor
+    frame_index: Tensor
+    tube_scores: Tensor
+    present: Tensor
+
+    def __post_init__(self) -> None:
+        _check("boxes", self.boxes, (None, None, 4))
+        tubes, frames = self.boxes.shape[:2]
+        _check("scores", self.scores, (tubes, frames))
+        _check("present", self.present, (tubes, frames))
+        _check("frame_index", self.frame_index, (frames,))
+        for name in ("labels", "track_ids", "tube_scores"):
+            _check(name, getattr(self, name), (tubes,))
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def __repr__(self) -> str:
+        return _shapes(self, ("boxes", "labels", "frame_index"))
+
+    def select(self, keep: Tensor) -> Tubes:
+        """The tubes that the boolean mask or index tensor ``keep`` (N) names."""
+        names = ("boxes", "scores", "labels", "track_ids", "tube_scores", "present")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+
+@dataclass(frozen=True, repr=False)
+class SamplingRecord:
+    """Where the decoder's last layer looked, for one clip; the input of the sampling figure.
+
+    locations: Q,T,H,F,L,K,2 float32 (x, y) in [0,1] of the unpadded frame; tube q, seen from frame t
+    weights:   Q,T,H,F,L,K float32, sum to 1 over F x L x K (0 everywhere when all frames are masked)
+    frames:    T,F int64, which of the clip's T frames was sampled; -1 = none
+    boxes:     Q,T,4 float32 cxcywh in [0,1], the reference boxes that the sampling started from
+    """
+
+    locations: Tensor
+    weights: Tensor
+    frames: Tensor
+    boxes: Tensor
+
+    def __repr__(self) -> str:
+        return _shapes(self, ("locations", "weights", "frames", "boxes"))
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The classes of a model or data set: contiguous index -> (category id of the annotation file, name)."""
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.names):
+            raise ValueError(f"{len(self.ids)} category ids but {len(self.names)} names")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run under ``output_dir`` (DESIGN: every verb writes the same names)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "eval"
+
+    @property
+    def media(self) -> Path:
+        return self.root / "media"
