@@ -1,0 +1,12 @@
+"""The attention op: public functions, PyTorch reference, kernels and the choice between them."""
+
+from __future__ import annotations
+
+from stdetr.ops.attention import (
+    ms_deform_attn,
+    st_deform_attn,
+    st_deform_attn_continuous,
+    st_deform_attn_fused,
+)
+
+__all__ = ["ms_deform_attn", "st_deform_attn", "st_deform_attn_continuous", "st_deform_attn_fused"]

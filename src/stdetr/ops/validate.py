@@ -1,0 +1,120 @@
+"""Argument checks of the attention op, done before any kernel runs.
+
+Shape legend
+    B clips    T frames    S tokens of a frame    H heads    D channels a head
+    Q queries  F frames a query samples    L levels    K points a head, level and frame
+
+Every failure is a ``ValueError`` that names the argument, the shape (dtype, device) wanted and the one given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+VALUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(name: str, tensor: object, letters: str) -> Tensor:
+    """``tensor`` is a floating tensor with as many axes as ``letters`` ("B,T,S,H,D") names."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor of shape ({letters}), got {type(tensor).__name__}")
+    if tensor.ndim != len(letters.split(",")):
+        raise ValueError(f"{name} must have shape ({letters}), got {tuple(tensor.shape)}")
+    return tensor
+
+
+def check_shape(name: str, tensor: Tensor, letters: str, wanted: tuple[int, ...], against: Tensor) -> None:
+    """The shape of ``tensor`` is ``wanted``, which follows from value's shape (``against``) and the other arguments."""
+    if tuple(tensor.shape) != wanted:
+        raise ValueError(
+            f"{name} must have shape ({letters}) = {wanted} for value of shape {tuple(against.shape)}, "
+            f"got {tuple(tensor.shape)}"
+        )
+
+
+def check_device(name: str, tensor: Tensor, value: Tensor) -> None:
+    if tensor.device != value.device:
+        raise ValueError(f"{name} is on {tensor.device} but value is on {value.device}; move it with .to(value.device)")
+
+
+def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype], value: Tensor) -> None:
+    if tensor.dtype not in allowed:
+        names = " or ".join(dict.fromkeys(_name(dtype) for dtype in allowed))
+        raise ValueError(f"{name} must be {names} for value of {_name(value.dtype)}, got {_name(tensor.dtype)}")
+
+
+def check_value(value: object, letters: str = "B,T,S,H,D") -> Tensor:
+    value = check_tensor("value", value, letters)
+    if value.dtype not in VALUE_DTYPES:
+        names = ", ".join(_name(dtype) for dtype in VALUE_DTYPES)
+        raise ValueError(f"value must be one of {names}, got {_name(value.dtype)}")
+    return value
+
+
+def check_spatial_shapes(spatial_shapes: object, value: Tensor) -> list[tuple[int, int]]:
+    """L pairs (h, w) of positive host integers whose areas add up to S of ``value`` (B,T,S,H,D)."""
+    if isinstance(spatial_shapes, Tensor):
+        raise ValueError(
+            "spatial_shapes must be a list of (h, w) integers on the host, got a tensor; "
+            "keep the list that the tensor was made from (a tensor would stall the GPU)"
+        )
+    if not isinstance(spatial_shapes, Sequence) or isinstance(spatial_shapes, str):
+        raise ValueError(f"spatial_shapes must be a list of (h, w) integers, got {type(spatial_shapes).__name__}")
+    pairs: list[tuple[int, int]] = []
+    for pair in spatial_shapes:
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"spatial_shapes must hold (h, w) pairs, got {pair!r}")
+        height, width = pair
+        if isinstance(height, float) or isinstance(width, float) or height < 1 or width < 1:
+            raise ValueError(f"spatial_shapes must hold positive integers, got {(height, width)}")
+        pairs.append((height, width))
+    tokens = sum(height * width for height, width in pairs)
+    if tokens != value.shape[2]:
+        raise ValueError(
+            f"spatial_shapes {pairs} have {tokens} tokens but value of shape {tuple(value.shape)} "
+            f"has S = {value.shape[2]}"
+        )
+    return pairs
+
+
+def check_frame_index(frame_index: Tensor | None, value: Tensor, queries: int, frames: int) -> Tensor | None:
+    """B,Q,F int32 (expanded from Q,F if need be) or None, which needs F = T.
+
+    Values are checked on the CPU only: on a GPU the check would stall the stream, and the kernels read an index
+    outside 0..T-1 as masked.
+    """
+    batch, clip = value.shape[:2]
+    if frame_index is None:
+        if frames != clip:
+            raise ValueError(
+                f"frame_index is needed when F differs from T: sampling has F = {frames} frames, "
+                f"value of shape {tuple(value.shape)} has T = {clip}"
+            )
+        return None
+    if not isinstance(frame_index, Tensor):
+        raise ValueError(f"frame_index must be an int32 or int64 tensor, got {type(frame_index).__name__}")
+    if frame_index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"frame_index must be int32 or int64, got {_name(frame_index.dtype)}")
+    check_device("frame_index", frame_index, value)
+    if frame_index.ndim == 2:
+        check_shape("frame_index", frame_index, "Q,F", (queries, frames), value)
+    elif frame_index.ndim == 3:
+        check_shape("frame_index", frame_index, "B,Q,F", (batch, queries, frames), value)
+    else:
+        raise ValueError(f"frame_index must have shape (Q,F) or (B,Q,F), got {tuple(frame_index.shape)}")
+    watched = frame_index.device.type == "cpu" and not torch.compiler.is_compiling()
+    if watched and frame_index.numel():
+        low, high = (int(bound) for bound in torch.aminmax(frame_index))
+        if low < -1 or high >= clip:
+            raise ValueError(
+                f"frame_index must lie in -1..{clip - 1} (-1 = masked) for value of shape {tuple(value.shape)}, "
+                f"got {low}..{high}"
+            )
+    return frame_index.to(torch.int32).expand(batch, queries, frames)
