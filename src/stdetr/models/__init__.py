@@ -1,0 +1,1 @@
+"""The detector: backbone, spatio-temporal deformable encoder, tube queries, decoder and heads."""

@@ -1,0 +1,145 @@
+"""Spatio-temporal deformable attention: the module around the operator.
+
+Shape legend
+    B clips, T frames, S tokens of a frame, Q queries, C = H x D width, H heads, F sampled frames, L levels, K points
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stdetr.ops import st_deform_attn_fused
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What one call sampled, for figures.  locations B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights B,Q,H,F,L,K."""
+
+    locations: Tensor
+    weights: Tensor
+
+
+class STDeformableAttention(nn.Module):
+    """Attention to K learned points a head, level and frame.
+
+    With q the query and dt the signed distance, in source frames, from the query's frame to a sampled one:
+
+        offsets(q, dt) = W q + dt * V q + b(dt)        logits(q, dt) = A q + a(dt)
+
+    so the parameters do not depend on how many frames there are.  b and a are tables over dt in [-reach, reach]
+    (clamped beyond) whose entry at 0 does not exist; V, b start at zero and a at ``-decay * |dt|`` so that, at first,
+    a query trusts its own frame most.  With one frame this is Deformable DETR's module (Zhu et al. 2020), operation by
+    operation.  Its offset initialisation (a star of H directions, growing with the point's index) is kept.
+    """
+
+    def __init__(self, *, width: int, heads: int, levels: int, points: int, reach: int = 8, decay: float = 1.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"model width {width} must be a multiple of heads={heads}")
+        self.width, self.heads, self.levels, self.points, self.reach = width, heads, levels, points, reach
+        count = heads * levels * points
+        self.sampling_offsets = nn.Linear(width, count * 2)
+        self.attention_weights = nn.Linear(width, count)
+        self.velocity = nn.Linear(width, count * 2, bias=False)
+        self.offset_table = nn.Parameter(torch.zeros(2 * reach, count * 2))
+        self.logit_table = nn.Parameter(torch.zeros(2 * reach, count))
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+        self.recorder: Callable[[Samples], None] | None = None
+        self._reset(decay)
+
+    def _reset(self, decay: float) -> None:
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        star = torch.stack((angle.cos(), angle.sin()), -1)
+        star = star / star.abs().max(-1, keepdim=True).values
+        growth = torch.arange(1, self.points + 1, dtype=torch.float32)
+        bias = star[:, None, None, :] * growth[None, None, :, None]
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
+            distance = torch.arange(1, self.reach + 1, dtype=torch.float32)
+            # Rows: dt = -reach .. -1, then 1 .. reach.
+            self.logit_table.copy_(
+                (-decay * torch.cat((distance.flip(0), distance)))[:, None].expand_as(self.logit_table)
+            )
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        nn.init.zeros_(self.velocity.weight)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def values(self, memory_BTSC: Tensor, valid_BS: Tensor) -> Tensor:
+        """B,T,S,H,D values, zero on padding.  Separate from ``forward`` so that callers may share or cache it."""
+        value = self.value_proj(memory_BTSC)
+        value = value.masked_fill(~valid_BS[:, None, :, None], 0.0)
+        return value.unflatten(-1, (self.heads, -1))
+
+    def _table(self, table: Tensor, dt: Tensor) -> Tensor:
+        """Rows of a table over relative time; zero at dt = 0."""
+        distance = dt.round().long().clamp(-self.reach, self.reach)
+        row = torch.where(distance < 0, distance + self.reach, distance + self.reach - 1).clamp(min=0)
+        return table[row] * (distance != 0)[..., None]
+
+    def forward(
+        self,
+        query_BQC: Tensor,
+        reference: Tensor,
+        value_BTSHD: Tensor,
+        shapes: tuple[tuple[int, int], ...],
+        valid_ratios: Tensor,
+        frames_BQF: Tensor,
+        dt_BQF: Tensor | None,
+    ) -> Tensor:
+        """
+        query_BQC: queries with their position embedding added
+        reference: B,Q,F,2|4 float32, point or cxcywh box of the query on each sampled frame, [0,1] of the unpadded frame
+        frames_BQF: which of the T frames, -1 = none; dt_BQF: signed distance, None when every query samples its own
+            frame only (F = 1), which leaves the temporal terms out
+        returns B,Q,C
+        """
+        clips, queries, _ = query_BQC.shape
+        head_shape = (clips, queries, self.heads, 1, self.levels, self.points)
+        offsets = self.sampling_offsets(query_BQC).view(*head_shape, 2)
+        logits = self.attention_weights(query_BQC).view(head_shape)
+        if dt_BQF is not None:
+            shape = (clips, queries, dt_BQF.shape[2], self.heads, self.levels, self.points)
+            velocity = self.velocity(query_BQC).view(*head_shape, 2)
+            dt = dt_BQF[:, :, None, :, None, None]
+            offsets = offsets + dt[..., None] * velocity
+            offsets = offsets + self._table(self.offset_table, dt_BQF).view(*shape, 2).movedim(3, 2)
+            logits = logits + self._table(self.logit_table, dt_BQF).view(shape).movedim(3, 2)
+        reference = reference.float()
+        output = st_deform_attn_fused(
+            value_BTSHD, shapes, reference, offsets, logits, frame_index=frames_BQF, valid_ratios=valid_ratios
+        )
+        if self.recorder is not None:
+            self.recorder(self._samples(reference, offsets, logits, frames_BQF, shapes, valid_ratios))
+        return self.output_proj(output)
+
+    def _samples(
+        self,
+        reference: Tensor,
+        offsets: Tensor,
+        logits: Tensor,
+        frames_BQF: Tensor,
+        shapes: tuple[tuple[int, int], ...],
+        valid_ratios: Tensor,
+    ) -> Samples:
+        """The locations and weights that the operator forms inside, relative to the unpadded frame."""
+        centre = reference[:, :, None, :, None, None, :2]
+        if reference.shape[-1] == 4:
+            locations = centre + offsets / self.points * 0.5 * reference[:, :, None, :, None, None, 2:]
+        else:
+            size = torch.tensor([(w, h) for h, w in shapes], device=offsets.device, dtype=torch.float32)
+            unpadded = size * valid_ratios
+            locations = centre + offsets / unpadded[:, None, None, None, :, None, :]
+        masked = (frames_BQF < 0)[:, :, None, :, None, None]
+        flat = logits.float().masked_fill(masked, float("-inf")).flatten(3)
+        weights = flat.softmax(-1).nan_to_num(0.0).view_as(logits)
+        return Samples(locations.detach(), weights.detach())

@@ -1,0 +1,237 @@
+"""The tube decoder: one state and one box a tube and frame, refined layer by layer.
+
+Shape legend
+    B clips, T frames, Q tubes, C width, S tokens of a frame, F sampled frames, L levels, H heads
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from stdetr.models.attention import STDeformableAttention
+from stdetr.models.encoder import FeedForward
+from stdetr.models.heads import BoxHead, MultiLayerPerceptron
+from stdetr.models.neck import Tokens
+from stdetr.models.position import sine_box
+from stdetr.models.window import Window
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """After one layer.  states B,Q,T,C; boxes B,Q,T,4 cxcywh in [0,1], with gradient; references as ``boxes``, without."""
+
+    states: Tensor
+    boxes: Tensor
+
+
+class FrameAttention(nn.Module):
+    """A tube's states attend to each other across the frames of the clip.
+
+    Pre-norm with an output projection that starts at zero, so that it starts as the identity; with one frame there is
+    nothing to attend to and it is skipped, so that a single frame is Deformable DETR at any time of training.  A bias a
+    head over |dt| tells near frames from far ones.
+    """
+
+    def __init__(self, *, width: int, heads: int, reach: int, causal: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.zeros(heads, reach + 1))
+        self.heads, self.reach, self.causal = heads, reach, causal
+        nn.init.xavier_uniform_(self.qkv.weight)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, states_BQTC: Tensor, position_BQTC: Tensor, frame_mask_BT: Tensor, index_BT: Tensor) -> Tensor:
+        clips, tubes, frames, width = states_BQTC.shape
+        if frames == 1:
+            return states_BQTC
+        x = self.norm(states_BQTC)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k = q + position_BQTC, k + position_BQTC
+        q, k, v = (rearrange(y, "b q t (h d) -> b q h t d", h=self.heads) for y in (q, k, v))
+        distance = (index_BT[:, None, :] - index_BT[:, :, None]).long()  # B,T,T: sampled minus own
+        bias = self.bias[:, distance.abs().clamp(max=self.reach)].movedim(0, 1)  # B,H,T,T
+        allowed = frame_mask_BT[:, None, None, :].expand(-1, 1, frames, -1)
+        if self.causal:
+            allowed = allowed & (distance <= 0)[:, None]
+        allowed = allowed | torch.eye(frames, dtype=torch.bool, device=allowed.device)
+        bias = bias.masked_fill(~allowed, float("-inf"))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None].to(q.dtype))
+        return states_BQTC + self.output(rearrange(y, "b q h t d -> b q t (h d)"))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention across tubes, attention across the frames of a tube, deformable cross-attention, feed-forward."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        levels: int,
+        points: int,
+        feed_forward: int,
+        dropout: float,
+        reach: int,
+        causal: bool,
+    ) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.self_norm = nn.LayerNorm(width)
+        self.frame_attention = FrameAttention(width=width, heads=heads, reach=reach, causal=causal)
+        self.cross_attention = STDeformableAttention(
+            width=width, heads=heads, levels=levels, points=points, reach=reach
+        )
+        self.cross_norm = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, feed_forward, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        states_BQTC: Tensor,
+        position_BQTC: Tensor,
+        references_BQTn: Tensor,
+        memory_BTSC: Tensor,
+        tokens: Tokens,
+        window: Window,
+        frame_mask_BT: Tensor,
+        index_BT: Tensor,
+        blocked_QQ: Tensor | None,
+    ) -> Tensor:
+        clips, tubes, frames, _ = states_BQTC.shape
+        content = rearrange(states_BQTC, "b q t c -> (b t) q c")
+        keyed = content + rearrange(position_BQTC, "b q t c -> (b t) q c")
+        mixed = self.self_attention(keyed, keyed, content, attn_mask=blocked_QQ, need_weights=False)[0]
+        states = self.self_norm(content + self.dropout(mixed))
+        states = rearrange(states, "(b t) q c -> b q t c", b=clips)
+        states = self.frame_attention(states, position_BQTC, frame_mask_BT, index_BT)
+
+        # The reference on a sampled frame is the tube's own box there, so that sampling follows the motion.
+        where = repeat(window.frames, "b t f -> b q t f", q=tubes)
+        own = references_BQTn[:, :, :, None, :].expand(-1, -1, -1, where.shape[-1], -1)
+        if window.own:
+            reference, dt = own, None
+        else:
+            gather = where.clamp(min=0).flatten(2)[..., None].expand(-1, -1, -1, references_BQTn.shape[-1])
+            reference = references_BQTn.gather(2, gather).view_as(own)
+            dt = repeat(window.dt, "b t f -> b (q t) f", q=tubes)
+        query = rearrange(states + position_BQTC, "b q t c -> b (q t) c")
+        update = self.cross_attention(
+            query,
+            reference.flatten(1, 2),
+            self.cross_attention.values(memory_BTSC, tokens.valid),
+            tokens.shapes,
+            tokens.valid_ratios,
+            where.flatten(1, 2),
+            dt,
+        )
+        update = rearrange(update, "b (q t) c -> b q t c", q=tubes)
+        return self.feed_forward(self.cross_norm(states + self.dropout(update)))
+
+
+class Decoder(nn.Module):
+    """Layers, box refinement and the position embedding of the tubes.
+
+    refine: boxes are corrected by every layer (Deformable DETR's iterative refinement); otherwise the reference stays
+        and each layer's head predicts from it
+    position: ``fixed`` keeps the queries' own embedding through all layers (Deformable DETR), ``boxes`` computes it
+        from each layer's boxes (DAB-DETR, Liu et al. 2022), which a tube that moves needs
+    look_forward_twice: a layer's loss reaches the layer before through the boxes (DINO, Zhang et al. 2022)
+    window, causal: frames to each side that a tube's state on one frame samples (None: the whole clip)
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 256,
+        heads: int = 8,
+        levels: int = 4,
+        points: int = 4,
+        layers: int = 6,
+        feed_forward: int = 1024,
+        dropout: float = 0.1,
+        window: int | None = None,
+        causal: bool = False,
+        reach: int = 8,
+        refine: bool = True,
+        position: str = "boxes",
+        look_forward_twice: bool = False,
+    ) -> None:
+        super().__init__()
+        if position not in ("boxes", "fixed"):
+            raise ValueError(f"model.decoder.position must be 'boxes' or 'fixed', got {position!r}")
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                width=width,
+                heads=heads,
+                levels=levels,
+                points=points,
+                feed_forward=feed_forward,
+                dropout=dropout,
+                reach=reach,
+                causal=causal,
+            )
+            for _ in range(layers)
+        )
+        self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(layers if refine else 1))
+        self.position_head = MultiLayerPerceptron(2 * width, width, width, 2) if position == "boxes" else None
+        self.refine, self.look_forward_twice = refine, look_forward_twice
+        self.window, self.causal, self.width = window, causal, width
+
+    def window_of(self, frame_mask_BT: Tensor, index_BT: Tensor) -> Window:
+        """The frames that a tube's state on each frame samples."""
+        return Window.build(frame_mask_BT, index_BT, radius=self.window, causal=self.causal)
+
+    def forward(
+        self,
+        states_BQTC: Tensor,
+        references_BQTn: Tensor,
+        position_BQTC: Tensor | None,
+        memory_BTSC: Tensor,
+        tokens: Tokens,
+        frame_mask_BT: Tensor,
+        index_BT: Tensor,
+        blocked_QQ: Tensor | None = None,
+    ) -> list[DecoderState]:
+        """
+        references_BQTn: n = 2 (points) or 4 (cxcywh) in [0,1] of the unpadded frame, float32
+        position_BQTC: the queries' own embedding; needed where ``position`` is ``fixed``
+        blocked_QQ: bool, True where a tube must not see another (denoising groups)
+        returns one DecoderState a layer
+        """
+        window = self.window_of(frame_mask_BT, index_BT)
+        results: list[DecoderState] = []
+        references, base = references_BQTn.float(), references_BQTn.float()
+        states = states_BQTC
+        for i, layer in enumerate(self.layers):
+            if self.position_head is not None:
+                boxes = references if references.shape[-1] == 4 else nn.functional.pad(references, (0, 2))
+                position = self.position_head(sine_box(boxes.detach(), self.width).to(states.dtype))
+            else:
+                assert position_BQTC is not None, "position='fixed' needs queries with an embedding"
+                position = position_BQTC
+            states = layer(
+                states,
+                position,
+                references.detach(),
+                memory_BTSC,
+                tokens,
+                window,
+                frame_mask_BT,
+                index_BT,
+                blocked_QQ,
+            )
+            head = self.box_heads[i if self.refine else 0]
+            refined = head(states, base).sigmoid()
+            results.append(DecoderState(states, refined))
+            if self.refine:
+                references = refined.detach()
+                base = refined if self.look_forward_twice else references
+        return results

@@ -1,0 +1,107 @@
+"""Contrastive denoising for tubes: extra training queries made from noised ground truth.
+
+Shape legend: B clips, N tracks of a clip, G groups, Q = G x 2 x max N denoising queries, T frames, C width.
+
+DN-DETR (Li et al. 2022) and DINO (Zhang et al. 2022), carried to tubes: a tube's noise has a part that all its frames
+share and a part of each frame's own, so that a query is wrong the way a linked proposal is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stdetr.models.boxes import to_cxcywh, to_xyxy
+from stdetr.structures import ClipTargets
+
+
+@dataclass(frozen=True)
+class DenoisingQueries:
+    """states B,Q,T,C; references B,Q,T,4 cxcywh in [0,1]; blocked Q+M,Q+M bool for M matching queries behind them;
+    track B,Q int64 (which track a query was made from, -1 = padding); positive Q bool."""
+
+    states: Tensor
+    references: Tensor
+    blocked: Tensor
+    track: Tensor
+    positive: Tensor
+
+
+class TubeDenoising(nn.Module):
+    """Makes the denoising queries of a batch.
+
+    queries: about how many a clip; the number of groups follows from the clip with most tracks
+    label_noise: probability of a random label; box_noise: largest corner shift as a share of half the box side, for
+        positives; negatives are shifted by one to two times that
+    frame_share: share of the noise that each frame draws anew
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        width: int = 256,
+        queries: int = 100,
+        label_noise: float = 0.25,
+        box_noise: float = 0.5,
+        frame_share: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.labels = nn.Embedding(classes, width)
+        self.classes, self.queries = classes, queries
+        self.label_noise, self.box_noise, self.frame_share = label_noise, box_noise, frame_share
+
+    def forward(self, targets: Sequence[ClipTargets], matching: int) -> DenoisingQueries | None:
+        """None when no clip of the batch has a track that counts."""
+        device = self.labels.weight.device
+        kept = [torch.nonzero(t.valid.any(1)).flatten() for t in targets]
+        most = max((len(k) for k in kept), default=0)
+        if most == 0:
+            return None
+        groups = max(1, self.queries // (2 * most))
+        clips, frames = len(targets), targets[0].boxes.shape[1]
+        slots = groups * 2 * most
+        boxes = torch.full((clips, most, frames, 4), 0.5, device=device)
+        labels = torch.zeros(clips, most, dtype=torch.int64, device=device)
+        track = torch.full((clips, most), -1, dtype=torch.int64, device=device)
+        for i, (target, keep) in enumerate(zip(targets, kept, strict=True)):
+            if len(keep):
+                boxes[i, : len(keep)] = fill_absent(target.boxes[keep], target.valid[keep])
+                labels[i, : len(keep)] = target.labels[keep]
+                track[i, : len(keep)] = keep
+        # Queries in the order group, positive then negative, track.
+        boxes, labels = boxes.repeat(1, 2 * groups, 1, 1), labels.repeat(1, 2 * groups)
+        track = track.repeat(1, 2 * groups)
+        positive = torch.tensor([True] * most + [False] * most, device=device).repeat(groups)
+
+        flip = torch.rand(labels.shape, device=device) < self.label_noise
+        labels = torch.where(flip, torch.randint_like(labels, self.classes), labels)
+        size = (clips, slots, 1, 4)
+        sign = torch.rand(size, device=device).round() * 2 - 1
+        shared = (torch.rand(size, device=device) + (~positive).float()[None, :, None, None]) * sign
+        own = (torch.rand(clips, slots, frames, 4, device=device) * 2 - 1) * self.frame_share
+        half = boxes[..., 2:].repeat(1, 1, 1, 2) / 2
+        corners = to_xyxy(boxes) + (shared * (1 - self.frame_share) + own) * half * self.box_noise
+        low = torch.minimum(corners[..., :2], corners[..., 2:]).clamp(0, 1)
+        high = torch.maximum(corners[..., :2], corners[..., 2:]).clamp(0, 1)
+        references = to_cxcywh(torch.cat((low, high), -1)).clamp(1e-3, 1 - 1e-3)
+
+        total = slots + matching
+        blocked = torch.zeros(total, total, dtype=torch.bool, device=device)
+        blocked[slots:, :slots] = True  # matching queries must not see the answers
+        group = torch.arange(slots, device=device) // (2 * most)
+        blocked[:slots, :slots] = group[:, None] != group[None, :]
+        states = self.labels(labels)[:, :, None].expand(-1, -1, frames, -1)
+        return DenoisingQueries(states, references, blocked, track, positive)
+
+
+def fill_absent(boxes_NT4: Tensor, valid_NT: Tensor) -> Tensor:
+    """Boxes on frames without one: those of the nearest frame (the earlier on a tie) that has it.  Each track needs one."""
+    frames = boxes_NT4.shape[1]
+    time = torch.arange(frames, device=boxes_NT4.device)
+    gap = (time[None, :] - time[:, None]).abs().float()[None].expand(len(boxes_NT4), -1, -1)
+    nearest = gap.masked_fill(~valid_NT[:, None, :], float("inf")).argmin(-1)
+    return boxes_NT4.gather(1, nearest[..., None].expand(-1, -1, 4))

@@ -1,0 +1,101 @@
+"""Spatio-temporal deformable encoder: every token looks at a few points of its own and of neighbouring frames.
+
+Shape legend: B clips, T frames, S tokens of a frame, C width, F sampled frames.
+"""
+
+from __future__ import annotations
+
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stdetr.models.attention import STDeformableAttention
+from stdetr.models.neck import Tokens
+from stdetr.models.window import Window
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with ReLU, residual and LayerNorm after (post-norm, as in Deformable DETR)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.expand, self.contract = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.expand, self.contract):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.contract(self.expand(x).relu())))
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention of the tokens across space, scales and the frames of the window; feed-forward."""
+
+    def __init__(self, *, attention: STDeformableAttention, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = attention
+        self.norm = nn.LayerNorm(attention.width)
+        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = FeedForward(attention.width, feed_forward, dropout)
+
+    def forward(self, features_BTSC: Tensor, tokens: Tokens, window: Window) -> Tensor:
+        clips, frames, count, _ = features_BTSC.shape
+        value = self.attention.values(features_BTSC, tokens.valid)
+        query = rearrange(features_BTSC + tokens.position[:, None], "b t s c -> b (t s) c")
+        sampled = window.frames.shape[-1]
+        reference = tokens.centres[:, None, :, None].expand(-1, frames, -1, sampled, -1).flatten(1, 2)
+        where = repeat(window.frames, "b t f -> b (t s) f", s=count)
+        dt = None if window.own else repeat(window.dt, "b t f -> b (t s) f", s=count)
+        update = self.attention(query, reference, value, tokens.shapes, tokens.valid_ratios, where, dt)
+        update = rearrange(update, "b (t s) c -> b t s c", t=frames)
+        return self.feed_forward(self.norm(features_BTSC + self.dropout(update)))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; ``layers=0`` passes the tokens through.
+
+    window: frames to each side that a token samples (None: the whole clip); its cost per frame does not depend on T
+    causal: sample only earlier frames and the token's own
+    checkpointing: recompute each layer in the backward pass instead of keeping its activations
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 256,
+        heads: int = 8,
+        levels: int = 4,
+        points: int = 4,
+        layers: int = 6,
+        feed_forward: int = 1024,
+        dropout: float = 0.1,
+        window: int | None = 1,
+        causal: bool = False,
+        reach: int = 8,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                attention=STDeformableAttention(width=width, heads=heads, levels=levels, points=points, reach=reach),
+                feed_forward=feed_forward,
+                dropout=dropout,
+            )
+            for _ in range(layers)
+        )
+        self.dropout = nn.Dropout(dropout if layers else 0.0)
+        self.window, self.causal, self.checkpointing = window, causal, checkpointing
+
+    def forward(self, tokens: Tokens, frame_mask_BT: Tensor, frame_index_BT: Tensor) -> Tensor:
+        """returns the memory, B,T,S,C"""
+        window = Window.build(frame_mask_BT, frame_index_BT, radius=self.window, causal=self.causal)
+        memory = self.dropout(tokens.features)
+        for layer in self.layers:
+            if self.checkpointing and self.training:
+                memory = checkpoint(layer, memory, tokens, window, use_reentrant=False)
+                assert isinstance(memory, Tensor)
+            else:
+                memory = layer(memory, tokens, window)
+        return memory

@@ -1,0 +1,78 @@
+"""Prediction heads: class of a tube, box and presence of a tube on a frame.
+
+Shape legend: B clips, Q tubes, T frames, C width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from stdetr.models.boxes import logit
+
+
+class MultiLayerPerceptron(nn.Module):
+    """Linear layers with ReLU between."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
+        super().__init__()
+        sizes = [inputs, *[hidden] * (layers - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class BoxHead(nn.Module):
+    """Correction of a reference, in logit space.  Starts at zero: the first prediction is the reference itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = MultiLayerPerceptron(width, width, 4, 3)
+        last = self.mlp.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, states: Tensor, references: Tensor) -> Tensor:
+        """states ...,C; references ...,2|4 in [0,1]; returns ...,4 logits of cxcywh, float32."""
+        delta = self.mlp(states).float()
+        base = logit(references)
+        if base.shape[-1] == 4:
+            return delta + base
+        return torch.cat((delta[..., :2] + base, delta[..., 2:]), dim=-1)
+
+
+class ClassHead(nn.Module):
+    """Class logits; the bias starts at ``prior`` (Lin et al. 2017, focal loss)."""
+
+    def __init__(self, width: int, classes: int, prior: float = 0.01) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, classes)
+        nn.init.constant_(self.linear.bias, -math.log((1 - prior) / prior))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.linear(states)
+
+
+class ClipPool(nn.Module):
+    """One clip state a tube from its frame states: a learned weighted mean, as the class belongs to the clip and the
+    box to the frame (SeqFormer, Wu et al. 2022).  The weights start equal; with one frame the state is the frame's.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(width, 1)
+        nn.init.zeros_(self.weight.weight)
+        nn.init.zeros_(self.weight.bias)
+
+    def forward(self, states_BQTC: Tensor, frame_mask_BT: Tensor) -> Tensor:
+        """returns B,Q,C"""
+        if states_BQTC.shape[2] == 1:
+            return states_BQTC[:, :, 0]
+        logits = self.weight(states_BQTC).float().masked_fill(~frame_mask_BT[:, None, :, None], float("-inf"))
+        return (logits.softmax(2).to(states_BQTC.dtype) * states_BQTC).sum(2)

@@ -1,0 +1,128 @@
+"""Where tubes start: learned queries, or the best tokens of the clip linked through time.
+
+Shape legend
+    B clips, T frames, S tokens of a frame, M candidates of a frame, Q tubes, C width, N classes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stdetr.models.heads import BoxHead, ClassHead
+from stdetr.models.linking import Candidates, TubeLinker
+from stdetr.models.neck import Tokens
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """What every token predicts by itself: logits B,T,S,N; boxes B,T,S,4 cxcywh in [0,1] of the unpadded frame."""
+
+    logits: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class Queries:
+    """states B,Q,T,C; references B,Q,T,2|4 in [0,1]; position B,Q,T,C or None (computed from boxes); dense or None."""
+
+    states: Tensor
+    references: Tensor
+    position: Tensor | None
+    dense: DenseOutput | None
+
+
+class LearnedQueries(nn.Module):
+    """The queries of Deformable DETR: content and position embeddings, reference points a linear map of the position.
+
+    All frames of a clip start from the same point.
+    """
+
+    def __init__(self, *, width: int = 256, queries: int = 300) -> None:
+        super().__init__()
+        self.position = nn.Embedding(queries, width)
+        self.content = nn.Embedding(queries, width)
+        self.reference = nn.Linear(width, 2)
+        nn.init.xavier_uniform_(self.reference.weight)
+        nn.init.zeros_(self.reference.bias)
+
+    def forward(self, memory_BTSC: Tensor, tokens: Tokens, frame_mask_BT: Tensor, index_BT: Tensor) -> Queries:
+        clips, frames = memory_BTSC.shape[:2]
+
+        def spread(x: Tensor) -> Tensor:
+            return x[None, :, None].expand(clips, -1, frames, -1)
+
+        points = self.reference(self.position.weight).float().sigmoid()
+        return Queries(spread(self.content.weight), spread(points), spread(self.position.weight), None)
+
+
+class TokenQueries(nn.Module):
+    """Two-stage queries: every token proposes a class and a box; the best are linked into tubes.
+
+    content: ``token`` starts a tube's state on a frame from the feature of the token it was found at, ``learned`` from
+        an embedding (mixed query selection, DINO, Zhang et al. 2022)
+    candidates: M, tokens of a frame that linking considers
+    anchor: side of the reference box at the finest level, as a share of the frame; doubles a level
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        width: int = 256,
+        queries: int = 300,
+        candidates: int = 100,
+        content: str = "token",
+        anchor: float = 0.05,
+        linker: TubeLinker | None = None,
+    ) -> None:
+        super().__init__()
+        if content not in ("token", "learned"):
+            raise ValueError(f"model.queries.content must be 'token' or 'learned', got {content!r}")
+        self.project = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.class_head, self.box_head = ClassHead(width, classes), BoxHead(width)
+        self.content = nn.Linear(width, width) if content == "token" else None
+        self.embedding = nn.Embedding(queries, width)
+        self.norm = nn.LayerNorm(width)
+        self.queries, self.candidates, self.anchor = queries, candidates, anchor
+        self.linker = TubeLinker() if linker is None else linker
+
+    def dense(self, memory_BTSC: Tensor, tokens: Tokens) -> tuple[Tensor, DenseOutput]:
+        """Token features after projection, B,T,S,C, and what each token predicts."""
+        features = self.project(memory_BTSC)
+        side = (self.anchor * 2.0 ** tokens.levels.float()).clamp(max=0.9)
+        anchors = torch.cat((tokens.centres, side[None, :, None].expand(tokens.centres.shape[0], -1, 2)), -1)
+        boxes = self.box_head(features, anchors[:, None].expand(-1, features.shape[1], -1, -1)).sigmoid()
+        return features, DenseOutput(self.class_head(features), boxes)
+
+    def forward(self, memory_BTSC: Tensor, tokens: Tokens, frame_mask_BT: Tensor, index_BT: Tensor) -> Queries:
+        features, dense = self.dense(memory_BTSC, tokens)
+        classes = dense.logits.float().sigmoid()
+        score = classes.amax(-1).masked_fill(~tokens.valid[:, None], -1.0)
+        count = min(self.candidates, score.shape[-1])
+        best = score.topk(count, dim=-1).indices  # B,T,M
+
+        def take(x: Tensor) -> Tensor:
+            return x.gather(2, best[..., None].expand(-1, -1, -1, x.shape[-1]))
+
+        found = Candidates(
+            boxes=take(dense.boxes),
+            scores=score.gather(2, best).clamp(min=0),
+            classes=take(classes),
+            features=take(features),
+            frame_mask=frame_mask_BT,
+            frame_index=index_BT,
+        )
+        linked = self.linker(found, self.queries)
+        tubes, frames = linked.scores.shape[1], memory_BTSC.shape[1]
+        if self.content is not None:
+            # On frames that do not show the object the state starts from the tube's mean over those that do.
+            seen = torch.einsum("bptm,btmc->bptc", linked.assignment.to(features.dtype), found.features)
+            share = linked.visible[..., None].to(features.dtype)
+            mean = seen.sum(2, keepdim=True) / share.sum(2, keepdim=True).clamp(min=1e-6)
+            states = self.norm(self.content(seen + (1 - share) * mean))
+        else:
+            states = self.embedding.weight[None, :tubes, None].expand(memory_BTSC.shape[0], -1, frames, -1)
+        return Queries(states, linked.boxes.clamp(1e-4, 1 - 1e-4), None, dense)

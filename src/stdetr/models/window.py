@@ -1,0 +1,47 @@
+"""Which frames does a frame look at?
+
+Shape legend: B clips, T frames, F sampled frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """For each frame of each clip, the frames that it samples.
+
+    frames: B,T,F int64, position inside the clip, -1 = none
+    dt:     B,T,F float32, signed difference in *source* frames to the sampled one; 0 where there is none
+    own:    True when F = 1 and every frame samples just itself, so that the temporal terms vanish
+    """
+
+    frames: Tensor
+    dt: Tensor
+    own: bool
+
+    @classmethod
+    def build(cls, frame_mask: Tensor, frame_index: Tensor, *, radius: int | None, causal: bool) -> Window:
+        """
+        frame_mask: B,T bool, real frames; frame_index: B,T int, source frame numbers
+        radius: frames of the clip to each side (None: the whole clip); causal: only frames before and itself
+        """
+        clips, length = frame_mask.shape
+        device = frame_mask.device
+        reach = length - 1 if radius is None else min(radius, length - 1)
+        steps = torch.arange(-reach, 1 if causal else reach + 1, device=device)
+        wanted = torch.arange(length, device=device)[:, None] + steps  # T,F
+        inside = (wanted >= 0) & (wanted < length)
+        position = wanted.clamp(0, length - 1)
+        usable = inside[None] & frame_mask[:, position]  # B,T,F
+        dt = (frame_index[:, position] - frame_index[:, :, None]).float()
+        frames = torch.where(usable, position[None].expand(clips, -1, -1), -1)
+        # A frame that only pads a short clip still needs one frame, or its softmax would have nothing to choose from.
+        none = ~usable.any(-1)
+        own = torch.arange(length, device=device)[None, :].expand(clips, -1)
+        frames[..., reach] = torch.where(none, own, frames[..., reach])
+        return cls(frames, torch.where(usable, dt, 0.0), own=length == 1 or reach == 0)
