@@ -1,0 +1,33 @@
+// Operator schemas of the namespace `stdetr`, one place for both libraries; explained in SCHEMA.md.
+// _C_cpu defines them (STABLE_TORCH_LIBRARY); _C_cuda, loaded after it, only adds CUDA implementations.
+#pragma once
+
+#define STDETR_SCHEMA_FORWARD                                                              \
+  "st_deform_attn_forward(Tensor value, Tensor sampling_locations, "                       \
+  "Tensor attention_weights, Tensor? frame_index, int[] spatial_shapes) -> Tensor"
+
+#define STDETR_SCHEMA_BACKWARD                                                             \
+  "st_deform_attn_backward(Tensor grad_out, Tensor value, Tensor sampling_locations, "     \
+  "Tensor attention_weights, Tensor? frame_index, int[] spatial_shapes, "                  \
+  "bool deterministic) -> (Tensor, Tensor, Tensor)"
+
+#define STDETR_SCHEMA_FUSED_FORWARD                                                        \
+  "st_deform_attn_fused_forward(Tensor value, Tensor reference, Tensor offsets, "          \
+  "Tensor logits, Tensor? frame_index, Tensor? valid_ratios, int[] spatial_shapes) "       \
+  "-> (Tensor, Tensor)"
+
+#define STDETR_SCHEMA_FUSED_BACKWARD                                                       \
+  "st_deform_attn_fused_backward(Tensor grad_out, Tensor out, Tensor lse, Tensor value, "  \
+  "Tensor reference, Tensor offsets, Tensor logits, Tensor? frame_index, "                 \
+  "Tensor? valid_ratios, int[] spatial_shapes, bool deterministic) "                       \
+  "-> (Tensor, Tensor, Tensor, Tensor)"
+
+#define STDETR_SCHEMA_CONTINUOUS_FORWARD                                                   \
+  "st_deform_attn_continuous_forward(Tensor value, Tensor sampling_locations, "            \
+  "Tensor attention_weights, Tensor tau, Tensor? frame_mask, int[] spatial_shapes) "       \
+  "-> Tensor"
+
+#define STDETR_SCHEMA_CONTINUOUS_BACKWARD                                                  \
+  "st_deform_attn_continuous_backward(Tensor grad_out, Tensor value, "                     \
+  "Tensor sampling_locations, Tensor attention_weights, Tensor tau, Tensor? frame_mask, "  \
+  "int[] spatial_shapes, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)"
