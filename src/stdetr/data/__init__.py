@@ -1,0 +1,1 @@
+"""Data: video sources, the CocoVID index, clip sampling, transforms, loaders and the toy benchmark."""

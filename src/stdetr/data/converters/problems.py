@@ -1,0 +1,53 @@
+"""Malformed records: refused with file, record and reason, or (strict=false) skipped and listed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+
+class MalformedInputError(ValueError):
+    """The source breaks its own format; the message names the file, the record and the reason."""
+
+
+def locate(file: str, record: int | str) -> str:
+    """``file:17`` for a line, ``file: annotations[3]`` for a named record, ``file`` for the file as a whole."""
+    if isinstance(record, int):
+        return f"{file}:{record}" if record > 0 else file
+    return f"{file}: {record}"
+
+
+class Problems:
+    """Collects bad records.  With ``strict`` the first one ends the conversion.
+
+    list_path: where skipped records are listed, one line each; the file exists only if there are any
+    """
+
+    def __init__(self, strict: bool, list_path: Path | None = None) -> None:
+        self.strict = strict
+        self.list_path = list_path
+        self.skipped = 0
+        self.first: list[str] = []
+        self.left_out: Counter[str] = Counter()
+        if list_path is not None:
+            list_path.unlink(missing_ok=True)
+
+    def add(self, file: str, record: int | str, reason: str) -> None:
+        """Report one bad record; returns only when it is to be skipped.
+
+        Raises:
+            MalformedInputError: with ``strict``.
+        """
+        line = f"{locate(file, record)}: {reason}"
+        if self.strict:
+            raise MalformedInputError(f"{line} (strict=false skips and lists such records)")
+        self.skipped += 1
+        if len(self.first) < 20:
+            self.first.append(line)
+        if self.list_path is not None:
+            with self.list_path.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+
+    def leave_out(self, what: str, count: int = 1) -> None:
+        """Count records that the format's rules leave out on purpose; they are reported, and no error."""
+        self.left_out[what] += count

@@ -1,0 +1,104 @@
+"""What a format reader hands to the conversion: categories, and videos made of frames made of boxes.
+
+Boxes are ``x, y, w, h`` in pixels of the source frame, with x and y counted from the left and the top edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+NO_TRACK = -1
+"""``instance_id`` of a box whose source does not follow objects over time (structures.ClipTargets says the same)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One class: the source's id where it has one, and what else the source says of it."""
+
+    id: int
+    name: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One annotated box on one frame.
+
+    category_id: the class; None is allowed for an ignore region, which then holds for every class
+    xywh:        pixels of the source frame, not yet clipped to it
+    instance_id: the track, unique inside the video; NO_TRACK where the source has none
+    ignore:      the region neither rewards nor punishes (written as iscrowd=1, ignore=1)
+    record:      line number or record name in the annotation file, for error messages
+    area:        the source's own area (of a mask); None means w * h
+    id:          the source's own annotation id, if it has one
+    """
+
+    category_id: int | None
+    xywh: tuple[float, float, float, float]
+    instance_id: int = NO_TRACK
+    ignore: bool = False
+    record: int | str = 0
+    area: float | None = None
+    id: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame that gets an image record.
+
+    index:  decoded frame number in the video, from 0
+    number: the source's own number of the frame, the one that ``splits`` ranges speak of
+    path:   the image file; None when frames come from the video file
+    width, height: pixels, where they differ from the video's (still images); else None
+    """
+
+    index: int
+    number: int
+    boxes: tuple[Box, ...] = ()
+    path: Path | None = None
+    width: int | None = None
+    height: int | None = None
+    id: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video; ``frames`` may be a generator, and is consumed once.
+
+    file:   annotation file that the boxes come from, relative to the source, for error messages
+    length: number of frames of the source video (not only of those with an image record)
+    path:   the video file; None when the frames are image files
+    split:  the source's own split ("train", "val", ...), or "" where it has none
+    """
+
+    name: str
+    width: int
+    height: int
+    length: int
+    frames: Iterable[Frame]
+    file: str
+    path: Path | None = None
+    split: str = ""
+    id: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """What a format implements: it streams the source, one video at a time."""
+
+    def categories(self) -> list[Category]:
+        """The classes, in the order of their ids."""
+        ...
+
+    def videos(self) -> Iterable[Video]:
+        """The videos, in a fixed order; never the whole data set in memory."""
+        ...
+
+    def count(self) -> int | None:
+        """Number of videos for the progress bar, or None when only reading would tell."""
+        ...

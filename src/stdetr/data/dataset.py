@@ -1,0 +1,179 @@
+"""Clips of an annotated data set.
+
+Shape legend
+    N tracks of a clip     T frames of a clip     M boxes of a clip     h, w height and width in pixels
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.ops import box_convert
+
+from stdetr.data.coco_vid import CocoVid
+from stdetr.data.frame_cache import FrameCache, NoCache
+from stdetr.data.frame_folder import read_image
+from stdetr.data.sampling import ClipRows, ClipSampler
+from stdetr.data.transforms import ClipTransform
+from stdetr.structures import ClassNames, Clip, ClipInfo, ClipTargets
+
+_MIX = 0x9E3779B97F4A7C15
+"""Odd 64-bit constant (golden ratio) that spreads neighbouring seeds apart."""
+
+
+def clip_seed(seed: int, epoch: int, number: int) -> int:
+    """63-bit seed of one clip's random transforms; the same whatever worker loads it."""
+    state = np.random.SeedSequence([seed, epoch, number, 2]).generate_state(1, np.uint64)[0]
+    return (int(state) ^ _MIX) & (2**63 - 1)
+
+
+class ClipDataset(Dataset[Clip]):
+    """Clips of a CocoVID index, cut by a sampler and changed by transforms.
+
+    index:   the annotation file; root: folder that its file names are relative to
+    sampler: which frames make clip ``number`` of an epoch
+    seed:    of the random transforms
+
+    ``dataset[number]`` is a clip of the current epoch (:meth:`set_epoch`); ``dataset[epoch, number]`` of any epoch,
+    which is how loaders ask, so that workers that live through several epochs need no message.
+
+    Raises FileNotFoundError when a video file is missing.
+    """
+
+    def __init__(
+        self,
+        index: CocoVid,
+        root: str | Path,
+        sampler: ClipSampler,
+        transforms: ClipTransform,
+        *,
+        cache: FrameCache | None = None,
+        backend: str = "decord",
+        seed: int = 0,
+        check_files: bool = True,
+    ) -> None:
+        self.index, self.root, self.sampler, self.transforms = index, Path(root), sampler, transforms
+        self.cache: FrameCache = cache or NoCache()
+        self.backend, self.seed, self.epoch = backend, seed, 0
+        if check_files:
+            self._check_files()
+
+    def _check_files(self) -> None:
+        for video in range(self.index.videos):
+            name = self.index.video_files[video]
+            if name and not (self.root / name).is_file():
+                raise FileNotFoundError(
+                    f"{self.root / name} does not exist, but {self.index.path} names it (videos id "
+                    f"{self.index.video_ids[video]}); is data.root={self.root} right?"
+                )
+
+    @property
+    def classes(self) -> ClassNames:
+        return self.index.classes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose clips ``dataset[number]`` gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.sampler.count(self.index)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Clip:
+        epoch, number = key if isinstance(key, tuple) else (self.epoch, key)
+        if not 0 <= number < len(self):
+            raise IndexError(f"clip {number} of {len(self)}")
+        clip = self.sampler.clip(self.index, epoch, number)
+        rows = np.array(clip.rows)
+        found = self.index.annotations(rows)
+        frames = self._frames(rows)
+        boxes = torch.from_numpy(found.boxes)
+        if self.transforms.transforms:
+            # Own the global generator for the length of the transform: results must not depend on who ran before.
+            state = torch.get_rng_state()
+            torch.default_generator.manual_seed(clip_seed(self.seed, epoch, number))
+            try:
+                video, moved, keep = self.transforms(frames, boxes)
+            finally:
+                torch.set_rng_state(state)
+        else:
+            video, moved, keep = self.transforms(frames, boxes)
+        height, width = video.shape[-2:]
+        normalised = box_convert(moved, "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
+        targets = pack_tracks(
+            image=torch.from_numpy(found.image)[keep],
+            boxes=normalised[keep],
+            labels=torch.from_numpy(found.labels)[keep],
+            tracks=torch.from_numpy(found.tracks)[keep],
+            ignored=torch.from_numpy(found.ignored)[keep],
+            frames=len(rows),
+        )
+        return Clip(video, targets, self._info(rows, clip))
+
+    def _frames(self, rows: np.ndarray) -> Tensor:
+        """T,3,h,w uint8 RGB."""
+        video = self.index.video_of(int(rows[0]))
+        name = self.index.video_files[video]
+        if name:
+            frames = self.cache.read(self.root / name, self.index.frame_ids[rows].tolist(), self.backend)
+        else:
+            frames = np.stack([read_image(self.root / self.index.image_files[int(row)]) for row in rows])
+        height, width = (int(side) for side in self.index.video_sizes[video])
+        if frames.shape[1:3] != (height, width):
+            raise ValueError(
+                f"{self.root / (name or self.index.image_files[int(rows[0])])} has frames of {frames.shape[2]}x"
+                f"{frames.shape[1]}, but {self.index.path} says {width}x{height} (videos id "
+                f"{self.index.video_ids[video]}): its boxes would be wrong"
+            )
+        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+    def _info(self, rows: np.ndarray, clip: ClipRows) -> ClipInfo:
+        video = self.index.video_of(int(rows[0]))
+        image_ids = self.index.image_ids[rows].tolist()
+        if clip.repeated:
+            image_ids = [-1 if again else image for image, again in zip(image_ids, clip.repeated, strict=True)]
+        degraded = (self.index.degradation[rows] >= 0).tolist() if self.index.marks_degradation else []
+        height, width = self.index.video_sizes[video].tolist()
+        return ClipInfo(
+            video_id=int(self.index.video_ids[video]),
+            frame_index=tuple(self.index.frame_ids[rows].tolist()),
+            image_ids=tuple(image_ids),
+            source_size=(height, width),
+            video_name=self.index.video_names[video],
+            degraded=tuple(degraded),
+        )
+
+
+def pack_tracks(
+    *, image: Tensor, boxes: Tensor, labels: Tensor, tracks: Tensor, ignored: Tensor, frames: int
+) -> ClipTargets:
+    """Group M boxes into tracks.
+
+    image M frame of the clip, boxes M,4 cxcywh normalised, labels, tracks, ignored M.  Boxes with one id and one
+    class are a track; a box without an id (-1), or a second one with the same id on a frame, is a track of its own.
+    """
+    if len(boxes) == 0:
+        return ClipTargets.empty(frames)
+    places: dict[tuple[int, int, int], int] = {}
+    row = []
+    for number, (frame, label, track) in enumerate(zip(image.tolist(), labels.tolist(), tracks.tolist(), strict=True)):
+        key = (track, label, 0) if track >= 0 else (-1, number, 1)
+        if key in places and (places[key], frame) in row:
+            key = (track, number, 1)
+        row.append((places.setdefault(key, len(places)), frame))
+    which = torch.tensor([place for place, _ in row])
+    count = len(places)
+    packed_boxes = torch.zeros(count, frames, 4)
+    present = torch.zeros(count, frames, dtype=torch.bool)
+    packed_ignored = torch.zeros(count, frames, dtype=torch.bool)
+    packed_labels = torch.zeros(count, dtype=torch.int64)
+    packed_tracks = torch.full((count,), -1, dtype=torch.int64)
+    packed_boxes[which, image] = boxes
+    present[which, image] = True
+    packed_ignored[which, image] = ignored
+    packed_labels[which] = labels
+    packed_tracks[which] = tracks
+    return ClipTargets(packed_labels, packed_boxes, present, packed_ignored, packed_tracks)

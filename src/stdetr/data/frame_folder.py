@@ -1,0 +1,87 @@
+"""Image files as a video.  h, w height and width in pixels; T frames asked for."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stdetr.data.video_source import IMAGE_SUFFIXES, check_indices, check_range
+
+
+def read_image(path: Path) -> np.ndarray:
+    """h,w,3 uint8 RGB, upright (EXIF orientation applied); raises ValueError or FileNotFoundError naming the file."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"frame {path} does not exist") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"frame {path} is no image that Pillow can read") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"frame {path} is damaged: {error}") from error
+
+
+def natural_key(path: Path) -> list[int | str]:
+    """Sort key under which ``frame10`` follows ``frame9``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+class FrameFolder:
+    """A :class:`~stdetr.data.video_source.VideoSource` over image files in a given order.
+
+    Raises FileNotFoundError when there is no file, ValueError for a frame that differs in size or is damaged.
+    """
+
+    backend = "frames"
+
+    def __init__(self, name: str, files: Sequence[Path], fps: float = 0.0) -> None:
+        if not files:
+            raise FileNotFoundError(f"{name} has no frames ({', '.join(IMAGE_SUFFIXES)})")
+        self.name, self.fps = name, fps
+        self._files = list(files)
+        height, width = read_image(self._files[0]).shape[:2]
+        self.size = (height, width)
+
+    @classmethod
+    def from_directory(cls, folder: Path) -> FrameFolder:
+        """All images of a folder, in natural order of their names."""
+        files = [item for item in folder.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES]
+        return cls(str(folder), sorted(files, key=natural_key))
+
+    @classmethod
+    def from_glob(cls, pattern: str) -> FrameFolder:
+        """All images that match a glob pattern, in natural order of their paths."""
+        files = [Path(item) for item in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute patterns
+        files = [item for item in files if item.suffix.lower() in IMAGE_SUFFIXES]
+        return cls(pattern, sorted(files, key=lambda item: (str(item.parent), natural_key(item))))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _frame(self, index: int) -> np.ndarray:
+        frame = read_image(self._files[index])
+        if frame.shape[:2] != self.size:
+            want, have = ("x".join(map(str, shape[::-1])) for shape in (self.size, frame.shape[:2]))
+            raise ValueError(f"frame {self._files[index]} is {have}, but {self.name} starts with {want} frames")
+        return frame
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """T,h,w,3 uint8 RGB."""
+        numbers = check_indices(self.name, self.backend, len(self), indices)
+        if not numbers:
+            return np.zeros((0, *self.size, 3), dtype=np.uint8)
+        return np.stack([self._frame(index) for index in numbers])
+
+    def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """One file after the other."""
+        for index in check_range(self.name, start, stop, step, len(self)):
+            yield index, self._frame(index)
+
+    def close(self) -> None:
+        """Nothing is held open."""

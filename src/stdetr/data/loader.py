@@ -1,0 +1,117 @@
+"""Batches of clips in an order that depends on seed and epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from stdetr.data.collate import Collate
+from stdetr.data.dataset import ClipDataset
+from stdetr.structures import ClipBatch
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of ``(epoch, clip number)``.
+
+    shuffle:   a new order each epoch, drawn from ``(seed, epoch)``
+    drop_last: leave out a smaller last batch
+    start_batch: batches to leave out at the start of the next pass, for a run that resumes within an epoch
+    """
+
+    def __init__(
+        self,
+        clips: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        drop_last: bool = False,
+        seed: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"data.loader.batch_size must be at least 1, got {batch_size}")
+        if drop_last and clips < batch_size:
+            raise ValueError(
+                f"data.loader.batch_size={batch_size} is more than the {clips} clips of an epoch and the last batch is "
+                "dropped: nothing would be left"
+            )
+        self.clips, self.batch_size, self.shuffle, self.drop_last = clips, batch_size, shuffle, drop_last
+        self.seed, self.epoch, self.start_batch = seed, 0, start_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.clips, self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.clips)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch, 3]).permutation(self.clips)
+        first, self.start_batch = self.start_batch, 0
+        for batch in range(first, len(self)):
+            numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, int(number)) for number in numbers]
+
+
+class ClipLoader(DataLoader[ClipBatch]):
+    """A DataLoader over clips; :meth:`set_epoch` chooses the epoch of the next pass."""
+
+    def set_epoch(self, epoch: int) -> None:
+        batches = self.batch_sampler
+        assert isinstance(batches, EpochBatches)
+        batches.set_epoch(epoch)
+
+
+def _start_worker(_: int) -> None:
+    # One decoding thread a worker: more would only fight the training process for the cores.
+    torch.set_num_threads(1)
+
+
+def build_loader(
+    dataset: ClipDataset,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    num_workers: int = 0,
+    seed: int = 0,
+    drop_last: bool = False,
+    pad_to: int = 32,
+    prefetch: int = 2,
+    pin_memory: bool = False,
+    persistent: bool = True,
+    start_method: str = "forkserver",
+    start_batch: int = 0,
+) -> ClipLoader:
+    """A loader whose batches do not depend on the number of workers.
+
+    num_workers: 0 loads in this process.  Workers start by ``spawn`` or ``forkserver``; fork would deadlock decoders
+    prefetch: batches that each worker prepares ahead, which bounds the memory
+    persistent: keep the workers from one epoch to the next
+    start_batch: batches of the first pass to leave out, for resuming
+
+    Raises ValueError for settings that give no batch.
+    """
+    if num_workers < 0:
+        raise ValueError(f"data.loader.num_workers must be at least 0, got {num_workers}")
+    if start_method not in ("spawn", "forkserver"):
+        raise ValueError(f"data.loader.start_method must be spawn or forkserver, got {start_method!r}")
+    batches = EpochBatches(
+        len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, start_batch=start_batch
+    )
+    return ClipLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=Collate(pad_to),
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=start_method if num_workers else None,
+        prefetch_factor=prefetch if num_workers else None,
+        persistent_workers=persistent and num_workers > 0,
+    )

@@ -1,0 +1,205 @@
+"""The data of a run: splits, samplers, transforms and loaders in one place, built by ``conf/data/*.yaml``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from stdetr.data.coco_vid import CocoVid
+from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.dataset import ClipDataset
+from stdetr.data.frame_cache import make_cache
+from stdetr.data.loader import ClipLoader, build_loader
+from stdetr.data.sampling import ClipSampler
+from stdetr.data.transforms import ClipTransform
+from stdetr.structures import ClassNames
+
+SPLITS = ("train", "val", "test")
+
+
+class Benchmark(Protocol):
+    """A data set that can make itself."""
+
+    def prepare(self, root: str | Path) -> Path:
+        """Generate what is missing under ``root``; returns the folder with the annotation files."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """The keys of ``data.loader``; see :func:`~stdetr.data.loader.build_loader`."""
+
+    batch_size: int = 4
+    eval_batch_size: int | None = None
+    num_workers: int = 0
+    pad_to: int = 32
+    prefetch: int = 2
+    pin_memory: bool = False
+    persistent: bool = True
+    start_method: str = "forkserver"
+
+
+class DataModule:
+    """Datasets and loaders of the splits of one data set.
+
+    root:  folder that holds the annotation files and, below it, what their file names are relative to
+    train, val, test: names of the annotation files in ``root``; None where there is no such split
+    benchmark: makes the data set when it is absent (the toy); files then lie in the folder it returns
+    frames: T of the samplers, kept for those who ask
+    strict: a box outside its frame is an error (otherwise it is clipped)
+    cache, cache_dir, cache_limit_gb: ``none``, ``memory`` or ``disk``, see :mod:`stdetr.data.frame_cache`
+
+    Raises ValueError or FileNotFoundError in one line for keys and files that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path,
+        train: str | None,
+        val: str | None,
+        test: str | None,
+        train_sampler: ClipSampler,
+        eval_sampler: ClipSampler,
+        frames: int,
+        train_transforms: Sequence[nn.Module] = (),
+        eval_transforms: Sequence[nn.Module] = (),
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        min_side: float = 1.0,
+        min_share: float = 0.0,
+        loader: LoaderSettings | Mapping[str, object] | None = None,
+        benchmark: Benchmark | None = None,
+        backend: str = "decord",
+        strict: bool = True,
+        cache: str = "none",
+        cache_dir: str | Path | None = None,
+        cache_limit_gb: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        self._root, self._files = Path(root), {"train": train, "val": val, "test": test}
+        self.train_sampler, self.eval_sampler, self.frames = train_sampler, eval_sampler, frames
+        self._train_transform = ClipTransform(
+            list(train_transforms), mean=mean, std=std, min_side=min_side, min_share=min_share
+        )
+        self._eval_transform = ClipTransform(list(eval_transforms), mean=mean, std=std)
+        self.loader = loader if isinstance(loader, LoaderSettings) else LoaderSettings(**dict(loader or {}))  # pyright: ignore[reportArgumentType]
+        self.benchmark, self.backend, self.strict, self.seed = benchmark, backend, strict, seed
+        self._cache = make_cache(cache, cache_dir, cache_limit_gb)
+        self._indices: dict[str, CocoVid] = {}
+
+    def prepare(self) -> Path:
+        """Generate the benchmark where it is absent (once on each machine); returns the folder of the data set."""
+        return self.root
+
+    @cached_property
+    def root(self) -> Path:
+        """The folder that the annotation files lie in."""
+        if self.benchmark is not None:
+            return self.benchmark.prepare(self._root)
+        if not self._root.is_dir():
+            raise FileNotFoundError(f"data.root={self._root} is no folder; give the folder of the annotation files")
+        return self._root
+
+    def annotations(self, split: str) -> Path:
+        """The annotation file of a split."""
+        if split not in self._files:
+            near = difflib.get_close_matches(split, SPLITS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"split {split!r} is unknown, it may be {', '.join(SPLITS)}{hint}")
+        name = self._files[split]
+        if name is None:
+            raise ValueError(f"this data set has no split {split!r}: data.{split} is null")
+        return self.root / name
+
+    def index(self, split: str) -> CocoVid:
+        """The parsed annotation file of a split, read once."""
+        if split not in self._indices:
+            self._indices[split] = read_coco_vid(self.annotations(split), strict=self.strict)
+        return self._indices[split]
+
+    @cached_property
+    def classes(self) -> ClassNames:
+        """Classes of the training split, or of the first split there is."""
+        split = next((name for name in SPLITS if self._files[name] is not None), None)
+        if split is None:
+            raise ValueError("data.train, data.val and data.test are all null: there is no annotation file")
+        return self.index(split).classes
+
+    def dataset(self, split: str, *, train: bool, frames: int | None = None) -> ClipDataset:
+        """Clips of a split, sampled and transformed as for training or as for evaluation, of ``frames`` frames."""
+        index = self.index(split)
+        if index.classes.names != self.classes.names or index.classes.ids != self.classes.ids:
+            raise ValueError(
+                f"{index.path} has the classes {list(index.classes.names)[:5]}..., but training has "
+                f"{list(self.classes.names)[:5]}...: the splits of a data set must share their categories"
+            )
+        sampler = self.train_sampler if train else self.eval_sampler
+        return ClipDataset(
+            index,
+            self.root,
+            sampler if frames is None else sampler.with_frames(frames),
+            self._train_transform if train else self._eval_transform,
+            cache=self._cache,
+            backend=self.backend,
+            seed=self.seed,
+        )
+
+    def train_dataset(self, frames: int | None = None) -> ClipDataset:
+        """Training clips; ``frames`` replaces T."""
+        return self.dataset("train", train=True, frames=frames)
+
+    def val_dataset(self, frames: int | None = None) -> ClipDataset:
+        """Validation clips that cover every frame once."""
+        return self.dataset("val", train=False, frames=frames)
+
+    def test_dataset(self, frames: int | None = None) -> ClipDataset:
+        """Test clips that cover every frame once."""
+        return self.dataset("test", train=False, frames=frames)
+
+    def train_loader(
+        self, epoch: int = 0, *, frames: int | None = None, batch_size: int | None = None, start_batch: int = 0
+    ) -> ClipLoader:
+        """Training batches, beginning with ``epoch``; later epochs by ``loader.set_epoch``.
+
+        frames, batch_size: replace T and the clips a batch.  With ``frames`` alone the batch grows or shrinks so that
+        it shows about as many frames as before (T = 1 gets five times the clips of T = 5).
+        start_batch: batches of the first pass to leave out, for a run that resumes.
+        """
+        if batch_size is None:
+            batch_size = self.loader.batch_size
+            if frames is not None:
+                batch_size = max(1, round(batch_size * self.train_sampler.frames / frames))
+        loader = self._loader(self.train_dataset(frames), batch_size, train=True, start_batch=start_batch)
+        loader.set_epoch(epoch)
+        return loader
+
+    def eval_loader(
+        self, split: str = "val", *, frames: int | None = None, batch_size: int | None = None
+    ) -> ClipLoader:
+        """Batches that cover every frame of a split once, in order, without augmentation."""
+        size = batch_size or self.loader.eval_batch_size or self.loader.batch_size
+        return self._loader(self.dataset(split, train=False, frames=frames), size, train=False)
+
+    def _loader(self, dataset: ClipDataset, batch_size: int, *, train: bool, start_batch: int = 0) -> ClipLoader:
+        settings = self.loader
+        return build_loader(
+            dataset,
+            batch_size,
+            shuffle=train,
+            drop_last=train and len(dataset) >= batch_size,
+            num_workers=settings.num_workers,
+            seed=self.seed,
+            pad_to=settings.pad_to,
+            prefetch=settings.prefetch,
+            pin_memory=settings.pin_memory,
+            persistent=settings.persistent,
+            start_method=settings.start_method,
+            start_batch=start_batch,
+        )

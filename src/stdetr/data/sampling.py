@@ -1,0 +1,194 @@
+"""Which frames make a clip.
+
+Shape legend
+    T frames of a clip     rows: images of a CocoVID index, numbered from 0 in the order of video and frame
+
+A clip is a tuple of rows of one video, in order of time.  Only frames with a record are sampled: a frame without one
+may show objects that nobody marked.  Training samplers draw clip ``index`` of ``epoch`` from ``(seed, epoch, index)``
+alone, so the clips do not depend on the number of workers or on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from stdetr.data.coco_vid import CocoVid
+
+
+@dataclass(frozen=True)
+class ClipRows:
+    """The rows of one clip; ``repeated`` marks frames that another clip already covers (evaluation)."""
+
+    rows: tuple[int, ...]
+    repeated: tuple[bool, ...] = ()
+
+
+class ClipSampler(Protocol):
+    """Turns an index into clips.  ``frames`` is T."""
+
+    frames: int
+
+    def count(self, index: CocoVid) -> int:
+        """Number of clips an epoch."""
+        ...
+
+    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+        """Clip ``number`` of ``epoch``."""
+        ...
+
+    def with_frames(self, frames: int) -> ClipSampler:
+        """The same sampler for clips of ``frames`` frames."""
+        ...
+
+
+def _check_positive(key: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{key} must be at least 1, got {value}")
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order in which an epoch visits rows; kept, since every clip of the epoch looks into it."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+@dataclass(frozen=True)
+class RandomWindows:
+    """Training clips: windows of T frames, ``stride`` rows apart, at random places.
+
+    stride: one number, or several to draw from (``[1, 2, 4]``); a video too short for it takes the largest that fits
+    frames_per_epoch: frames that an epoch shows, counted before padding; None: as many as the index has.  T = 1 and
+        T = 5 thus see equally many frames an epoch, T = 5 in a fifth of the clips.
+
+    Every row serves as the anchor of a window equally often, so that long videos weigh as much as their frames.  A
+    video of fewer than T frames gives a shorter clip, padded when clips are batched.
+    """
+
+    frames: int
+    stride: int | tuple[int, ...] = 1
+    frames_per_epoch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        strides = (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
+        object.__setattr__(self, "stride", strides)
+        _check_positive("data.train_sampler.frames", self.frames)
+        for stride in strides:
+            _check_positive("data.train_sampler.stride", stride)
+        if self.frames_per_epoch is not None:
+            _check_positive("data.train_sampler.frames_per_epoch", self.frames_per_epoch)
+
+    def count(self, index: CocoVid) -> int:
+        return max(1, (self.frames_per_epoch or index.images) // self.frames)
+
+    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+        lap, place = divmod(number, index.images)
+        anchor = int(_permutation(self.seed, epoch + 1_000_003 * lap, index.images)[place])
+        rng = np.random.default_rng([self.seed, epoch, number, 1])
+        rows = index.rows(index.video_of(anchor))
+        assert isinstance(self.stride, tuple)
+        fitting = (len(rows) - 1) // max(self.frames - 1, 1)
+        stride = max(1, min(int(rng.choice(self.stride)), fitting))
+        if len(rows) <= (self.frames - 1) * stride:
+            return ClipRows(tuple(rows))
+        start = anchor - int(rng.integers(self.frames)) * stride
+        start = min(max(start, rows.start), rows.stop - 1 - (self.frames - 1) * stride)
+        return ClipRows(tuple(range(start, start + self.frames * stride, stride)))
+
+    def with_frames(self, frames: int) -> RandomWindows:
+        return replace(self, frames=frames)
+
+
+@dataclass(frozen=True)
+class KeyframeReferences:
+    """Training clips of a key frame with T - 1 references drawn from the rows within ``reach`` of it.
+
+    causal: references come from the past only
+
+    The frames are put in order of time.  This is the sampling of FGFA and its successors, and it suits data where
+    only some frames carry boxes.
+    """
+
+    frames: int
+    reach: int = 12
+    causal: bool = False
+    frames_per_epoch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_positive("data.train_sampler.frames", self.frames)
+        _check_positive("data.train_sampler.reach", self.reach)
+
+    def count(self, index: CocoVid) -> int:
+        return max(1, (self.frames_per_epoch or index.images) // self.frames)
+
+    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+        lap, place = divmod(number, index.images)
+        key = int(_permutation(self.seed, epoch + 1_000_003 * lap, index.images)[place])
+        rng = np.random.default_rng([self.seed, epoch, number, 1])
+        rows = index.rows(index.video_of(key))
+        last = key if self.causal else min(key + self.reach, rows.stop - 1)
+        near = np.array([row for row in range(max(key - self.reach, rows.start), last + 1) if row != key], dtype=int)
+        references = rng.choice(near, size=min(self.frames - 1, len(near)), replace=False)
+        return ClipRows(tuple(sorted([key, *(int(row) for row in references)])))
+
+    def with_frames(self, frames: int) -> KeyframeReferences:
+        return replace(self, frames=frames)
+
+
+@lru_cache(maxsize=8)
+def _clips_per_video(path: str, starts: tuple[int, ...], frames: int, stride: int) -> np.ndarray:
+    """V+1 running number of covering clips before each video."""
+    lengths = np.diff(np.array(starts))
+    blocks, rest = np.divmod(lengths, frames * stride)
+    return np.concatenate([[0], np.cumsum(blocks * stride + np.minimum(rest, stride))])
+
+
+@dataclass(frozen=True)
+class CoveringWindows:
+    """Evaluation clips: every frame of every video exactly once, in order.
+
+    A video is cut into blocks of T x stride rows, a block into ``stride`` interleaved clips.  What is left over at
+    the end makes shorter clips: with ``last="shift"`` they are filled with frames before them, marked ``repeated``
+    (their ``image_id`` becomes -1, so nothing is scored twice); with ``last="pad"`` they are padded and masked when
+    batched.
+    """
+
+    frames: int
+    stride: int = 1
+    last: str = "shift"
+
+    def __post_init__(self) -> None:
+        _check_positive("data.eval_sampler.frames", self.frames)
+        _check_positive("data.eval_sampler.stride", self.stride)
+        if self.last not in ("shift", "pad"):
+            raise ValueError(f"data.eval_sampler.last must be shift or pad, got {self.last!r}")
+
+    def _table(self, index: CocoVid) -> np.ndarray:
+        starts = tuple(int(start) for start in index.video_start)
+        return _clips_per_video(str(index.path), starts, self.frames, self.stride)
+
+    def count(self, index: CocoVid) -> int:
+        return int(self._table(index)[-1])
+
+    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+        table = self._table(index)
+        video = int(np.searchsorted(table, number, side="right")) - 1
+        rows = index.rows(video)
+        block, phase = divmod(number - int(table[video]), self.stride)
+        start = rows.start + block * self.frames * self.stride + phase
+        wanted = list(range(start, min(start + self.frames * self.stride, rows.stop), self.stride))
+        missing = self.frames - len(wanted)
+        before: list[int] = []
+        if missing and self.last == "shift":
+            available = (start - rows.start) // self.stride
+            take = min(missing, available)
+            before = [start - step * self.stride for step in range(take, 0, -1)]
+        return ClipRows(tuple(before + wanted), tuple([True] * len(before) + [False] * len(wanted)))
+
+    def with_frames(self, frames: int) -> CoveringWindows:
+        return replace(self, frames=frames)

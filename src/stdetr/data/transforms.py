@@ -1,0 +1,142 @@
+"""Clip transforms: torchvision's ``transforms.v2`` on tv_tensors, one random draw for the whole clip.
+
+Shape legend
+    T frames of a clip     M boxes of a clip, over all tracks and frames     h, w height and width in pixels
+
+A clip is one ``tv_tensors.Video`` T,3,h,w and one ``tv_tensors.BoundingBoxes`` M,4 (xyxy px); torchvision draws its
+random parameters once a call, so frames and boxes of a clip move together.  Any v2 transform may be listed in a
+configuration.  Boxes that a crop cuts are clipped; those that it removes vanish from ``present``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as functional_v2
+
+
+class ClipTransform(nn.Module):
+    """Applies v2 transforms to a clip, cleans the boxes and normalises the frames at the end.
+
+    transforms: v2 transforms in order; an empty list only normalises
+    mean, std:  of the RGB channels in [0,1]; both None leaves uint8 frames
+    min_side:   px; smaller boxes, as a crop leaves them at the border, are dropped
+    min_share:  boxes of which a crop leaves less than this share of the area are dropped
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[nn.Module] = (),
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        min_side: float = 1.0,
+        min_share: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise ValueError("data.mean and data.std go together: give both or neither")
+        for key, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != 3:
+                raise ValueError(f"data.{key} must have one number for each of R, G and B, got {list(values)}")
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"data.std must be positive, got {list(std)}")
+        self.transforms = nn.ModuleList(transforms)
+        self.min_side, self.min_share = min_side, min_share
+        # uint8 -> (x / 255 - mean) / std in one multiply-add.
+        self.scale = None if std is None else (1 / (255 * torch.tensor(std))).view(1, 3, 1, 1)
+        self.shift = None if std is None or mean is None else (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1)
+
+    def forward(self, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """frames T,3,h,w uint8; boxes M,4 xyxy px.
+
+        Returns frames T,3,h',w' (float32 when normalising), boxes M,4 xyxy px clipped to them, and keep M bool.
+        """
+        video: Any = tv_tensors.Video(frames)
+        height, width = frames.shape[-2:]
+        wrapped: Any = tv_tensors.BoundingBoxes(
+            boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width), clamping_mode=None
+        )
+        for transform in self.transforms:
+            video, wrapped = transform(video, wrapped)
+        height, width = video.shape[-2:]
+        moved = wrapped.as_subclass(Tensor)
+        clipped = torch.stack([moved[:, 0::2].clamp(0, width), moved[:, 1::2].clamp(0, height)], dim=2).flatten(1)
+        side = clipped[:, 2:] - clipped[:, :2]
+        # Boxes come back unclipped (clamping_mode=None), so what a crop left of each can be measured.
+        keep = (side >= self.min_side).all(dim=1)
+        if self.min_share > 0:
+            whole = (moved[:, 2:] - moved[:, :2]).clamp(min=0).prod(dim=1)
+            keep &= side.prod(dim=1) >= self.min_share * whole
+        return self._normalise(video.as_subclass(Tensor)), clipped, keep
+
+    def _normalise(self, frames: Tensor) -> Tensor:
+        if self.scale is None or self.shift is None:
+            return frames.contiguous()
+        if frames.is_floating_point():
+            frames = frames * 255
+        return torch.addcmul(self.shift, frames.to(torch.float32), self.scale)
+
+
+class ResizeShortSide(nn.Module):
+    """Resize so that the short side becomes one of ``sizes`` px (drawn at random), the long side at most ``longest``.
+
+    The rule of Faster R-CNN and DETR; aspect ratio is kept up to rounding.
+    """
+
+    def __init__(self, sizes: Sequence[int] | int, longest: int | None = None) -> None:
+        super().__init__()
+        self.sizes = [sizes] if isinstance(sizes, int) else [int(size) for size in sizes]
+        self.longest = longest
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"data: ResizeShortSide.sizes must be positive numbers, got {sizes}")
+        if longest is not None and longest < 1:
+            raise ValueError(f"data: ResizeShortSide.longest must be positive, got {longest}")
+
+    def forward(self, video: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Video T,3,h,w and boxes M,4 resized together."""
+        short = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        height, width = video.shape[-2:]
+        scale = short / min(height, width)
+        if self.longest is not None:
+            scale = min(scale, self.longest / max(height, width))
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        if size == [height, width]:
+            return video, boxes
+        return functional_v2.resize(video, size, antialias=True), functional_v2.resize(boxes, size)
+
+
+class RandomZoomCrop(nn.Module):
+    """With probability ``p`` crop a random window of ``scale`` (share of each side) out of the clip.
+
+    Unlike a crop drawn per image, the window holds still over the clip, so motion stays what it was.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.5, 1.0), p: float = 0.5) -> None:
+        super().__init__()
+        low, high = (float(value) for value in scale)
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"data: RandomZoomCrop.scale must satisfy 0 < low <= high <= 1, got {list(scale)}")
+        self.scale, self.p = (low, high), p
+
+    def forward(self, video: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Video T,3,h,w and boxes M,4 cropped together."""
+        if float(torch.rand(())) >= self.p:
+            return video, boxes
+        height, width = video.shape[-2:]
+        low, high = self.scale
+        share = low + (high - low) * torch.rand(2)
+        crop_height = max(1, round(height * float(share[0])))
+        crop_width = max(1, round(width * float(share[1])))
+        top = int(torch.randint(height - crop_height + 1, ()))
+        left = int(torch.randint(width - crop_width + 1, ()))
+        window = (top, left, crop_height, crop_width)
+        return functional_v2.crop(video, *window), functional_v2.crop(boxes, *window)
+
+
+__all__ = ["ClipTransform", "RandomZoomCrop", "ResizeShortSide", "v2"]

@@ -1,0 +1,119 @@
+"""Frames of one video, wherever they are stored.  The only door to a decoder.
+
+Shape legend
+    T frames asked for     h, w height and width in pixels
+
+Frame numbers count decoded frames from 0.  Readers are opened in the process that uses them (decoders neither
+survive a fork nor pickle), so a :class:`VideoSource` is made inside the worker and closed there.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+BACKENDS = ("decord", "torchcodec")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv")
+
+
+@runtime_checkable
+class VideoSource(Protocol):
+    """Random and sequential access to the frames of one video.
+
+    name: what to call it in messages and result files
+    size: (h, w) in pixels, as displayed (rotation metadata applied)
+    fps:  frames a second, 0.0 where the source has no clock
+    """
+
+    name: str
+    size: tuple[int, int]
+    fps: float
+
+    def __len__(self) -> int:
+        """Number of frames that can be decoded."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """T,h,w,3 uint8 RGB: the frames ``indices``, in that order, exactly.
+
+        Raises ValueError naming file, index and backend when one is out of range or cannot be decoded.
+        """
+        ...
+
+    def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """(frame number, h,w,3 uint8 RGB) from ``start`` to ``stop``, in bounded memory whatever the length."""
+        ...
+
+    def close(self) -> None:
+        """Release decoder and memory; a later read opens them again."""
+        ...
+
+
+def check_indices(name: str, backend: str, length: int, indices: Sequence[int]) -> list[int]:
+    """The indices as a list of int; raises ValueError for one outside ``[0, length)``."""
+    numbers = [int(index) for index in indices]
+    for number in numbers:
+        if not 0 <= number < length:
+            raise ValueError(
+                f"{name}: frame {number} does not exist, it has {length} frames numbered from 0 (backend {backend})"
+            )
+    return numbers
+
+
+def check_range(name: str, start: int, stop: int | None, step: int, length: int) -> range:
+    """The frames of ``iterate``; ``stop`` beyond the end means the end."""
+    if step < 1:
+        raise ValueError(f"{name}: step must be at least 1, got {step}")
+    if start < 0:
+        raise ValueError(f"{name}: start must be at least 0, got {start}")
+    return range(start, length if stop is None else min(stop, length), step)
+
+
+def open_source(path: str | Path, *, backend: str = "decord") -> VideoSource:
+    """Open a video file, a folder of frames or a glob pattern of frames.
+
+    backend: ``decord`` or ``torchcodec``, for video files; image files need none.
+
+    Raises FileNotFoundError when nothing is there and ValueError when it is no video.
+    """
+    from stdetr.data.frame_folder import FrameFolder
+
+    text = str(path)
+    if backend not in BACKENDS:
+        near = difflib.get_close_matches(backend, BACKENDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"backend {backend!r} is unknown, it may be {' or '.join(BACKENDS)}{hint}")
+    if Path(text).is_dir():
+        return FrameFolder.from_directory(Path(text))
+    if Path(text).is_file():
+        if Path(text).suffix.lower() in IMAGE_SUFFIXES:
+            return FrameFolder(text, [Path(text)])
+        return _open_file(Path(text), backend)
+    if any(sign in text for sign in "*?["):
+        return FrameFolder.from_glob(text)
+    raise FileNotFoundError(f"source {text} does not exist{_nearest(Path(text))}")
+
+
+def _open_file(path: Path, backend: str) -> VideoSource:
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes), not a video")
+    if backend == "torchcodec":
+        from stdetr.data.torchcodec_source import TorchcodecSource
+
+        return TorchcodecSource(path)
+    from stdetr.data.decord_source import DecordSource
+
+    return DecordSource(path)
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"; neither does the folder {parent}"
+    near = difflib.get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1)
+    return f"; did you mean {parent / near[0]}?" if near else ""
