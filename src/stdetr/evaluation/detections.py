@@ -1,0 +1,171 @@
+"""Detections as numpy columns, read from COCO results, MOT text or a column file.
+
+Shape legend
+    n detections        M images of the annotations
+
+Boxes are ``xywh`` in source pixels, as in the COCO results format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .columns import box_column, check_boxes, column, index_of, missing_file, optional_integers, stream_list
+from .ground_truth import GroundTruth
+
+NO_TRACK = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, repr=False)
+class Detections:
+    """Per-frame detections in the order given, which breaks ties of score.
+
+    image_ids:    n integers, ids of the annotation file
+    category_ids: n integers, ids of the annotation file
+    boxes:        n,4 float32 or float64 xywh in pixels
+    scores:       n float32 or float64
+    track_ids:    n int64, ``NO_TRACK`` where a detection belongs to none; or None when no detection does
+
+    Raises ValueError for lengths that disagree, boxes and scores that are not finite, negative widths or heights.
+    """
+
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    track_ids: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.image_ids)
+        if self.boxes.shape != (count, 4):
+            raise ValueError(f"predictions: boxes have shape {self.boxes.shape}, {count} image ids want ({count}, 4)")
+        for name in ("category_ids", "scores", "track_ids"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (count,):
+                raise ValueError(f"predictions: {name} has shape {values.shape}, {count} image ids want ({count},)")
+        check_boxes(self.boxes, "predictions")
+        finite = np.isfinite(self.scores)
+        if not finite.all():
+            index = int(np.flatnonzero(~finite)[0])
+            raise ValueError(f"predictions record {index}: score {self.scores[index]} is not finite")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __repr__(self) -> str:
+        return f"Detections({len(self)}, tracks={self.track_ids is not None})"
+
+    @classmethod
+    def empty(cls) -> Detections:
+        whole = np.zeros(0, dtype=np.int64)
+        return cls(whole, whole.copy(), np.zeros((0, 4)), np.zeros(0))
+
+    @classmethod
+    def from_results(cls, records: Iterable[Any]) -> Detections:
+        """A COCO results list: ``image_id, category_id, bbox [x,y,w,h], score``, optional ``track_id`` (or null).
+
+        Raises ValueError naming the first record that does not fit.
+        """
+        if isinstance(records, dict):
+            raise ValueError(  # noqa: TRY004
+                f"predictions must be a list of records, got an object with {sorted(records)}"
+            )
+        return _from_batches([list(records)])
+
+    @classmethod
+    def load(cls, path: Path | str, gt: GroundTruth | None = None) -> Detections:
+        """Read ``.json`` (COCO results), ``.npz`` (columns) or, with the annotations, MOT text.
+
+        MOT text is a ``.txt`` or ``.csv`` file ``frame,id,x,y,w,h,conf[,class,...]`` with frames from 1, or a folder
+        with one such file per video, named after the video.  Raises FileNotFoundError and ValueError.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(missing_file(path, "predictions"))
+        if path.is_dir() or path.suffix in (".txt", ".csv"):
+            if gt is None:
+                raise ValueError(f"predictions {path}: MOT text needs the annotations to name its frames")
+            from .mot_text import read_mot
+
+            return read_mot(path, gt)
+        if path.suffix == ".npz":
+            return _from_npz(path)
+        return _from_batches(stream_list(path, "predictions"))
+
+    def save(self, path: Path | str) -> None:
+        """Write the columns to one ``.npz`` file, much smaller and faster to read than JSON."""
+        columns = {name: getattr(self, name) for name in self.__dataclass_fields__ if getattr(self, name) is not None}
+        np.savez(Path(path), **columns)
+
+    def bind(self, gt: GroundTruth) -> BoundDetections:
+        """Positions instead of ids.  Raises ValueError naming an unknown image or category and the nearest valid."""
+        image = index_of(gt.image_ids, self.image_ids, "image_id", "predictions", np.int32)
+        category = index_of(gt.category_ids, self.category_ids, "category_id", "predictions", np.int32)
+        return BoundDetections(image, category, self.boxes, self.scores, self.track_ids)
+
+
+@dataclass(frozen=True, repr=False)
+class BoundDetections:
+    """Detections whose image and category are positions in a ``GroundTruth``; order as given.
+
+    image: n int32      category: n int32       boxes: n,4 xywh     scores: n       tracks: n int64 or None
+    """
+
+    image: np.ndarray
+    category: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    tracks: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def subset(self, images: np.ndarray) -> BoundDetections:
+        """Only detections of the images that the mask (M bool) names, as positions in ``GroundTruth.subset``."""
+        keep = images[self.image]
+        position = (np.cumsum(images) - 1).astype(np.int32)
+        tracks = None if self.tracks is None else self.tracks[keep]
+        return BoundDetections(
+            position[self.image[keep]], self.category[keep], self.boxes[keep], self.scores[keep], tracks
+        )
+
+    def take(self, rows: np.ndarray) -> BoundDetections:
+        """The detections that the mask or positions ``rows`` name."""
+        tracks = None if self.tracks is None else self.tracks[rows]
+        return BoundDetections(self.image[rows], self.category[rows], self.boxes[rows], self.scores[rows], tracks)
+
+
+def _from_batches(batches: Iterable[list[Any]]) -> Detections:
+    parts: list[tuple[np.ndarray, ...]] = []
+    offset = 0
+    for batch in batches:
+        what = "predictions"
+        parts.append(
+            (
+                column(batch, "image_id", what, integer=True, offset=offset),
+                column(batch, "category_id", what, integer=True, offset=offset),
+                box_column(batch, what, offset=offset),
+                column(batch, "score", what, offset=offset),
+                optional_integers(batch, "track_id", what, NO_TRACK, offset=offset),
+            )
+        )
+        offset += len(batch)
+    if not offset:
+        return Detections.empty()
+    images, categories, boxes, scores, tracks = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Detections(images, categories, boxes, scores, tracks if (tracks != NO_TRACK).any() else None)
+
+
+def _from_npz(path: Path) -> Detections:
+    with np.load(path, allow_pickle=False) as stored:
+        wanted = ("image_ids", "category_ids", "boxes", "scores")
+        missing = [name for name in wanted if name not in stored]
+        if missing:
+            raise ValueError(f"predictions file {path} has no column {missing[0]!r}; it has {sorted(stored.files)}")
+        tracks = stored["track_ids"] if "track_ids" in stored.files else None
+        return Detections(*(stored[name] for name in wanted), track_ids=tracks)

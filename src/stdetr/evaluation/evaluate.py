@@ -1,0 +1,133 @@
+"""The entry point: score detections and tubes against annotations with every evaluator asked for."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .coco import Backend, CocoEvaluator
+from .detections import Detections
+from .ground_truth import GroundTruth
+from .protocol import Evaluator, Inputs, Result
+from .tube import TubeEvaluator
+from .tubes import TubeResults
+
+EVALUATORS = ("coco", "tube")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that one evaluation found; reports and figures are made from it.
+
+    results: in the order of the evaluators, with the evaluator that gave each
+    causal: predictions of a frame only looked at earlier frames    seeds: training runs that the numbers stand for
+    """
+
+    inputs: Inputs
+    results: list[tuple[Evaluator, Result]]
+    causal: bool
+    seeds: int
+    sources: dict[str, str]
+
+    def flat(self) -> dict[str, float | None]:
+        """Flat keys: ``coco/AP``, ..., and per class ``coco/AP50/<class name>``; undefined is None."""
+        out: dict[str, float | None] = {}
+        for evaluator, result in self.results:
+            for name, value in result.metrics.items():
+                out[f"{evaluator.name}/{name}"] = _plain(value)
+        for evaluator, result in self.results:
+            for name, values in result.per_class.items():
+                for label, value in zip(self.inputs.gt.category_names, values, strict=True):
+                    out[f"{evaluator.name}/{name}/{label}"] = _plain(value)
+        return out
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def make_evaluators(names: Sequence[str], coco_backend: Backend = "auto") -> list[Evaluator]:
+    """The evaluators of these names.  Raises ValueError for an unknown one, naming the nearest."""
+    for name in names:
+        if name not in EVALUATORS:
+            near = difflib.get_close_matches(name, EVALUATORS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(EVALUATORS)}"
+            raise ValueError(f"evaluators: {name!r} is not an evaluator; {hint}")
+    made: list[Evaluator] = []
+    if "coco" in names:
+        made.append(CocoEvaluator(coco_backend))
+    if "tube" in names:
+        made.append(TubeEvaluator())
+    return made
+
+
+def prepare(
+    annotations: Path | str | dict[str, Any] | GroundTruth,
+    predictions: Path | str | list[Any] | Detections,
+    tubes: Path | str | list[Any] | TubeResults | None = None,
+) -> Inputs:
+    """Read and check everything; where ``tubes`` is None they are built from the predictions' ``track_id``."""
+    gt = annotations if isinstance(annotations, GroundTruth) else GroundTruth.from_coco(annotations)
+    if isinstance(predictions, Detections):
+        detections = predictions
+    elif isinstance(predictions, str | Path):
+        detections = Detections.load(predictions, gt)
+    else:
+        detections = Detections.from_results(predictions)
+    bound = detections.bind(gt)
+    if tubes is None:
+        tubes = TubeResults.from_tracks(bound, gt)
+    elif not isinstance(tubes, TubeResults):
+        tubes = TubeResults.load(tubes, gt)
+    return Inputs(gt, bound, tubes)
+
+
+def run_evaluators(
+    inputs: Inputs, evaluators: Sequence[Evaluator], *, causal: bool, seeds: int, sources: dict[str, str] | None = None
+) -> Evaluation:
+    """Every evaluator in turn."""
+    results = [(evaluator, evaluator.evaluate(inputs)) for evaluator in evaluators]
+    return Evaluation(inputs, results, causal, seeds, sources or {})
+
+
+def evaluate(
+    annotations: Path | str | dict[str, Any] | GroundTruth,
+    predictions: Path | str | list[Any] | Detections,
+    tubes: Path | str | list[Any] | TubeResults | None = None,
+    *,
+    output_dir: Path | str | None = None,
+    evaluators: Sequence[str] = EVALUATORS,
+    causal: bool,
+    seeds: int,
+    coco_backend: Backend = "auto",
+) -> dict[str, float | None]:
+    """Score predictions; returns flat keys (``coco/AP50``, ``tube/AP``, ``coco/AP50/<class>``), undefined is None.
+
+    annotations: CocoVID or COCO file or document
+    predictions: COCO results (file or list, boxes xywh in source pixels), MOT text, or ``Detections``
+    tubes: tube results (file or list); None builds them from ``track_id``
+    output_dir: the run's folder: ``eval/metrics.json`` and the reports are written below it
+    causal: the predictions of a frame never looked at a later frame; stated in the reports
+    seeds: how many training runs the numbers stand for; stated in the reports
+
+    Raises FileNotFoundError and ValueError, one line that names the record and the value.
+    """
+    inputs = prepare(annotations, predictions, tubes)
+    made = make_evaluators(evaluators, coco_backend)
+    sources = {"annotations": _source(annotations), "predictions": _source(predictions), "tubes": _source(tubes)}
+    found = run_evaluators(inputs, made, causal=causal, seeds=seeds, sources=sources)
+    if output_dir is not None:
+        from .report import write_reports
+
+        write_reports(found, Path(output_dir))
+    return found.flat()
+
+
+def _source(value: object) -> str:
+    if isinstance(value, str | Path):
+        return str(value)
+    return "none" if value is None else "memory"

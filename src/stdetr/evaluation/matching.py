@@ -1,0 +1,103 @@
+"""Greedy assignment of detections to ground truth, for all images at once.
+
+Every AP protocol here assigns greedily: detections in order of score, each takes the free ground truth that it
+likes best.  As all ground truth agree that the higher score comes first, the result is the one stable matching of
+detections and ground truth (Gale and Shapley, "College admissions and the stability of marriage", 1962), so it can be
+found in a few vectorised rounds of proposals instead of a Python loop over images, detections and ground truth.
+
+Shape legend
+    n detections    g ground truth boxes    p candidate pairs of one detection and one ground truth     M images
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+FREE = -1
+
+
+class ImageJoin:
+    """Pairs detections with the ground truth of their image.
+
+    gt_image: g integers, image of each ground truth, ascending
+    """
+
+    def __init__(self, gt_image: np.ndarray, images: int) -> None:
+        assert (np.diff(gt_image) >= 0).all(), "ground truth must be ordered by image"
+        self.counts = np.bincount(gt_image, minlength=images)
+        self.starts = np.cumsum(self.counts) - self.counts
+
+    def pairs(self, det_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All (detection, ground truth) of one image: two p int64, ordered by detection, then ground truth."""
+        counts = self.counts[det_image]
+        det = np.repeat(np.arange(len(det_image)), counts)
+        first = np.cumsum(counts) - counts
+        gt = np.arange(len(det)) - np.repeat(first - self.starts[det_image], counts)
+        return det, gt
+
+
+def chunks(weights: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """Cut 0..n into ranges whose sum of ``weights`` (n) stays near ``limit`` (a single item may exceed it)."""
+    if not len(weights):
+        return []
+    total = np.cumsum(weights + 1)
+    cuts = np.searchsorted(total, np.arange(limit, total[-1], limit), side="right")
+    edges = np.unique(np.concatenate([[0], cuts, [len(weights)]]))
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+def greedy_match(
+    det: np.ndarray, gt: np.ndarray, n: int, g: int, *, reusable: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Assign detections to ground truth greedily.
+
+    det: p positions of detections; a smaller position chooses first
+    gt:  p positions of ground truth; pairs must be grouped by ``det`` ascending and, inside a group, ordered from
+         the ground truth that the detection likes best to the one it likes least
+    n, g: number of detections and ground truth
+    reusable: g bool, ground truth that any number of detections may take (crowd); None for none
+
+    Returns the detections that found ground truth, ascending, and the ground truth of each.
+    """
+    holder = np.full(g, n, dtype=np.int64)
+    if not len(det):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    first = np.flatnonzero(np.concatenate([[True], det[1:] != det[:-1]]))
+    who = det[first]
+    end = np.append(first[1:], len(det))
+    slot = np.full(n, -1, dtype=np.int64)
+    slot[who] = np.arange(len(who))
+    place = first.copy()
+    chosen = np.full(len(who), FREE, dtype=np.int64)
+    active = np.arange(len(who))
+    while len(active):
+        active = active[place[active] < end[active]]
+        wish = gt[place[active]]
+        free = np.zeros(len(active), dtype=bool) if reusable is None else reusable[wish]
+        chosen[active[free]] = wish[free]
+        active, wish = active[~free], wish[~free]
+        before = holder[wish]
+        np.minimum.at(holder, wish, who[active])
+        won = holder[wish] == who[active]
+        chosen[active[won]] = wish[won]
+        # A better detection arrived after all: the former holder goes on to its next wish.
+        lost = np.unique(before[won & (before < n)])
+        evicted = slot[lost]
+        chosen[evicted] = FREE
+        place[evicted] += 1
+        refused = active[~won]
+        place[refused] += 1
+        active = np.concatenate([refused, evicted])
+    found = chosen != FREE
+    return who[found], chosen[found]
+
+
+def rank_in_group(group: np.ndarray) -> np.ndarray:
+    """n int64: how many earlier items have the same ``group`` (n integers)."""
+    order = np.argsort(group, kind="stable")
+    sorted_group = group[order]
+    fresh = np.concatenate([[True], sorted_group[1:] != sorted_group[:-1]]) if len(group) else np.zeros(0, bool)
+    start = np.maximum.accumulate(np.where(fresh, np.arange(len(group)), 0)) if len(group) else np.zeros(0, int)
+    rank = np.empty(len(group), dtype=np.int64)
+    rank[order] = np.arange(len(group)) - start
+    return rank

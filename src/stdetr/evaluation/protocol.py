@@ -1,0 +1,87 @@
+"""What an evaluator takes and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from .curve import ScoredMatches
+from .detections import BoundDetections
+from .ground_truth import GroundTruth
+from .tubes import TubeResults
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that the evaluators may read.
+
+    tubes: given by the user or built from ``track_id``; None when there are neither
+    output_times: seconds from the start of its video at which the output for an image was ready, by image position
+        (M float64, nan for frames that were never processed); None when latency is not known
+    frame_rate: frames per second of each video (V float64)
+    """
+
+    gt: GroundTruth
+    detections: BoundDetections
+    tubes: TubeResults | None = None
+    output_times: np.ndarray | None = None
+    frame_rate: np.ndarray | None = None
+
+
+@dataclass
+class Result:
+    """What one evaluator says.
+
+    metrics:   short name (``AP50``) to a value, nan where not defined
+    per_class: short name to one value a class, in the order of the categories, nan where not defined
+    curves:    label to (recall, precision), each k float64, mean over classes
+    details:   further JSON-able numbers (per video, per threshold, counts)
+    undefined: why the metrics are not defined, one line; empty when they are
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, np.ndarray] = field(default_factory=dict)
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    undefined: str = ""
+
+
+class Evaluator(Protocol):
+    """One evaluation protocol.
+
+    name: prefix of its flat keys (``vid`` gives ``vid/AP50``)
+    rule: one line for reports: which public code's numbers these are, and the conventions
+    """
+
+    name: str
+    rule: str
+
+    def evaluate(self, inputs: Inputs) -> Result: ...
+
+
+class Resampled(Protocol):
+    """An evaluator whose per-class matches can be re-weighted video by video, which the bootstrap needs."""
+
+    name: str
+
+    def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]: ...
+
+
+@dataclass(frozen=True)
+class MatchTable:
+    """The matches behind one metric: the metric is the mean over thresholds of the mean over classes of their AP."""
+
+    rule: Any
+    by_threshold: list[list[ScoredMatches]]
+
+    def value(self, weights: np.ndarray | None = None) -> float:
+        """The metric with each video counted ``weights`` (V) times; nan when nothing is defined."""
+        values = [
+            [matches.average_precision(self.rule, weights) for matches in classes] for classes in self.by_threshold
+        ]
+        table = np.array(values, dtype=np.float64)
+        table = table[~np.isnan(table)]
+        return float(table.mean()) if len(table) else float("nan")
