@@ -1,0 +1,42 @@
+"""Composing ``conf/<verb>.yaml`` with its groups and the user's overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from stdetr.config.folder import config_dir
+from stdetr.config.mistakes import explain
+from stdetr.config.raw import compose_raw
+from stdetr.config.values import check_values
+
+
+def compose(
+    verb: str,
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | str | None = None,
+    with_hydra: bool = False,
+) -> DictConfig:
+    """The configuration of one run of ``verb``.
+
+    Args:
+        verb: name of a file of the configuration folder without its extension: ``train``, ``eval``, ...
+        overrides: Hydra overrides, ``key=value``, ``group=option``, ``+new.key=value``, ``~key``.
+        folder: configuration folder; default ``config_dir()``.
+        with_hydra: keep the ``hydra`` node (where a sweep writes, which launcher it uses).
+
+    Raises:
+        ValueError: an override that is malformed, names no key or option, or has a value of the wrong type.
+    """
+    root = Path(folder).resolve() if folder is not None else config_dir()
+    try:
+        cfg = compose_raw(verb, overrides, root, with_hydra=with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, verb, overrides, root)) from error
+    check_values(verb, overrides, root)
+    return cfg

@@ -1,0 +1,56 @@
+"""The nearest valid name for a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The candidate closest to ``name``, or None where none is close."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"``, or an empty string where no candidate is close."""
+    match = nearest(name, candidates)
+    return f"; did you mean '{match}'?" if match else ""
+
+
+def key_paths(cfg: DictConfig) -> list[str]:
+    """Every key of ``cfg`` as a dotted path, sections included, without resolving anything."""
+    paths: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in map(str, node):
+            path = f"{prefix}{key}"
+            paths.append(path)
+            if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+                continue
+            child = node[key]
+            if isinstance(child, DictConfig):
+                walk(child, f"{path}.")
+
+    walk(cfg, "")
+    return paths
+
+
+def nearest_path(path: str, paths: Iterable[str]) -> str | None:
+    """The key path a user most likely meant: by its whole spelling, else by its last part."""
+    known = list(paths)
+    section, _, leaf = path.rpartition(".")
+    siblings = [item for item in known if item.rpartition(".")[0] == section]
+    by_sibling = nearest(leaf, [item.rpartition(".")[2] for item in siblings], cutoff=0.75)
+    if by_sibling is not None:
+        return f"{section}.{by_sibling}" if section else by_sibling
+    whole = nearest(path, known, cutoff=0.75)
+    if whole is not None:
+        return whole
+    leaves: dict[str, str] = {}
+    for item in sorted(known, key=lambda item: item.count("."), reverse=True):
+        leaves[item.rpartition(".")[2]] = item
+    by_leaf = nearest(leaf, leaves, cutoff=0.75)
+    return leaves[by_leaf] if by_leaf is not None else nearest(path, known)
