@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -87,7 +87,7 @@ def _columnar(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray,
     return np.stack(ap, axis=1), np.stack(recall, axis=1), mean_curve(curves)
 
 
-def _candidates(inputs: Inputs):
+def _candidates(inputs: Inputs) -> Iterator[Candidates]:
     """``Candidates`` of each class in turn; detections by descending score, ties by ascending image id, then order."""
     gt, detections = inputs.gt, inputs.detections
     rank = np.empty(len(gt.image_ids), dtype=np.int64)

@@ -62,10 +62,12 @@ class ScoredMatches:
             return float((np.diff(recall, prepend=0.0) * envelope).sum())
         return float(sample_curve(recall, envelope).mean())
 
-    def recall(self) -> float:
-        """Share of the ground truth found, whatever the score; nan when none counts."""
-        total = self.positives.sum()
-        return float(self.tp.sum() / total) if total > 0 else float("nan")
+    def compact(self) -> ScoredMatches:
+        """Without the detections that no average precision depends on: ignored ones and those after the last hit."""
+        found = np.flatnonzero(self.tp)
+        last = int(found[-1]) + 1 if len(found) else 0
+        keep = np.flatnonzero(self.tp[:last] | (self.fp[:last] > 0))
+        return ScoredMatches(self.tp[keep], self.fp[keep], self.video[keep], self.positives)
 
 
 def sample_curve(recall: np.ndarray, envelope: np.ndarray) -> np.ndarray:

@@ -13,10 +13,15 @@ from .coco import Backend, CocoEvaluator
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .protocol import Evaluator, Inputs, Result
+from .streaming import StreamingEvaluator, frame_rates, load_times, simulate
+from .track import TrackEvaluator
 from .tube import TubeEvaluator
 from .tubes import TubeResults
+from .vid import VidEvaluator
+from .vid_mega import VidMegaEvaluator
 
-EVALUATORS = ("coco", "tube")
+# "motion" is no evaluator of its own: it adds the slow, medium and fast splits to both ImageNet VID evaluators.
+EVALUATORS = ("coco", "vid", "vid_mega", "motion", "tube", "track", "streaming")
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Evaluation:
 
     results: in the order of the evaluators, with the evaluator that gave each
     causal: predictions of a frame only looked at earlier frames    seeds: training runs that the numbers stand for
+        (None for either: not stated)
+    sources: where annotations, predictions and tubes came from
     """
 
     inputs: Inputs
     results: list[tuple[Evaluator, Result]]
-    causal: bool
-    seeds: int
+    causal: bool | None
+    seeds: int | None
     sources: dict[str, str]
 
     def flat(self) -> dict[str, float | None]:
@@ -57,11 +64,21 @@ def make_evaluators(names: Sequence[str], coco_backend: Backend = "auto") -> lis
             near = difflib.get_close_matches(name, EVALUATORS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(EVALUATORS)}"
             raise ValueError(f"evaluators: {name!r} is not an evaluator; {hint}")
+    motion = "motion" in names
+    both = motion and "vid" not in names and "vid_mega" not in names
     made: list[Evaluator] = []
     if "coco" in names:
         made.append(CocoEvaluator(coco_backend))
+    if "vid" in names or both:
+        made.append(VidEvaluator(motion))
+    if "vid_mega" in names or both:
+        made.append(VidMegaEvaluator(motion))
     if "tube" in names:
         made.append(TubeEvaluator())
+    if "track" in names:
+        made.append(TrackEvaluator())
+    if "streaming" in names:
+        made.append(StreamingEvaluator())
     return made
 
 
@@ -69,8 +86,15 @@ def prepare(
     annotations: Path | str | dict[str, Any] | GroundTruth,
     predictions: Path | str | list[Any] | Detections,
     tubes: Path | str | list[Any] | TubeResults | None = None,
+    *,
+    timestamps: Path | str | list[Any] | None = None,
+    latency_ms: float | None = None,
+    frame_rate: float | None = None,
 ) -> Inputs:
-    """Read and check everything; where ``tubes`` is None they are built from the predictions' ``track_id``."""
+    """Read and check everything; where ``tubes`` is None they are built from the predictions' ``track_id``.
+
+    timestamps, latency_ms, frame_rate: see ``evaluate``
+    """
     gt = annotations if isinstance(annotations, GroundTruth) else GroundTruth.from_coco(annotations)
     if isinstance(predictions, Detections):
         detections = predictions
@@ -83,11 +107,22 @@ def prepare(
         tubes = TubeResults.from_tracks(bound, gt)
     elif not isinstance(tubes, TubeResults):
         tubes = TubeResults.load(tubes, gt)
-    return Inputs(gt, bound, tubes)
+    if timestamps is not None and latency_ms is not None:
+        raise ValueError("give timestamps or latency_ms, not both")
+    if timestamps is None and latency_ms is None:
+        return Inputs(gt, bound, tubes)
+    rates = frame_rates(gt, frame_rate)
+    times = load_times(timestamps, gt) if timestamps is not None else simulate(gt, (latency_ms or 0.0) / 1000, rates)
+    return Inputs(gt, bound, tubes, times, rates)
 
 
 def run_evaluators(
-    inputs: Inputs, evaluators: Sequence[Evaluator], *, causal: bool, seeds: int, sources: dict[str, str] | None = None
+    inputs: Inputs,
+    evaluators: Sequence[Evaluator],
+    *,
+    causal: bool | None,
+    seeds: int | None,
+    sources: dict[str, str] | None = None,
 ) -> Evaluation:
     """Every evaluator in turn."""
     results = [(evaluator, evaluator.evaluate(inputs)) for evaluator in evaluators]
@@ -101,9 +136,13 @@ def evaluate(
     *,
     output_dir: Path | str | None = None,
     evaluators: Sequence[str] = EVALUATORS,
-    causal: bool,
-    seeds: int,
+    causal: bool | None,
+    seeds: int | None,
     coco_backend: Backend = "auto",
+    timestamps: Path | str | list[Any] | None = None,
+    latency_ms: float | None = None,
+    frame_rate: float | None = None,
+    figures: bool = True,
 ) -> dict[str, float | None]:
     """Score predictions; returns flat keys (``coco/AP50``, ``tube/AP``, ``coco/AP50/<class>``), undefined is None.
 
@@ -111,19 +150,28 @@ def evaluate(
     predictions: COCO results (file or list, boxes xywh in source pixels), MOT text, or ``Detections``
     tubes: tube results (file or list); None builds them from ``track_id``
     output_dir: the run's folder: ``eval/metrics.json`` and the reports are written below it
-    causal: the predictions of a frame never looked at a later frame; stated in the reports
-    seeds: how many training runs the numbers stand for; stated in the reports
+    evaluators: names out of ``EVALUATORS``; ``motion`` adds the motion splits to ``vid`` and ``vid_mega``
+    causal: the predictions of a frame never looked at a later frame; stated in the reports (None: not stated)
+    seeds: how many training runs the numbers stand for; stated in the reports (None: not stated)
+    coco_backend: see ``CocoEvaluator``
+    timestamps: ``[{image_id, timestamp}]``, file or list: seconds from the start of its video at which the output for
+        an image was ready; what ``streaming`` needs
+    latency_ms: instead of ``timestamps``, a detector that takes that long a frame and always takes the newest frame
+    frame_rate: frames per second of videos whose ``fps`` the annotations do not give
+    figures: draw the precision-recall and per-class figures as well
 
     Raises FileNotFoundError and ValueError, one line that names the record and the value.
     """
-    inputs = prepare(annotations, predictions, tubes)
+    inputs = prepare(
+        annotations, predictions, tubes, timestamps=timestamps, latency_ms=latency_ms, frame_rate=frame_rate
+    )
     made = make_evaluators(evaluators, coco_backend)
     sources = {"annotations": _source(annotations), "predictions": _source(predictions), "tubes": _source(tubes)}
     found = run_evaluators(inputs, made, causal=causal, seeds=seeds, sources=sources)
     if output_dir is not None:
         from .report import write_reports
 
-        write_reports(found, Path(output_dir))
+        write_reports(found, Path(output_dir), figures=figures)
     return found.flat()
 
 

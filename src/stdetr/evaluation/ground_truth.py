@@ -24,7 +24,7 @@ class GroundTruth:
     Videos keep the file's order; images are ordered by video, then ``frame_id``: the order in which the ImageNet VID
     evaluators pool detections.  Annotations are ordered by image and, inside one, as in the file.
 
-    video_ids: V int64              video_names: V strings
+    video_ids: V int64              video_names: V strings              frame_rate: V float64 ``fps``, nan where absent
     image_ids: M int64              image_video: M int64, position of its video     frame_ids: M int64
     degraded:  M bool or None       None when no image of the file carries a ``degradation``
     category_ids: C int64           category_names: C strings
@@ -37,6 +37,7 @@ class GroundTruth:
 
     video_ids: np.ndarray
     video_names: tuple[str, ...]
+    frame_rate: np.ndarray
     image_ids: np.ndarray
     image_video: np.ndarray
     frame_ids: np.ndarray
@@ -131,6 +132,9 @@ def _read(document: dict[str, Any], what: str) -> GroundTruth:
         video_ids = column(videos, "id", f"{what} videos", integer=True)
         _unique(video_ids, "video id", what)
         names = _names(videos, video_ids)
+        rates = [record.get("fps") for record in videos]
+        filled = [{"fps": float("nan") if rate is None else rate} for rate in rates]
+        frame_rate = column(filled, "fps", f"{what} videos")
         owner = column(images, "video_id", f"{what} images", integer=True)
         image_video = index_of(video_ids, owner, "video_id", f"{what} images")
         frame_ids = column(images, "frame_id", f"{what} images", integer=True)
@@ -138,6 +142,7 @@ def _read(document: dict[str, Any], what: str) -> GroundTruth:
         video_ids, image_video = image_ids.copy(), np.arange(len(image_ids))
         names = tuple(str(record.get("file_name", int(i))) for record, i in zip(images, image_ids, strict=True))
         frame_ids = np.zeros(len(image_ids), dtype=np.int64)
+        frame_rate = np.full(len(image_ids), np.nan)
     order = np.lexsort((frame_ids, image_video))
     same = (np.diff(image_video[order]) == 0) & (np.diff(frame_ids[order]) == 0)
     if same.any():
@@ -169,6 +174,7 @@ def _read(document: dict[str, Any], what: str) -> GroundTruth:
     return GroundTruth(
         video_ids=video_ids,
         video_names=names,
+        frame_rate=frame_rate,
         image_ids=image_ids[order],
         image_video=image_video[order],
         frame_ids=frame_ids[order],

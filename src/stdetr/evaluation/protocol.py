@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .curve import ScoredMatches
+from .curve import Rule, ScoredMatches
 from .detections import BoundDetections
 from .ground_truth import GroundTruth
 from .tubes import TubeResults
@@ -21,7 +21,7 @@ class Inputs:
     tubes: given by the user or built from ``track_id``; None when there are neither
     output_times: seconds from the start of its video at which the output for an image was ready, by image position
         (M float64, nan for frames that were never processed); None when latency is not known
-    frame_rate: frames per second of each video (V float64)
+    frame_rate: frames per second of each video (V float64); None when latency is not known
     """
 
     gt: GroundTruth
@@ -62,20 +62,25 @@ class Evaluator(Protocol):
     def evaluate(self, inputs: Inputs) -> Result: ...
 
 
+@runtime_checkable
 class Resampled(Protocol):
     """An evaluator whose per-class matches can be re-weighted video by video, which the bootstrap needs."""
 
-    name: str
-
-    def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]: ...
+    def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
+        """Flat key (``coco/AP50``) to the matches behind it; empty where it is not defined."""
+        ...
 
 
 @dataclass(frozen=True)
 class MatchTable:
     """The matches behind one metric: the metric is the mean over thresholds of the mean over classes of their AP."""
 
-    rule: Any
+    rule: Rule
     by_threshold: list[list[ScoredMatches]]
+
+    def compact(self) -> MatchTable:
+        """The same metric from as few detections as it depends on."""
+        return MatchTable(self.rule, [[matches.compact() for matches in classes] for classes in self.by_threshold])
 
     def value(self, weights: np.ndarray | None = None) -> float:
         """The metric with each video counted ``weights`` (V) times; nan when nothing is defined."""

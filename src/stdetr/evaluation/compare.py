@@ -1,0 +1,131 @@
+"""Is run A better than run B?  A paired bootstrap over videos, so that a gain within noise is called noise.
+
+Frames of one video are not independent, so whole videos are drawn with replacement (Efron and Tibshirani, "An
+Introduction to the Bootstrap", 1993), the same ones for both runs, and the metrics are computed anew on each draw.
+
+Shape legend
+    V videos        R draws
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .coco import CocoEvaluator
+from .columns import missing_file
+from .ground_truth import GroundTruth
+from .protocol import Evaluator, Inputs, MatchTable, Resampled
+from .report import Table
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two runs.
+
+    low, high: confidence interval of ``b - a`` at 95 %, percentiles of the draws
+    verdict: ``A is better``, ``B is better`` or ``within noise`` (the interval contains 0)
+    """
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    verdict: str
+
+
+def collect(inputs: Inputs, evaluators: Sequence[Evaluator]) -> dict[str, MatchTable]:
+    """The matches behind every metric of ``evaluators`` that can be resampled and is defined on ``inputs``."""
+    tables: dict[str, MatchTable] = {}
+    for evaluator in evaluators:
+        if isinstance(evaluator, Resampled):
+            tables |= {key: table.compact() for key, table in evaluator.matches(inputs).items()}
+    return tables
+
+
+def bootstrap(
+    a: dict[str, MatchTable], b: dict[str, MatchTable], videos: int, *, draws: int = 1000, seed: int = 0
+) -> list[Difference]:
+    """Differences of the metrics that both runs have.  Raises ValueError for fewer than two videos."""
+    if videos < 2:
+        raise ValueError("compare: a confidence interval over videos needs at least 2 videos in the annotations")
+    if draws < 10:
+        raise ValueError(f"compare: draws={draws} are too few for an interval; give at least 10")
+    generator = np.random.default_rng(seed)
+    keys = [key for key in a if key in b]
+    found = {key: np.empty((draws, 2)) for key in keys}
+    for draw in range(draws):
+        weights = np.bincount(generator.integers(videos, size=videos), minlength=videos)
+        for key in keys:
+            found[key][draw] = a[key].value(weights), b[key].value(weights)
+    out = []
+    for key in keys:
+        gain = found[key][:, 1] - found[key][:, 0]
+        gain = gain[~np.isnan(gain)]
+        first, second = a[key].value(), b[key].value()
+        if not len(gain) or np.isnan(first) or np.isnan(second):
+            continue
+        low, high = (float(v) for v in np.quantile(gain, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+        verdict = "B is better" if low > 0 else "A is better" if high < 0 else "within noise"
+        out.append(Difference(key, first, second, second - first, low, high, verdict))
+    return out
+
+
+def as_table(differences: list[Difference], names: tuple[str, str]) -> Table:
+    """One row a metric."""
+    columns = ["metric", f"A: {names[0]}", f"B: {names[1]}", "B - A", "95 % low", "95 % high", "verdict"]
+    return Table("Comparison (bootstrap over videos)", columns, [list(asdict(d).values()) for d in differences])
+
+
+def run_files(run: Path) -> tuple[Path, Path | None, str | None]:
+    """Predictions, tubes (or None) and annotations (or None) of a run folder, or of a predictions file."""
+    if run.is_file():
+        return run, None, None
+    if not run.is_dir():
+        raise FileNotFoundError(missing_file(run, "compare: run"))
+    folders = [run / "eval", run]
+    predictions = [f / name for f in folders for name in ("predictions.json", "predictions.npz")]
+    have = [path for path in predictions if path.is_file()]
+    tubes = [f / "tubes.json" for f in folders if (f / "tubes.json").is_file()]
+    report = run / "eval" / "report.json"
+    sources: dict[str, Any] = {}
+    if report.is_file():
+        sources = json.loads(report.read_text(encoding="utf-8"))["sources"]
+    if not have and sources.get("predictions") not in (None, "memory"):
+        have = [Path(sources["predictions"])]
+        tubes = [Path(sources["tubes"])] if sources.get("tubes") not in (None, "memory", "none") else []
+    if not have:
+        raise FileNotFoundError(f"compare: run {run} has no predictions.json (looked in {run} and {run / 'eval'})")
+    annotations = sources.get("annotations")
+    return have[0], tubes[0] if tubes else None, None if annotations == "memory" else annotations
+
+
+def compare_runs(
+    runs: tuple[Path, Path],
+    annotations: Path | str | dict[str, Any] | GroundTruth | None,
+    evaluators: Sequence[str],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> list[Difference]:
+    """Compare the predictions of two runs; ``annotations`` None takes the file that run A was evaluated with."""
+    from .evaluate import make_evaluators, prepare
+
+    files = [run_files(run) for run in runs]
+    source = annotations if annotations is not None else files[0][2]
+    if source is None:
+        raise ValueError("compare: give annotations=FILE; run A does not say what it was evaluated with")
+    gt = source if isinstance(source, GroundTruth) else GroundTruth.from_coco(source)
+    # The columnar backend's matches serve whatever library the numbers themselves came from.
+    made = [CocoEvaluator("columnar") if e.name == "coco" else e for e in make_evaluators(evaluators)]
+    tables = [collect(prepare(gt, predictions, tubes), made) for predictions, tubes, _ in files]
+    return bootstrap(tables[0], tables[1], len(gt.video_ids), draws=draws, seed=seed)

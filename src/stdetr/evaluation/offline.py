@@ -1,0 +1,82 @@
+"""``stdetr eval annotations=FILE predictions=FILE``: score anybody's output, or compare two runs.
+
+Keys of the configuration (all but ``annotations`` and ``predictions`` may be absent or null):
+    annotations, predictions, tubes     files; predictions may be COCO results, MOT text or a column file
+    output_dir                          ``<output_dir>/eval/`` gets metrics.json, report.json, report.md, figures
+    evaluators                          list out of ``stdetr.evaluation.EVALUATORS``
+    causal, seeds                       stated in the reports; null is reported as not stated
+    timestamps | latency_ms, frame_rate for the streaming evaluator
+    coco_backend                        auto, pycocotools, faster-coco-eval or columnar
+    compare                             ``RUN_A,RUN_B``: bootstrap of the difference, in compare.json and compare.md
+    bootstrap_draws                     1000
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .compare import as_table, compare_runs
+from .evaluate import EVALUATORS, make_evaluators, prepare, run_evaluators
+from .report import summary, write_json, write_reports, write_text
+
+
+def run(cfg: Mapping[str, Any]) -> dict[str, float | None]:
+    """Score or compare as ``cfg`` (a DictConfig or a dict) says, print the tables, write the reports.
+
+    Returns the flat metrics (for ``compare``: ``compare/<metric>`` to the difference B - A).
+    """
+    evaluators = _names(cfg.get("evaluators"))
+    if cfg.get("compare"):
+        return _compare(cfg, evaluators)
+    for key in ("annotations", "predictions"):
+        if not cfg.get(key):
+            raise ValueError(f"{key} is not given: stdetr eval annotations=FILE predictions=FILE [tubes=FILE]")
+    inputs = prepare(
+        Path(str(cfg["annotations"])),
+        Path(str(cfg["predictions"])),
+        Path(str(cfg["tubes"])) if cfg.get("tubes") else None,
+        timestamps=Path(str(cfg["timestamps"])) if cfg.get("timestamps") else None,
+        latency_ms=cfg.get("latency_ms"),
+        frame_rate=cfg.get("frame_rate"),
+    )
+    sources = {key: str(cfg.get(key) or "none") for key in ("annotations", "predictions", "tubes")}
+    made = make_evaluators(evaluators, cfg.get("coco_backend") or "auto")
+    found = run_evaluators(inputs, made, causal=cfg.get("causal"), seeds=cfg.get("seeds"), sources=sources)
+    print(summary(found))
+    if cfg.get("output_dir"):
+        output_dir = Path(str(cfg["output_dir"]))
+        write_reports(found, output_dir)
+        print(f"wrote {output_dir / 'eval' / 'metrics.json'}, report.json, report.md and figures")
+    return found.flat()
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return EVALUATORS
+    if isinstance(value, str):
+        return tuple(value.replace(",", " ").split())
+    return tuple(str(name) for name in value)
+
+
+def _compare(cfg: Mapping[str, Any], evaluators: tuple[str, ...]) -> dict[str, float | None]:
+    value = cfg["compare"]
+    runs = value.split(",") if isinstance(value, str) else [str(run) for run in value]
+    if len(runs) != 2:
+        raise ValueError(f"compare={value} names {len(runs)} run(s); give two: compare=RUN_A,RUN_B")
+    first, second = (Path(run.strip()) for run in runs)
+    annotations = Path(str(cfg["annotations"])) if cfg.get("annotations") else None
+    draws = int(cfg.get("bootstrap_draws") or 1000)
+    differences = compare_runs((first, second), annotations, evaluators, draws=draws)
+    if not differences:
+        raise ValueError(f"compare: no metric of evaluators {list(evaluators)} is defined for both runs")
+    table = as_table(differences, (str(first), str(second)))
+    print(table.markdown())
+    if cfg.get("output_dir"):
+        folder = Path(str(cfg["output_dir"])) / "eval"
+        write_json(folder / "compare.json", {"draws": draws, "differences": [asdict(d) for d in differences]})
+        write_text(folder / "compare.md", table.markdown())
+        print(f"wrote {folder / 'compare.json'} and compare.md")
+    return {f"compare/{d.metric}": d.difference for d in differences}
