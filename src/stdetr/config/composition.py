@@ -36,7 +36,7 @@ def compose(
     root = Path(folder).resolve() if folder is not None else config_dir()
     try:
         cfg = compose_raw(verb, overrides, root, with_hydra=with_hydra)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises a few plain ValueErrors
         raise ValueError(explain(error, verb, overrides, root)) from error
     check_values(verb, overrides, root)
     return cfg

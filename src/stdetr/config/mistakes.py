@@ -34,7 +34,7 @@ def explain(error: Exception, verb: str, overrides: Sequence[str], folder: Path)
     if isinstance(error, MissingConfigException) and wanted.startswith(_PLUGINS):
         return f"{wanted.replace('hydra/', '', 1)} is not installed; pip install 'stdetr[sweep]'"
     for item in parsed:
-        if item.is_sweep_override() and "requires --multirun" in str(error):
+        if item.is_sweep_override() and "multirun" in str(error):
             key, _, value = str(item.input_line).partition("=")
             return f"{key}={value} has several values; add -m to run each, or write '{key}=[{value}]' for a list"
     line = _unknown_key(verb, parsed, groups, folder)
@@ -73,7 +73,7 @@ def _wrong_option(item: Override, folder: Path) -> str | None:
         return None
     choices = [str(choice) for choice in getattr(value, "list", [value])] if not item.is_delete() else []
     for choice in choices:
-        known = choice in options or choice in {"None", "null"} or "/" in choice or "*" in choice
+        known = (folder / group / f"{choice}.yaml").is_file() or choice in {"None", "null"} or "*" in choice
         if not known and not choice.startswith("["):
             return f"{group}={choice}: no such option{did_you_mean(choice, options)} (options: {', '.join(options)})"
     return None
@@ -94,17 +94,24 @@ def _unknown_key(verb: str, parsed: Sequence[Override], groups: Sequence[str], f
     for item in parsed:
         key, value = item.key_or_group, str(item.input_line).partition("=")[2]
         if item.is_delete() and key not in known and key not in groups:
-            return f"~{key}: no such key{_suggest(key, known, groups)}"
+            return f"~{key}: no such key{_suggest(verb, key, known, groups)}"
         if key in groups and not item.is_add() and not item.is_delete() and key not in _chosen(verb, folder):
             return f"{key}={value}: 'stdetr {verb}' has no group '{key}'; +{key}={value} adds it"
         if is_plain_value(item, groups) and key not in known:
-            return f"{key}={value}: no such key{_suggest(key, known, groups)}"
+            return f"{key}={value}: no such key{_suggest(verb, key, known, groups)}"
     return None
 
 
-def _suggest(key: str, known: Sequence[str], groups: Sequence[str]) -> str:
+def _suggest(verb: str, key: str, known: Sequence[str], groups: Sequence[str]) -> str:
     match = (nearest(key, groups, cutoff=0.75) if "." not in key else None) or nearest_path(key, known)
-    return f"; did you mean '{match}'?" if match else "; 'stdetr <verb> --help' lists the keys, +key=value adds one"
+    if match:
+        return f"; did you mean '{match}'?"
+    section = key.rpartition(".")[0]
+    keys = [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
+    keys = [name for name in keys if not name.startswith("_")]
+    if section and keys:
+        return f"; '{section}' has {', '.join(keys)}"
+    return f"; 'stdetr {verb} --help' lists the keys, +key=value adds one"
 
 
 def _chosen(verb: str, folder: Path) -> set[str]:

@@ -53,4 +53,4 @@ def nearest_path(path: str, paths: Iterable[str]) -> str | None:
     for item in sorted(known, key=lambda item: item.count("."), reverse=True):
         leaves[item.rpartition(".")[2]] = item
     by_leaf = nearest(leaf, leaves, cutoff=0.75)
-    return leaves[by_leaf] if by_leaf is not None else nearest(path, known)
+    return leaves[by_leaf] if by_leaf is not None else None

@@ -79,13 +79,19 @@ def _mismatch(default: Any, value: Any) -> str | None:
     if OmegaConf.is_dict(default):
         return None if isinstance(value, dict) else "a section"
     if OmegaConf.is_list(default):
-        return None if isinstance(value, list) else "a list"
+        scalar = _is_number(value) and all(_is_number(item) for item in default)
+        return None if isinstance(value, list) or scalar else "a list"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
-    if isinstance(default, int | float):
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if fits else "a number"
+    if _is_number(default):
+        # One number or several: a stride or a size may be a list to draw from.
+        several = isinstance(value, list) and bool(value) and all(_is_number(_plain(item)) for item in value)
+        return None if _is_number(value) or several else "a number"
     return "text" if isinstance(value, list | dict) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _explain(key: str, default: Any, value: Any, reason: str, groups: Sequence[str]) -> str:
