@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,6 +142,23 @@ def test_overlap_frames_are_merged_by_score():
     assert rest.frame_index.tolist() == [2]
     assert rest.boxes[0, 0].tolist() == pytest.approx([44, 40, 64, 60])
     assert stitcher.flush().frame_index.tolist() == []
+
+
+def test_frames_with_a_low_score_hardly_count_for_matching():
+    # Frames 2 and 3 are shared.  On frame 3 the second window is unsure and far off: IoU (1 * 0.8 + 0 * 0.1) / 0.9.
+    def right(frame: int) -> tuple[float, float]:
+        return (50.0, 50.0)
+
+    def astray(frame: int) -> tuple[float, float]:
+        return (90.0, 90.0) if frame == 3 else (50.0, 50.0)
+
+    later = window([2, 3, 4], (astray,))
+    unsure = replace(later, scores=torch.tensor([[0.8, 0.1, 0.8]]))
+    for tubes, expected in ((unsure, [1]), (later, [1, 2])):
+        stitcher = Stitcher(2, StitchRules(min_similarity=0.6))
+        stitcher.push(window([0, 1, 2, 3], (right,)))
+        stitcher.push(tubes)
+        assert sorted(stitcher.flush().track_ids.tolist()) == expected
 
 
 def test_class_decides_between_equal_boxes_and_a_flicker_does_not_break_a_track():

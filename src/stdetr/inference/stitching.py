@@ -4,8 +4,8 @@ Shape legend
     M live tracks      N tubes of the pushed window      W frames kept (buffer)      F frames emitted
 
 A window's tubes are assigned to the live tracks in two passes, the easy one first (as in ByteTrack, Zhang et al.,
-arXiv 2110.06864).  First by overlap: the mean IoU over the frames where a track and a tube both report a box, so one
-good frame cannot outvote four bad ones.  Then, for a track and a tube that share no such frame (windows without
+arXiv 2110.06864).  First by overlap: the mean IoU over the frames where a track and a tube both report a box, weighted
+by the lower of the two scores, since the box of a frame on which the object is not seen means little.  Then, for a track and a tube that share no such frame (windows without
 overlap, an object that was hidden), by motion: the distance between the tube's first box and the place where the
 track's own velocity would have carried it.  Each pass is one Hungarian assignment.
 """
@@ -101,6 +101,9 @@ class _Tracks:
     def mean_boxes(self) -> Tensor:
         return self.boxes / self.weights.clamp_min(1e-12)[..., None]
 
+    def mean_scores(self) -> Tensor:
+        return self.scores / self.counts.clamp_min(1)
+
 
 class Stitcher:
     """Joins windows pushed in order of time; frames come out once no later window can add to them.
@@ -183,7 +186,8 @@ class Stitcher:
             both = (tracks.weights[:, None, columns] > 0) & tubes.present[None]  # M,N,T
             shared = both.sum(-1)
             iou = _iou_per_frame(tracks.mean_boxes()[:, columns], tubes.boxes)
-            overlap = (iou * both).sum(-1) / shared.clamp_min(1) * classes
+            sure = torch.minimum(tracks.mean_scores()[:, None, columns], tubes.scores[None]).clamp_min(1e-6) * both
+            overlap = (iou * sure).sum(-1) / sure.sum(-1).clamp_min(1e-12) * classes
             _match(torch.where(shared > 0, overlap, 0.0), self.rules.min_similarity, rows)
             distant = self._gap_similarity(tubes) * classes
             # Two that reported different boxes on one frame are two objects, whatever their motion says.
@@ -282,7 +286,7 @@ class Stitcher:
         best = tracks.votes[torch.arange(len(tracks)), labels] if len(tracks) else torch.zeros(0)
         return Tubes(
             boxes=tracks.mean_boxes(),
-            scores=tracks.scores / tracks.counts.clamp_min(1),
+            scores=tracks.mean_scores(),
             labels=labels,
             track_ids=tracks.ids,
             frame_index=self._frames[columns],

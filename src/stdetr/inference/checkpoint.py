@@ -1,0 +1,162 @@
+"""A model from what training left on disk.
+
+A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``; a checkpoint folder ``model.safetensors`` and
+``meta.json``.  Only safetensors and JSON are read: no checkpoint can run code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from stdetr import config as configs
+from stdetr.structures import ClassNames
+
+WEIGHTS, META, CONFIG = "model.safetensors", "meta.json", "config.yaml"
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """The three files a checkpoint consists of."""
+
+    weights: Path
+    meta: Path
+    config: Path
+
+
+def find_checkpoint(path: str | Path, key: str = "checkpoint") -> CheckpointFiles:
+    """The files behind ``path``: a run folder (``best`` before ``last``), a checkpoint folder or a weights file.
+
+    Raises FileNotFoundError with one line that says what is missing and, for a misspelt path, the nearest one.
+    """
+    weights = find_weights(path, key)
+    meta = weights.with_name(META)
+    if not meta.is_file():
+        raise FileNotFoundError(f"{key}={path}: {meta} is missing; it names the classes of the model")
+    above = [weights.parent, *weights.parent.parents][:3]
+    config = next((folder / CONFIG for folder in above if (folder / CONFIG).is_file()), None)
+    if config is None:
+        where = ", ".join(str(folder) for folder in above)
+        raise FileNotFoundError(f"{key}={path}: no {CONFIG} in {where}; it says how to build the model")
+    return CheckpointFiles(weights, meta, config)
+
+
+def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
+    """The weights file behind ``path``, as ``find_checkpoint`` finds it, whatever else is there."""
+    where = Path(path).expanduser()
+    if not where.exists():
+        raise FileNotFoundError(f"{key}={path} does not exist{_nearest(where)}")
+    if where.is_file():
+        if where.suffix != ".safetensors":
+            raise ValueError(f"{key}={path} is not a .safetensors file; give a run folder or a checkpoint folder")
+        return where
+    for candidate in (where, where / "checkpoints" / "best", where / "checkpoints" / "last"):
+        if (candidate / WEIGHTS).is_file():
+            return candidate / WEIGHTS
+    raise FileNotFoundError(f"{key}={path} holds no {WEIGHTS}, neither do its checkpoints/best and checkpoints/last")
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, ClassNames]:
+    """Build the model that ``config.yaml`` describes and give it the weights; in evaluation mode, on ``device``.
+
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for weights that are not of this
+    model, with the names that differ.
+    """
+    files = find_checkpoint(path)
+    cfg = configs.load_config(files.config)
+    node = OmegaConf.select(cfg, "model.detector")
+    if node is None:
+        raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
+    model: nn.Module = configs.instantiate(node)
+    weights = read_weights(files.weights)
+    difference = _Difference.between(model.state_dict(), weights)
+    if difference:
+        raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
+    model.load_state_dict(weights)
+    return model.to(device).eval(), cfg, read_classes(files.meta)
+
+
+def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> str:
+    """Give ``model`` the weights of a run or checkpoint wherever name and shape agree; returns one line on what was done.
+
+    For starting a training run from another one: other classes leave the class heads as they are.  Raises ValueError
+    when nothing agrees.
+    """
+    file = find_weights(path, key)
+    weights, own = read_weights(file), model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    difference = _Difference.between(own, weights)
+    if not fitting:
+        raise ValueError(f"{key}={path}: no tensor of {file} fits the model: {difference}")
+    model.load_state_dict(fitting, strict=False)
+    rest = f"; left as they were: {difference}" if difference else ""
+    return f"{key}={path}: {len(fitting)} of {len(own)} tensors taken over{rest}"
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError where it is damaged."""
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a readable safetensors file ({error}); was writing it interrupted?") from error
+
+
+def read_classes(file: Path) -> ClassNames:
+    """The classes of a checkpoint's ``meta.json``; ValueError where it is damaged."""
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        return ClassNames(tuple(int(i) for i in meta["class_ids"]), tuple(str(name) for name in meta["class_names"]))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} does not name the classes (class_ids, class_names): {error!r}") from error
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How the tensors of a file differ from a model's; falsy where they do not."""
+
+    missing: Sequence[str]
+    unknown: Sequence[str]
+    shapes: Sequence[str]
+
+    @classmethod
+    def between(cls, own: dict[str, Tensor], weights: dict[str, Tensor]) -> _Difference:
+        both = own.keys() & weights.keys()
+        return cls(
+            sorted(own.keys() - both),
+            sorted(weights.keys() - both),
+            [
+                f"{name} {tuple(weights[name].shape)}, model {tuple(own[name].shape)}"
+                for name in sorted(both)
+                if weights[name].shape != own[name].shape
+            ],
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unknown or self.shapes)
+
+    def __str__(self) -> str:
+        parts = (("missing", self.missing), ("unknown", self.unknown), ("other shape", self.shapes))
+        return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in parts if names)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f", nor does {parent}"
+    near = difflib.get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1)
+    return f"; did you mean {parent / near[0]}?" if near else ""

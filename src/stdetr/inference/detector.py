@@ -1,0 +1,207 @@
+"""Video in, tracks out.
+
+Shape legend
+    B windows a batch    T frames of a window    N tubes    h, w pixels of the source frame
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from stdetr import config as configs
+from stdetr.data.collate import Collate
+from stdetr.data.transforms import ClipTransform
+from stdetr.data.video_source import VideoSource, open_source
+from stdetr.inference.checkpoint import load_model
+from stdetr.inference.predictions import VideoInfo, VideoPredictions
+from stdetr.inference.stitching import Stitcher, StitchRules
+from stdetr.inference.tubes import best_class_only, visible_frames
+from stdetr.inference.windows import Window, iterate_windows
+from stdetr.models.postprocess import to_tubes
+from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets, Tubes
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Detector:
+    """A model with everything it needs to run on a video of any length, in memory that does not depend on the length.
+
+    model:           called as ``model(frames, sizes, frame_mask, frame_index)``, returns ``ModelOutput``
+    transform:       the evaluation transforms of the data the model was trained on, normalisation included
+    clip_length:     T of a window; overlap: how many frames a window shares with the next one
+    step:            look at every ``step``-th frame
+    top_k:           (tube, class) pairs kept of a window
+    score_threshold: frames of a tube that score less are left out
+    presence:        ... and those whose presence (frame score / tube score) is lower
+    track_threshold: a track gets its id when a frame reaches this score
+    rules:           when a window's tube continues a track (its ``birth_score`` is ``track_threshold``)
+    batch_size:      windows that go through the model together
+    precision:       ``fp32``, ``bf16`` or ``fp16``
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: ClassNames,
+        transform: ClipTransform,
+        *,
+        clip_length: int,
+        overlap: int = 0,
+        step: int = 1,
+        top_k: int = 100,
+        score_threshold: float = 0.05,
+        presence: float = 0.3,
+        track_threshold: float = 0.4,
+        rules: StitchRules | None = None,
+        batch_size: int = 1,
+        pad_to: int = 32,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 0 <= overlap < clip_length:
+            raise ValueError(f"overlap={overlap} must lie in [0, clip_length - 1] = [0, {clip_length - 1}]")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size), ("step", step)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        thresholds = {"score_threshold": score_threshold, "presence": presence, "track_threshold": track_threshold}
+        for name, value in thresholds.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must lie in [0, 1]")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.classes = classes
+        self.transform = transform
+        self.clip_length, self.overlap, self.step = clip_length, overlap, step
+        self.top_k, self.score_threshold, self.presence = top_k, score_threshold, presence
+        self.rules = replace(rules if rules is not None else StitchRules(), birth_score=track_threshold)
+        self.batch_size = batch_size
+        self.collate = Collate(pad_to)
+        self.precision = precision
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str = "auto", **settings: Any) -> Detector:
+        """The detector of a run folder, a checkpoint folder or a ``model.safetensors``.
+
+        device: ``auto`` (the first GPU, else the CPU) or any name that torch knows
+        settings: constructor arguments, ``clip_length`` and ``overlap`` above all; left out or None, the clip length of
+        training holds, with an overlap of two fifths of it
+
+        Raises FileNotFoundError and ValueError, in one line, for what is missing or does not fit.
+        """
+        where = choose_device(device)
+        model, cfg, classes = load_model(path, where)
+        given = {name: value for name, value in settings.items() if value is not None}
+        frames = int(given.pop("clip_length", 0) or cfg.data.frames)
+        defaults: dict[str, Any] = {"overlap": default_overlap(frames), "pad_to": _pad_to(cfg)}
+        return cls(model, classes, eval_transform(cfg), clip_length=frames, device=where, **{**defaults, **given})
+
+    def open(self, source: str | Path | VideoSource) -> VideoSource:
+        """``source`` itself, or the file, folder of frames or glob that it names."""
+        return open_source(source) if isinstance(source, str | Path) else source
+
+    def stream(
+        self, source: str | Path | VideoSource, *, start: int = 0, max_frames: int | None = None
+    ) -> Iterator[Tubes]:
+        """Tracks of consecutive pieces of the video, each as soon as no later window can change it.
+
+        Every frame that is looked at comes exactly once, in order; ids are the same object throughout.
+        """
+        if max_frames is not None and max_frames < 1:
+            raise ValueError(f"max_frames={max_frames} must be at least 1")
+        video = self.open(source)
+        stop = None if max_frames is None else start + max_frames * self.step
+        windows = iterate_windows(video, self.clip_length, self.overlap, start=start, stop=stop, step=self.step)
+        stitcher = Stitcher(self.overlap, self.rules)
+        while group := list(islice(windows, self.batch_size)):
+            for tubes in self.detect(group, video):
+                clip = stitcher.push(tubes)
+                if clip.frame_index.numel():
+                    yield clip
+        rest = stitcher.flush()
+        if rest.frame_index.numel():
+            yield rest
+
+    def predict(
+        self, source: str | Path | VideoSource, *, start: int = 0, max_frames: int | None = None
+    ) -> VideoPredictions:
+        """All detections of a video.  Frames are not kept; detections are."""
+        video = self.open(source)
+        return VideoPredictions.from_clips(
+            self.stream(video, start=start, max_frames=max_frames), self.info(source, video), self.classes
+        )
+
+    def info(self, source: str | Path | VideoSource, video: VideoSource) -> VideoInfo:
+        """What is known of a video before it is looked at."""
+        path = str(source) if isinstance(source, str | Path) else video.name
+        return VideoInfo(path, Path(video.name).name, video.size, video.fps, ())
+
+    @torch.no_grad()
+    def detect(self, windows: Sequence[Window], video: VideoSource) -> list[Tubes]:
+        """The tubes of each window, not yet stitched."""
+        batch = self.batch(windows, video)
+        with self._autocast():
+            output = self.model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
+        results = []
+        for tubes in to_tubes(output, batch.infos, self.top_k, self.score_threshold):
+            sure = visible_frames(tubes, score_threshold=self.score_threshold, presence=self.presence)
+            results.append(best_class_only(sure))
+        return results
+
+    def batch(self, windows: Sequence[Window], video: VideoSource) -> ClipBatch:
+        """Windows as the model takes them, on its device; of equal length or padded in time."""
+        clips = []
+        for window in windows:
+            info = ClipInfo(0, window.frame_index, (-1,) * len(window.frame_index), video.size, video.name)
+            frames, _, _ = self.transform(torch.from_numpy(window.frames).permute(0, 3, 1, 2), torch.zeros(0, 4))
+            clips.append(Clip(frames, ClipTargets.empty(len(window.frame_index)), info))
+        return self.collate(clips).to(self.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        kind = PRECISIONS[self.precision]
+        return nullcontext() if kind is None else torch.autocast(self.device.type, dtype=kind)
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU; raises ValueError for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is unknown; use auto, cpu, cuda or cuda:<number>") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device} but PyTorch sees no GPU here; use device=auto or device=cpu")
+    return chosen
+
+
+def default_overlap(frames: int) -> int:
+    """Two fifths of a window: enough common frames to know an object by, at 1.7 times the work of adjacent windows."""
+    return 2 * frames // 5
+
+
+def eval_transform(cfg: DictConfig) -> ClipTransform:
+    """The transforms that the run evaluated with, from ``data.eval_transforms``, ``data.mean`` and ``data.std``."""
+    transforms = configs.instantiate(cfg.data.eval_transforms)
+    return ClipTransform(list(transforms or ()), mean=list(cfg.data.mean), std=list(cfg.data.std))
+
+
+def _pad_to(cfg: DictConfig) -> int:
+    return int(OmegaConf.select(cfg, "data.loader.pad_to", default=32))
+
+
+def normalised_to_uint8(frames: Tensor, transform: ClipTransform) -> Tensor:
+    """The pixels behind normalised frames: T,3,h,w float32 -> T,h,w,3 uint8, for pictures."""
+    if transform.scale is not None and transform.shift is not None:
+        frames = (frames - transform.shift.to(frames.device)) / transform.scale.to(frames.device)
+    return frames.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
