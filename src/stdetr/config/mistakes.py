@@ -33,12 +33,13 @@ def explain(error: Exception, verb: str, overrides: Sequence[str], folder: Path)
     wanted = getattr(error, "missing_cfg_file", None) or ""
     if isinstance(error, MissingConfigException) and wanted.startswith(_PLUGINS):
         return f"{wanted.replace('hydra/', '', 1)} is not installed; pip install 'stdetr[sweep]'"
+    if (line := _unknown_key(verb, parsed, groups, folder)) is not None:
+        return line
     for item in parsed:
         if item.is_sweep_override() and "multirun" in str(error):
             key, _, value = str(item.input_line).partition("=")
             return f"{key}={value} has several values; add -m to run each, or write '{key}=[{value}]' for a list"
-    line = _unknown_key(verb, parsed, groups, folder)
-    return line if line is not None else one_line(error)
+    return one_line(error)
 
 
 def one_line(error: BaseException) -> str:
