@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_LISTS = ("videos", "images", "annotations")
+_LISTS: tuple[str, ...] = ("videos", "images", "annotations")
 
 
 class CocoVidWriter:

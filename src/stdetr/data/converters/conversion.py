@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from stdetr.data.converters.coco_vid_writer import CocoVidWriter
 from stdetr.data.converters.media import MediaLinker
 from stdetr.data.converters.problems import Problems
 from stdetr.data.converters.records import NO_TRACK, Box, Category, Frame, Reader, Video
-from stdetr.data.converters.splits import SplitRules
+from stdetr.data.converters.splits import EVERYTHING, SplitRules
 
 _WORK = ".conversion"
 
@@ -44,7 +45,8 @@ def work_folder(output: Path) -> Iterator[Path]:
     Raises ValueError when another conversion is writing to the same output.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with (output / f"{_WORK}.lock").open("w") as lock:
+    lock = os.open(output, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,7 +59,8 @@ def work_folder(output: Path) -> Iterator[Path]:
             yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            (output / f"{_WORK}.lock").unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 class Conversion:
@@ -86,6 +89,8 @@ class Conversion:
         self.counts: dict[str, Counts] = {}
         self._writers: dict[str, CocoVidWriter] = {}
         self._next = {"video": 1, "image": 1, "annotation": 1}
+        # Rules bring all splits together in one file, where ids of two source files may collide.
+        self._keep_ids = not rules or reader.one_id_space
 
     def run(self, work: Path) -> dict[str, Counts]:
         """Convert everything, then publish all files together.
@@ -114,6 +119,7 @@ class Conversion:
                 writer.close()
         for writer in self._writers.values():
             writer.publish()
+        self.counts = dict(sorted(self.counts.items(), key=lambda item: item[0] == EVERYTHING))
         self._report()
         return self.counts
 
@@ -124,7 +130,7 @@ class Conversion:
         return self._writers[split]
 
     def _id(self, kind: str, given: int | None) -> int:
-        if given is not None:
+        if given is not None and self._keep_ids:
             return given
         number = self._next[kind]
         self._next[kind] += 1
@@ -145,6 +151,7 @@ class Conversion:
         if video.path is not None:
             record["file_name"] = self.media.video(video.path)
         tracks: dict[str, set[int]] = {}
+        identities = _TrackIdentities()
         for frame in video.frames:
             splits = self.rules.of_frame(video.name, video.split, frame.number)
             for split in splits:
@@ -152,9 +159,11 @@ class Conversion:
                     tracks[split] = set()
                     self._writer(split).add("videos", record)
                     self.counts[split].videos += 1
-            self._frame(video, record["id"], frame, splits, tracks, categories)
-        for split, seen in tracks.items():
-            self.counts[split].tracks += len(seen)
+            self._frame(video, record["id"], frame, splits, tracks, identities, categories)
+        for split, found in tracks.items():
+            self.counts[split].tracks += len(found)
+        if identities.split_off:
+            self.problems.note("tracks cut where their class changes (a track has one class)", identities.split_off)
 
     def _frame(
         self,
@@ -163,6 +172,7 @@ class Conversion:
         frame: Frame,
         splits: list[str],
         tracks: dict[str, set[int]],
+        identities: _TrackIdentities,
         categories: list[Category],
     ) -> None:
         width, height = frame.width or video.width, frame.height or video.height
@@ -180,7 +190,15 @@ class Conversion:
         for split in splits:
             self._writers[split].add("images", record)
             self.counts[split].images += 1
+        seen: set[int] = set()
         for box in frame.boxes:
+            track = identities.of(box)
+            if track in seen:
+                reason = f"track {box.instance_id} has a second box on frame {frame.number} of {video.name}"
+                self.problems.add(video.file, box.record, reason)
+                continue
+            if track != NO_TRACK:
+                seen.add(track)
             clipped = self._clip(video, box, width, height)
             if clipped is None:
                 continue
@@ -196,14 +214,15 @@ class Conversion:
                     count.boxes += 1
                     key = str(box.category_id)
                     count.per_class[key] = count.per_class.get(key, 0) + 1
-                    if box.instance_id != NO_TRACK:
-                        tracks[split].add(box.instance_id)
+                    if track != NO_TRACK:
+                        tracks[split].add(track)
             if xywh:
-                self._annotation(box, xywh, cut, image_id, video_id, splits, categories)
+                self._annotation(box, track, xywh, cut, image_id, video_id, splits, categories)
 
     def _annotation(
         self,
         box: Box,
+        track: int,
         xywh: tuple[float, ...],
         cut: bool,
         image_id: int,
@@ -219,7 +238,7 @@ class Conversion:
                 "image_id": image_id,
                 "video_id": video_id,
                 "category_id": category_id,
-                "instance_id": box.instance_id,
+                "instance_id": track,
                 "bbox": list(xywh),
                 # A mask's area says nothing of a box that was cut at the border.
                 "area": _plain(xywh[2] * xywh[3]) if box.area is None or cut else box.area,
@@ -251,12 +270,35 @@ class Conversion:
         report = {
             **self.info,
             "splits": {split: asdict(count) for split, count in self.counts.items()},
-            "left_out": dict(self.problems.left_out),
+            "notes": dict(self.problems.notes),
             "skipped": self.problems.skipped,
         }
         unfinished = self._work / "conversion.report"
         unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         unfinished.replace(self.output / "conversion.json")
+
+
+class _TrackIdentities:
+    """Track ids inside one video.  A tube has one class, so a track that changes its class goes on under a new id."""
+
+    # Far above any id of a source, and it still fits every reader's integers.
+    _FIRST_NEW = 1_000_000_000
+
+    def __init__(self) -> None:
+        self._class: dict[int, int | None] = {}
+        self._new: dict[tuple[int, int | None], int] = {}
+
+    def of(self, box: Box) -> int:
+        """The id to write; a region that holds for every class has none."""
+        if box.instance_id < 0 or box.category_id is None:
+            return NO_TRACK
+        if self._class.setdefault(box.instance_id, box.category_id) == box.category_id:
+            return box.instance_id
+        return self._new.setdefault((box.instance_id, box.category_id), self._FIRST_NEW + len(self._new))
+
+    @property
+    def split_off(self) -> int:
+        return len(self._new)
 
 
 def _plain(value: float) -> float | int:

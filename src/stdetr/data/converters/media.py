@@ -56,7 +56,7 @@ class MediaLinker:
             return name
         if self.target.is_symlink():
             raise ValueError(
-                f"{self.target} is a link to {os.readlink(self.target)} from a former conversion; remove it, or choose "
+                f"{self.target} is a link to {self.target.readlink()} from a former conversion; remove it, or choose "
                 "another output"
             )
         place = self.target / name

@@ -28,7 +28,7 @@ class Problems:
         self.list_path = list_path
         self.skipped = 0
         self.first: list[str] = []
-        self.left_out: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         if list_path is not None:
             list_path.unlink(missing_ok=True)
 
@@ -48,6 +48,6 @@ class Problems:
             with self.list_path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
 
-    def leave_out(self, what: str, count: int = 1) -> None:
-        """Count records that the format's rules leave out on purpose; they are reported, and no error."""
-        self.left_out[what] += count
+    def note(self, what: str, count: int = 1) -> None:
+        """Count what the format's rules leave out or change on purpose; it is reported, and no error."""
+        self.notes[what] += count

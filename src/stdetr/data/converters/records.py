@@ -99,6 +99,11 @@ class Reader(Protocol):
         """The videos, in a fixed order; never the whole data set in memory."""
         ...
 
+    @property
+    def one_id_space(self) -> bool:
+        """Whether the source's ids are unique over all its splits, so that ``all.json`` may keep them."""
+        ...
+
     def count(self) -> int | None:
         """Number of videos for the progress bar, or None when only reading would tell."""
         ...

@@ -15,7 +15,8 @@ class SplitRules:
 
     Without rules a frame goes to its source's split, or to ``all`` where the source has none.  With rules it goes to
     each split whose rule holds, and to ``all`` in any case.  A rule is ``[first, last]`` (frame numbers as in the
-    annotation file, both included), a list of such pairs, or a list of video name patterns (``[MOT17-02*, MOT17-04*]``).
+    annotation file, both included), a list of such pairs, or a list of video name patterns
+    (``[MOT17-02*, MOT17-04*]``).
 
     Raises:
         ValueError: a rule of another form, or a split name that is no plain file name.
@@ -35,7 +36,7 @@ class SplitRules:
             self._add(name, rule)
 
     def _add(self, name: str, rule: Any) -> None:
-        items = list(rule) if isinstance(rule, Sequence) and not isinstance(rule, str) else [rule]
+        items: list[Any] = list(rule) if isinstance(rule, Sequence) and not isinstance(rule, str) else [rule]
         if items and all(isinstance(item, str) for item in items):
             self.patterns[name] = items
             return

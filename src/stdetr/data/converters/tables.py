@@ -58,10 +58,12 @@ def read_rows(path: Path, shown: str) -> Iterator[Row]:
         raise MalformedInputError(f"{shown}: {error}") from None
 
 
-def read_records(path: Path, shown: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_records(
+    path: Path, shown: str, required: tuple[str, ...], problems: Problems
+) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row by column name) of a comma separated file with header.
 
-    Raises MalformedInputError when a required column is missing or a row has another number of cells.
+    Raises MalformedInputError when a required column is missing; a row with too few or many cells goes to ``problems``.
     """
     rows = read_rows(path, shown)
     header = next(rows, None)
@@ -73,7 +75,8 @@ def read_records(path: Path, shown: str, required: tuple[str, ...]) -> Iterator[
             raise MalformedInputError(f"{shown}:{header.line}: no column {name!r}; it has {', '.join(names)}")
     for row in rows:
         if len(row) != len(names):
-            raise MalformedInputError(f"{shown}:{row.line}: {len(row)} cells, the header has {len(names)}")
+            problems.add(shown, row.line, f"{len(row)} cells, the header has {len(names)}")
+            continue
         yield row.line, dict(zip(names, row.cells, strict=True))
 
 
