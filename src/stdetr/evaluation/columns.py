@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 _CHUNK = 1 << 22  # characters read from a results file at a time
+_LONGEST_RECORD = 1 << 24  # more than that without an end is no record
 
 
 def _describe(value: object) -> str:
@@ -200,8 +201,8 @@ def stream_list(path: Path, what: str, batch: int = 200_000) -> Iterator[list[An
             else:
                 reason = "the list is not closed"
             if not whole:
-                # No record is that long: a real fault, better named now than after reading gigabytes.
-                more = stream.read(_CHUNK) if len(text) - place < 2 * _CHUNK else ""
+                # A fault in the middle of a large file is named now, not after reading gigabytes.
+                more = stream.read(_CHUNK) if len(text) - place < _LONGEST_RECORD else ""
                 if not more:
                     raise fail(reason, place)
                 done += place

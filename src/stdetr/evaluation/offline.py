@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .compare import as_table, compare_runs
+from .compare import LEVEL, as_table, compare_runs, run_files
 from .evaluate import EVALUATORS, make_evaluators, prepare, run_evaluators
 from .report import summary, write_json, write_reports, write_text
 
@@ -70,13 +70,19 @@ def _compare(cfg: Mapping[str, Any], evaluators: tuple[str, ...]) -> dict[str, f
     annotations = Path(str(cfg["annotations"])) if cfg.get("annotations") else None
     draws = int(cfg.get("bootstrap_draws") or 1000)
     differences = compare_runs((first, second), annotations, evaluators, draws=draws)
+    used = {name: run_files(path) for name, path in (("A", first), ("B", second))}
     if not differences:
         raise ValueError(f"compare: no metric of evaluators {list(evaluators)} is defined for both runs")
     table = as_table(differences, (str(first), str(second)))
     print(table.markdown())
     if cfg.get("output_dir"):
         folder = Path(str(cfg["output_dir"])) / "eval"
-        write_json(folder / "compare.json", {"draws": draws, "differences": [asdict(d) for d in differences]})
+        runs = {
+            name: {"predictions": str(found), "tubes": None if tubes is None else str(tubes)}
+            for name, (found, tubes, _) in used.items()
+        }
+        document = {"runs": runs, "draws": draws, "level": LEVEL, "differences": [asdict(d) for d in differences]}
+        write_json(folder / "compare.json", document)
         write_text(folder / "compare.md", table.markdown())
         print(f"wrote {folder / 'compare.json'} and compare.md")
     return {f"compare/{d.metric}": d.difference for d in differences}

@@ -1,0 +1,295 @@
+"""Reading annotations, detections and tubes; one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stdetr.evaluation import Detections, GroundTruth, TubeResults, columns, evaluate
+from stdetr.evaluation.evaluate import prepare
+
+
+@pytest.fixture
+def scene(new_scene):
+    scene = new_scene([3, 2], classes=2)
+    scene.truth(1, [10, 10, 20, 20], instance=4)
+    scene.truth(2, [12, 10, 20, 20], instance=4)
+    scene.truth(4, [30, 30, 10, 10], category=2, instance=4)
+    scene.found(1, [10, 10, 20, 20], 0.9, track=7)
+    scene.found(2, [12, 10, 20, 20], 0.7, track=7)
+    scene.found(4, [30, 30, 10, 10], 0.6, category=2)
+    return scene
+
+
+def refuse(match: str, document: dict, predictions: list, tubes: list | None = None) -> None:
+    with pytest.raises(ValueError, match=re.escape(match)) as caught:
+        evaluate(document, predictions, tubes, causal=False, seeds=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_ground_truth_columns(scene) -> None:
+    gt = GroundTruth.from_coco(scene.document)
+    assert gt.video_lengths.tolist() == [3, 2]
+    assert gt.image_video.tolist() == [0, 0, 0, 1, 1]
+    assert gt.frame_positions.tolist() == [0, 1, 2, 0, 1]
+    # instance_id is unique inside a video only: 4 in the other video is another track.
+    assert gt.track.tolist() == [0, 0, 1]
+    assert gt.category.tolist() == [0, 0, 1]
+    assert gt.has_tracks
+
+
+def test_subset_keeps_ids(scene) -> None:
+    gt = GroundTruth.from_coco(scene.document)
+    part = gt.subset(np.array([False, True, False, True, False]))
+    assert part.image_ids.tolist() == [2, 4]
+    assert part.annotation_ids.tolist() == [2, 3]
+    assert part.image.tolist() == [0, 1]
+
+
+def test_plain_coco_has_one_video_an_image(scene) -> None:
+    document = {name: scene.document[name] for name in ("images", "annotations", "categories")}
+    for record in (*document["images"], *document["annotations"]):
+        record.pop("video_id")
+        record.pop("instance_id", None)
+    gt = GroundTruth.from_coco(document)
+    assert len(gt.video_ids) == 5
+    assert not gt.has_tracks
+    values = evaluate(document, scene.predictions, causal=False, seeds=1)
+    assert values["coco/AP"] == pytest.approx(1)
+    assert values["vid/AP50"] == pytest.approx(1)
+    assert values["vid/AP50_slow"] is None
+    assert values["tube/AP"] is None
+    assert values["track/HOTA"] is None
+
+
+def test_results_list_file_and_npz_are_the_same(scene, tmp_path: Path) -> None:
+    listed = Detections.from_results(scene.predictions)
+    (tmp_path / "predictions.json").write_text(json.dumps(scene.predictions, indent=1))
+    loaded = Detections.load(tmp_path / "predictions.json")
+    loaded.save(tmp_path / "predictions.npz")
+    for other in (loaded, Detections.load(tmp_path / "predictions.npz")):
+        for name in Detections.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(other, name), getattr(listed, name))
+
+
+@pytest.mark.parametrize("size", range(1, 60, 3))
+def test_streamed_list_is_cut_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int) -> None:
+    monkeypatch.setattr(columns, "_CHUNK", size)
+    records = [{"a": i, "b": [1.5, -2e-3, {"c": "x,]}"}], "d": 'é\\"'} for i in range(13)]
+    for indent in (None, 1):
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps(records, indent=indent, ensure_ascii=False), encoding="utf-8")
+        batches = list(columns.stream_list(path, "predictions", batch=5))
+        assert [len(batch) for batch in batches] == [5, 5, 3]
+        assert [record for batch in batches for record in batch] == records
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it is empty"),
+        ('{"a": 1}', "must hold a JSON list"),
+        ('[{"a": 1}', "the list is not closed"),
+        ('[{"a": 1} {"a": 2}]', "expected ','"),
+        ('[{"a": 1},, {"a": 2}]', "unexpected ','"),
+        ('[{"a": }]', "is not a JSON list"),
+        ("not json", "must hold a JSON list"),
+    ],
+)
+def test_malformed_list(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        list(columns.stream_list(path, "predictions"))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fault_is_named_before_the_whole_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(columns, "_CHUNK", 64)
+    monkeypatch.setattr(columns, "_LONGEST_RECORD", 256)
+    path = tmp_path / "list.json"
+    path.write_text("[{]" + '{"a": 1},' * 1000 + "]")
+    with pytest.raises(ValueError, match="at character 1"):
+        list(columns.stream_list(path, "predictions"))
+
+
+def test_empty_list_file(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text("[ ]")
+    assert len(Detections.load(tmp_path / "none.json")) == 0
+
+
+def test_unknown_image_names_the_nearest(scene) -> None:
+    scene.found(9, [0, 0, 5, 5], 0.5)
+    refuse("predictions record 3: image_id 9 is not in the annotations; nearest valid image_id is 5", *both(scene))
+
+
+def test_unknown_category_names_the_nearest(scene) -> None:
+    scene.found(1, [0, 0, 5, 5], 0.5, category=7)
+    refuse("category_id 7 is not in the annotations; nearest valid category_id is 2", *both(scene))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [0, 0, float("nan"), 5]}, "predictions record 3: bbox [0.0, 0.0, nan, 5.0] is not finite"),
+        ({"bbox": [0, 0, -1, 5]}, "negative width or height"),
+        ({"bbox": [0, 0, 5]}, "bbox is [0, 0, 5], it must be a list of 4 numbers"),
+        ({"bbox": "box"}, "bbox is 'box', it must be a list of 4 numbers"),
+        ({"score": float("inf")}, "predictions record 3: score inf is not finite"),
+        ({"score": "high"}, "predictions record 3: score is 'high', it must be a number"),
+        ({"image_id": "1"}, "predictions record 3: image_id is '1', it must be an integer"),
+        ({"image_id": 1.5}, "image_id is 1.5, it must be an integer"),
+        ({"track_id": "a"}, "track_id is 'a', it must be an integer"),
+        ({"track_id": 7}, "track_id 7 has two boxes in image_id 1"),
+    ],
+)
+def test_bad_prediction(scene, change: dict, message: str) -> None:
+    scene.predictions.append({"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5} | change)
+    refuse(message, *both(scene))
+
+
+def test_misspelt_key_names_the_nearest(scene) -> None:
+    scene.predictions[1]["scores"] = scene.predictions[1].pop("score")
+    refuse("predictions record 1 has no 'score'; did you mean 'score' where it says 'scores'?", *both(scene))
+
+
+def test_a_record_that_is_no_object(scene) -> None:
+    refuse("predictions record 0 is 3", scene.document, [3])
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("annotations", {"bbox": [0, 0, None, 1]}, "bbox is [0, 0, None, 1]"),
+        ("annotations", {"bbox": [0, 0, float("nan"), 1]}, "is not finite"),
+        ("annotations", {"image_id": 50}, "annotations record 0: image_id 50 is not in the annotations"),
+        ("annotations", {"category_id": 3}, "nearest valid category_id is 2"),
+        ("annotations", {"image_id": 2}, "instance_id 4 has 2 boxes in image id 2"),
+        ("annotations", {"iscrowd": 2}, "iscrowd is 2, it must be 0 or 1"),
+        ("images", {"id": 2}, "image id 2 appears 2 times"),
+        ("images", {"frame_id": 1}, "repeats frame_id 1 of its video"),
+        ("images", {"video_id": 9}, "video_id 9 is not in the annotations; nearest valid video_id is 2"),
+        ("categories", {"id": 2}, "category id 2 appears 2 times"),
+    ],
+)
+def test_bad_annotation(scene, part: str, change: dict, message: str) -> None:
+    document = json.loads(json.dumps(scene.document))
+    document[part][0] |= change
+    refuse(message, document, scene.predictions)
+
+
+def test_incomplete_documents(scene) -> None:
+    refuse("has no list 'categories'", {"images": [], "annotations": []}, [])
+    refuse("has no image", {"images": [], "annotations": [], "categories": []}, [])
+
+
+def test_missing_and_broken_files(scene, tmp_path: Path) -> None:
+    (tmp_path / "annotations.json").write_text(json.dumps(scene.document))
+    with pytest.raises(FileNotFoundError, match=r"anotations\.json does not exist; did you mean .*annotations\.json"):
+        evaluate(tmp_path / "anotations.json", [], causal=False, seeds=1)
+    with pytest.raises(FileNotFoundError, match="predictions file"):
+        evaluate(tmp_path / "annotations.json", tmp_path / "none.json", causal=False, seeds=1)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
+        evaluate(tmp_path / "broken.json", [], causal=False, seeds=1)
+    np.savez(tmp_path / "columns.npz", image_ids=np.zeros(1))
+    with pytest.raises(ValueError, match="has no column 'category_ids'"):
+        evaluate(tmp_path / "annotations.json", tmp_path / "columns.npz", causal=False, seeds=1)
+
+
+def test_unknown_evaluator(scene) -> None:
+    with pytest.raises(ValueError, match="'tubes' is not an evaluator; did you mean 'tube'"):
+        evaluate(scene.document, scene.predictions, evaluators=("tubes",), causal=False, seeds=1)
+
+
+def test_tubes_from_track_ids(scene) -> None:
+    scene.found(3, [14, 10, 20, 20], 0.5, category=2, track=7)
+    inputs = prepare(scene.document, scene.predictions)
+    tubes = inputs.tubes
+    assert tubes is not None
+    assert tubes.scores.tolist() == pytest.approx([0.7])
+    assert tubes.category.tolist() == [0]  # two boxes of class 1, one of class 2
+    assert tubes.video.tolist() == [0]
+    assert tubes.image.tolist() == [0, 1, 2]
+
+
+def test_equal_votes_go_to_the_higher_scores(new_scene) -> None:
+    scene = new_scene([2], classes=2)
+    scene.truth(1, [0, 0, 5, 5])
+    scene.found(1, [0, 0, 5, 5], 0.4, category=1, track=0)
+    scene.found(2, [0, 0, 5, 5], 0.5, category=2, track=0)
+    tubes = prepare(scene.document, scene.predictions).tubes
+    assert tubes is not None
+    assert tubes.category.tolist() == [1]
+
+
+def test_given_tubes_win_over_track_ids(scene) -> None:
+    tubes = [{"video_id": 1, "category_id": 1, "score": 0.3, "bboxes": [[10, 10, 20, 20], None, None]}]
+    inputs = prepare(scene.document, scene.predictions, tubes)
+    assert inputs.tubes is not None
+    assert inputs.tubes.scores.tolist() == [0.3]
+    assert inputs.tubes.image.tolist() == [0]
+
+
+def test_tubes_of_the_whole_video_when_only_some_frames_are_annotated(new_scene) -> None:
+    scene = new_scene([2])
+    scene.images[1]["frame_id"] = 5  # frames 0 and 5 of a video of 6
+    scene.truth(2, [10, 10, 20, 20])
+    boxes = [None, [1, 1, 2, 2], None, None, None, [10, 10, 20, 20]]
+    tubes = TubeResults.load(
+        [{"video_id": 1, "category_id": 1, "score": 1, "bboxes": boxes}], GroundTruth.from_coco(scene.document)
+    )
+    assert tubes.image.tolist() == [1]
+    assert tubes.boxes.tolist() == [[10, 10, 20, 20]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video_id": 3}, "tubes record 0: video_id 3 is not in the annotations; nearest valid video_id is 2"),
+        ({"bboxes": [None]}, "tubes record 0: 1 bboxes, but video_id 1 has 3 frames"),
+        ({"bboxes": [None, None, [1, 2, 3]]}, "tubes record 0: bboxes of frame 2 is [1, 2, 3]"),
+        ({"bboxes": [None, None, [1, 2, float("nan"), 4]]}, "is not finite or has a negative size"),
+        ({"bboxes": None}, "tubes record 0 has no list 'bboxes'"),
+        ({"score": float("nan")}, "tubes record 0: score nan is not finite"),
+    ],
+)
+def test_bad_tube(scene, change: dict, message: str) -> None:
+    tube = {"video_id": 1, "category_id": 1, "score": 0.3, "bboxes": [None, None, [1, 2, 3, 4]]}
+    refuse(message, scene.document, scene.predictions, [tube | change])
+
+
+def test_mot_text(scene, tmp_path: Path) -> None:
+    folder = tmp_path / "tracks"
+    folder.mkdir()
+    (folder / "vid1.txt").write_text("1,7,10,10,20,20,0.9,1\n\n2,7,12,10,20,20,0.7,1\n")
+    (folder / "vid2.txt").write_text("1,-1,30,30,10,10,0.6,2,-1,-1\n")
+    gt = GroundTruth.from_coco(scene.document)
+    mot, listed = Detections.load(folder, gt), Detections.from_results(scene.predictions)
+    for name in Detections.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(mot, name), getattr(listed, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("vid1.txt", "1,7,10,10,20\n", "line 1: 5 values"),
+        ("vid1.txt", "1,7,10,10,20,20,0.9,1\none,7,10,10,20,20,0.9\n", "line 2: 'one,7"),
+        ("vid1.txt", "9,7,10,10,20,20,0.9,1\n", "frame 9 is not annotated; the nearest is 3"),
+        ("vid1.txt", "1,7,10,10,20,20,0.9\n", "class -1 is not a category id; the annotations have [1, 2]"),
+        ("street.txt", "1,7,10,10,20,20,0.9,1\n", "names no video of the annotations"),
+    ],
+)
+def test_bad_mot_text(scene, tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Detections.load(tmp_path / name, GroundTruth.from_coco(scene.document))
+
+
+def both(scene) -> tuple[dict, list]:
+    return scene.document, scene.predictions

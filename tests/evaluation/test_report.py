@@ -1,0 +1,207 @@
+"""The entry point, the reports, scoring anybody's files, comparing runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stdetr.evaluation import evaluate
+from stdetr.evaluation.compare import bootstrap, collect
+from stdetr.evaluation.curve import ScoredMatches
+from stdetr.evaluation.evaluate import make_evaluators, prepare, run_evaluators
+from stdetr.evaluation.offline import run
+from stdetr.evaluation.report import markdown, summary, tables
+
+KEYS = {
+    "coco": "AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100",
+    "vid": "AP50 AP50_fast AP50_medium AP50_slow",
+    "vid_mega": "AP50 AP50_fast AP50_medium AP50_slow",
+    "tube": "AP AP50 AP75 AR1 AR10",
+    "track": "HOTA DetA AssA LocA MOTA IDF1 IDSW",
+    "streaming": "sAP sAP50 sAP75",
+}
+
+
+@pytest.fixture
+def files(make_random_scene, tmp_path: Path) -> Path:
+    scene = make_random_scene(4)
+    (tmp_path / "annotations.json").write_text(json.dumps(scene.document))
+    (tmp_path / "predictions.json").write_text(json.dumps(scene.predictions))
+    return tmp_path
+
+
+def test_flat_keys_and_files(files: Path) -> None:
+    cfg = {"annotations": files / "annotations.json", "predictions": files / "predictions.json"}
+    values = run(cfg | {"output_dir": files / "run", "causal": True, "seeds": 3})
+    for prefix, names in KEYS.items():
+        for name in names.split():
+            assert f"{prefix}/{name}" in values
+    assert values["streaming/sAP"] is None
+    folder = files / "run" / "eval"
+    assert json.loads((folder / "metrics.json").read_text()) == values
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["mode"], report["seeds"]) == ("causal", 3)
+    assert report["tables"]["variants"]["rows"][0][:2] == ["vid/AP50", values["vid/AP50"]]
+    for name in ("precision_recall.png", "per_class.png"):
+        pixels = np.asarray(Image.open(folder / name).convert("L"))
+        assert min(pixels.shape) > 300
+        assert pixels.std() > 10  # something is drawn
+
+
+def test_report_states_evaluator_frames_mode_and_seeds(make_random_scene) -> None:
+    scene = make_random_scene(4)
+    inputs = prepare(scene.document, scene.predictions)
+    found = run_evaluators(inputs, make_evaluators(("coco", "vid", "vid_mega", "motion")), causal=False, seeds=2)
+    rows = tables(found)["variants"].rows
+    assert [row[0] for row in rows] == ["vid/AP50", "vid_mega/AP50", "coco/AP50", "coco/AP"]
+    for row in rows:
+        assert row[3:] == [len(scene.images), "offline", 2]
+    assert [table.title for table in tables(found).values()] == [
+        "Variants side by side",
+        "Per class",
+        "Per motion",
+        "Per size",
+    ]
+    text = markdown(found)
+    assert f"{len(scene.images)} frames of {len(scene.videos)} videos" in text
+    for row in rows:
+        assert str(row[0]) in summary(found)
+        assert f"{row[1]:.4f}" in summary(found)
+
+
+def test_not_stated_is_said(make_random_scene) -> None:
+    scene = make_random_scene(4)
+    found = run_evaluators(
+        prepare(scene.document, scene.predictions), make_evaluators(("coco",)), causal=None, seeds=None
+    )
+    assert tables(found)["variants"].rows[0][4:] == ["not stated", "not stated"]
+
+
+def test_undefined_evaluator_is_null_and_explained(make_random_scene, tmp_path: Path) -> None:
+    scene = make_random_scene(1, crowd=True)
+    scene.annotations[0]["iscrowd"] = 1
+    values = evaluate(scene.document, scene.predictions, output_dir=tmp_path, causal=False, seeds=1)
+    assert values["vid/AP50"] is None
+    assert values["vid_mega/AP50_slow"] is None
+    assert values["coco/AP"] is not None
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["vid/AP50"] is None
+    assert "know no crowd or ignore boxes" in (tmp_path / "eval" / "report.md").read_text()
+
+
+def test_per_class_keys(new_scene) -> None:
+    scene = new_scene([1], classes=2)
+    scene.truth(1, [20, 20, 40, 40], category=2)
+    scene.found(1, [20, 20, 40, 40], 0.9, category=2)
+    values = evaluate(scene.document, scene.predictions, evaluators=("coco", "vid"), causal=False, seeds=1)
+    assert values["coco/AP50/class2"] == pytest.approx(1)
+    assert values["vid/AP50/class2"] == 1
+    assert values["coco/AP/class1"] is None
+
+
+def test_motion_alone_brings_both_vid_evaluators() -> None:
+    assert [e.name for e in make_evaluators(("motion",))] == ["vid", "vid_mega"]
+    assert [e.name for e in make_evaluators(("motion", "vid"))] == ["vid"]
+
+
+def test_offline_needs_both_files(files: Path) -> None:
+    with pytest.raises(ValueError, match="predictions is not given"):
+        run({"annotations": files / "annotations.json"})
+    with pytest.raises(ValueError, match="'cocoo' is not an evaluator; did you mean 'coco'"):
+        run({"annotations": "a", "predictions": files / "predictions.json", "evaluators": "cocoo"} | paths(files))
+
+
+def paths(files: Path) -> dict:
+    return {"annotations": files / "annotations.json", "predictions": files / "predictions.json"}
+
+
+def test_weights_repeat_videos() -> None:
+    # Counting a video twice is the same as having its detections and objects twice.
+    rng = np.random.default_rng(0)
+    tp, fp = rng.random(40) < 0.4, rng.random(40)
+    fp[tp], tp[-1] = 0, False
+    video, positives = rng.integers(0, 3, 40), np.array([9, 8, 12])
+    weights = np.array([2, 0, 1])
+    matches = ScoredMatches(tp, fp, video, positives)
+    times = weights[video]
+    repeated = ScoredMatches(
+        np.repeat(tp, times), np.repeat(fp, times), np.repeat(video, times), np.repeat(positives, weights)
+    )
+    for rule in ("area", "101"):
+        want = repeated.average_precision(rule)
+        assert matches.average_precision(rule, weights) == pytest.approx(want, abs=1e-12)
+        assert matches.compact().average_precision(rule, weights) == pytest.approx(want, abs=1e-12)
+    assert len(matches.compact().tp) < 40
+
+
+def test_matches_give_the_metric_back(make_random_scene) -> None:
+    scene = make_random_scene(7)
+    inputs = prepare(scene.document, scene.predictions)
+    made = make_evaluators(("coco", "vid", "vid_mega", "tube"))
+    flat = run_evaluators(inputs, made, causal=False, seeds=1).flat()
+    collected = collect(inputs, made)
+    assert set(collected) == {"coco/AP", "coco/AP50", "vid/AP50", "vid_mega/AP50", "tube/AP", "tube/AP50"}
+    for key, table in collected.items():
+        assert table.value() == pytest.approx(flat[key], abs=1e-9), key
+
+
+def many_videos(new_scene, quality: float, seed: int):
+    """Twenty videos; the object of each frame is found with this probability."""
+    rng = np.random.default_rng(seed)
+    scene = new_scene([3] * 20)
+    for image in scene.images:
+        scene.truth(image["id"], [20, 20, 40, 40])
+        if rng.random() < quality:
+            scene.found(image["id"], [20, 20, 40, 40], 0.9)
+        else:
+            scene.found(image["id"], [120, 120, 40, 40], 0.9)
+    return scene
+
+
+def test_compare_calls_noise_noise_and_a_gain_a_gain(new_scene, tmp_path: Path, capsys) -> None:
+    for name, quality, seed in (("a", 0.6, 0), ("b", 0.6, 1), ("c", 0.95, 2)):
+        scene = many_videos(new_scene, quality, seed)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "predictions.json").write_text(json.dumps(scene.predictions))
+    (tmp_path / "annotations.json").write_text(json.dumps(scene.document))
+
+    def verdicts(first: str, second: str) -> dict:
+        cfg = {"annotations": tmp_path / "annotations.json", "bootstrap_draws": 200, "evaluators": ["coco", "vid"]}
+        pair = f"{tmp_path / first},{tmp_path / second}"
+        values = run(cfg | {"compare": pair, "output_dir": tmp_path / "out"})
+        document = json.loads((tmp_path / "out" / "eval" / "compare.json").read_text())
+        assert document["runs"]["B"]["predictions"] == str(tmp_path / second / "predictions.json")
+        found = {d["metric"]: d for d in document["differences"]}
+        for metric, d in found.items():
+            assert d["low"] <= d["difference"] <= d["high"]
+            assert values[f"compare/{metric}"] == d["difference"]
+        return {metric: d["verdict"] for metric, d in found.items()}
+
+    assert verdicts("a", "b")["vid/AP50"] == "within noise"
+    assert verdicts("a", "c")["vid/AP50"] == "B is better"
+    assert verdicts("c", "a")["coco/AP50"] == "A is better"
+    assert verdicts("a", "a")["coco/AP50"] == "within noise"
+    assert "within noise" in capsys.readouterr().out
+
+
+def test_compare_finds_what_a_run_was_scored_with(files: Path) -> None:
+    run(paths(files) | {"output_dir": files / "a", "evaluators": ["coco"]})
+    (files / "b").mkdir()
+    (files / "b" / "predictions.json").write_text((files / "predictions.json").read_text())
+    values = run({"compare": f"{files / 'a'},{files / 'b'}", "bootstrap_draws": 20, "evaluators": ["coco"]})
+    assert values == {"compare/coco/AP": 0.0, "compare/coco/AP50": 0.0}
+
+
+def test_compare_mistakes(files: Path, new_scene) -> None:
+    with pytest.raises(ValueError, match="names 1 run"):
+        run({"compare": "a"})
+    with pytest.raises(FileNotFoundError, match="compare: run"):
+        run({"compare": f"{files / 'x'},{files / 'y'}"})
+    (files / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no predictions\.json"):
+        run({"compare": f"{files / 'empty'},{files / 'empty'}"})
+    with pytest.raises(ValueError, match="at least 2 videos"):
+        bootstrap({}, {}, 1)
