@@ -1,0 +1,127 @@
+// Launches of all kernels for one storage type; each kernels_*.cu compiles it for its own.
+#pragma once
+
+#include <type_traits>
+
+#include "backward.cuh"
+#include "finish.cuh"
+#include "forward.cuh"
+#include "plan.h"
+#include "run.h"
+
+namespace stdetr {
+
+// Calls `body` with the mode as a compile-time constant.
+template <typename Body>
+inline void with_mode(Mode mode, Body body) {
+  switch (mode) {
+    case Mode::plain: return body(std::integral_constant<Mode, Mode::plain>{});
+    case Mode::fused: return body(std::integral_constant<Mode, Mode::fused>{});
+    case Mode::continuous: return body(std::integral_constant<Mode, Mode::continuous>{});
+  }
+}
+
+// Channels a lane holds: a 16-byte piece where D allows it.  Double exists to check gradients, not to be fast.
+template <typename T>
+inline int piece_of(const Problem& p, const Device& device) {
+  return sizeof(T) == 8 || device.force_scalar || p.channels % kPiece<T> != 0 ? 1 : kPiece<T>;
+}
+
+inline unsigned int finish_blocks(int64_t items, const Device& device) {
+  const int64_t wanted = ceil_divide(items, kFinishThreads), most = static_cast<int64_t>(device.processors) * 16;
+  return static_cast<unsigned int>(wanted < most ? wanted : most);
+}
+
+template <typename T>
+void forward_of(Problem& p, const Device& device, Stream stream) {
+  using A = accumulator_t<T>;
+  const int piece = piece_of<T>(p, device);
+  plan_teams(p, piece, device);
+  const unsigned int blocks =
+      static_cast<unsigned int>(static_cast<int64_t>(p.batch) * p.query_blocks * p.heads * p.channel_tiles);
+  const size_t shared = forward_shared_bytes<A>(p.lanes, p.levels, piece);
+  const auto start = [&](auto kernel) { launch("forward_kernel", kernel, blocks, kBlockThreads, shared, stream, p); };
+  with_mode(p.mode, [&](auto mode) {
+    constexpr Mode M = decltype(mode)::value;
+    if (piece == 1) {
+      start(forward_kernel<T, M, 1, 0>);
+    } else if constexpr (sizeof(T) < 8) {
+      p.channels == 32 ? start(forward_kernel<T, M, kPiece<T>, 32>) : start(forward_kernel<T, M, kPiece<T>, 0>);
+    }
+  });
+}
+
+template <typename T>
+void backward_of(Problem& p, bool deterministic, const Device& device, Stream stream) {
+  using A = accumulator_t<T>;
+  const int piece = piece_of<T>(p, device);
+  plan_teams(p, piece, device);
+  const int64_t count = static_cast<int64_t>(p.batch) * p.clip * p.tokens * p.heads * p.channels;
+  if (deterministic) {
+    plan_fixed(p, device);
+    clear_memory(p.grad_value_fixed, count * sizeof(int64_t), stream);
+    clear_memory(p.largest, 2 * sizeof(unsigned long long), stream);
+    const int64_t rows = static_cast<int64_t>(p.batch) * p.queries * p.heads;
+    launch("largest_kernel", largest_kernel<T>, finish_blocks(rows * p.channels, device), kFinishThreads, 0, stream,
+           static_cast<const T*>(p.grad_out), rows * p.channels, p.largest);
+    if (p.mode != Mode::fused) {
+      const int64_t weights = rows * p.frames * p.levels * p.points;
+      launch("largest_kernel", largest_kernel<A>, finish_blocks(weights, device), kFinishThreads, 0, stream,
+             static_cast<const A*>(p.weights), weights, p.largest + 1);
+    }
+  } else {
+    // Shared memory sums are floats; a query set too small for one schedule is too small for the coarse pass.
+    const bool allowed = sizeof(T) < 8 && (p.split_points * p.split_frames == 1 || device.coarse_levels > 0);
+    const int64_t room =
+        (device.shared_bytes - static_cast<int64_t>(scatter_shared_bytes<A>(p.levels, 0))) / int64_t{sizeof(float)};
+    plan_coarse(p, allowed, room, device);
+    clear_memory(p.grad_value_sum, count * sizeof(A), stream);
+  }
+
+  // Forward tiles split D over blocks; here one block needs all of it for the dot products.
+  const unsigned int blocks = static_cast<unsigned int>(static_cast<int64_t>(p.batch) * p.query_blocks * p.heads);
+  p.channel_tiles = 1;
+  const size_t shared = backward_shared_bytes<A>(p.lanes, p.levels);
+  const auto start = [&](auto kernel) { launch("backward_kernel", kernel, blocks, kBlockThreads, shared, stream, p); };
+  with_mode(p.mode, [&](auto mode) {
+    constexpr Mode M = decltype(mode)::value;
+    if (piece == 1) {
+      start(backward_kernel<T, M, 1, 0>);
+    } else if constexpr (sizeof(T) < 8) {
+      p.channels == 32 ? start(backward_kernel<T, M, kPiece<T>, 32>) : start(backward_kernel<T, M, kPiece<T>, 0>);
+    }
+  });
+
+  if (deterministic) {
+    const int64_t parts = static_cast<int64_t>(p.batch) * p.heads * p.coarse_parts;
+    with_mode(p.mode, [&](auto mode) {
+      launch("fixed_kernel", fixed_kernel<T, decltype(mode)::value>, static_cast<unsigned int>(parts), kScatterThreads,
+             scatter_shared_bytes<A>(p.levels, 0), stream, p);
+    });
+    launch("unfix_kernel", unfix_kernel<T>, finish_blocks(count, device), kFinishThreads, 0, stream, p, count);
+  } else {
+    if constexpr (sizeof(T) < 8) {
+      if (p.direct_levels < p.levels) {
+        const int64_t parts = static_cast<int64_t>(p.batch) * p.clip * p.heads * p.coarse_parts;
+        const int64_t sums =
+            static_cast<int64_t>(p.tokens - p.level[p.direct_levels].start) * padded_channels(p.channels);
+        with_mode(p.mode, [&](auto mode) {
+          launch("coarse_kernel", coarse_kernel<T, decltype(mode)::value>, static_cast<unsigned int>(parts),
+                 kScatterThreads, scatter_shared_bytes<A>(p.levels, sums), stream, p);
+        });
+      }
+    }
+    if constexpr (sizeof(T) == 2) {
+      launch("narrow_kernel", narrow_kernel<T>, finish_blocks(ceil_divide(count, 8), device), kFinishThreads, 0, stream,
+             static_cast<const float*>(p.grad_value_sum), static_cast<T*>(p.grad_value), count);
+    }
+  }
+  if (p.mode == Mode::fused) {
+    const int entries = p.frames * p.reference_size;
+    const int64_t rows = static_cast<int64_t>(p.batch) * p.queries;
+    launch("sum_heads_kernel", sum_heads_kernel<A>, finish_blocks(rows * entries, device), kFinishThreads, 0, stream,
+           static_cast<const A*>(p.grad_reference_heads), static_cast<A*>(p.grad_reference), rows, p.heads, entries);
+  }
+}
+
+}  // namespace stdetr
