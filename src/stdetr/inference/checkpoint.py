@@ -87,7 +87,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
 
 
 def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> str:
-    """Give ``model`` the weights of a run or checkpoint wherever name and shape agree; returns one line on what was done.
+    """Give ``model`` the weights of a run or checkpoint wherever name and shape agree; returns one line to print.
 
     For starting a training run from another one: other classes leave the class heads as they are.  Raises ValueError
     when nothing agrees.

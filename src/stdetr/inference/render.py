@@ -35,7 +35,7 @@ def render_video(
         raise ValueError(f"{info.name} has no frame to draw")
     painter = overlay if overlay is not None else Overlay(predictions.classes)
     painter.reset()
-    frames = info.frame_index
+    frames = list(info.frame_index)
     step = frames[1] - frames[0] if len(frames) > 1 else 1
     opened = source if source is not None else open_source(info.source)
     fps = (info.fps if info.fps > 0 else DEFAULT_FPS) / step

@@ -5,9 +5,10 @@ Shape legend
 
 A window's tubes are assigned to the live tracks in two passes, the easy one first (as in ByteTrack, Zhang et al.,
 arXiv 2110.06864).  First by overlap: the mean IoU over the frames where a track and a tube both report a box, weighted
-by the lower of the two scores, since the box of a frame on which the object is not seen means little.  Then, for a track and a tube that share no such frame (windows without
-overlap, an object that was hidden), by motion: the distance between the tube's first box and the place where the
-track's own velocity would have carried it.  Each pass is one Hungarian assignment.
+by the lower of the two scores, since the box of a frame on which the object is not seen means little.  Then, for a
+track and a tube that share no such frame (windows without overlap, an object that was hidden), by motion: the distance
+between the tube's first box and the place where the track's own velocity would have carried it.  Each pass is one
+Hungarian assignment.
 """
 
 from __future__ import annotations

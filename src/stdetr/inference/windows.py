@@ -26,11 +26,12 @@ class Window:
 def iterate_windows(
     source: VideoSource, frames: int, overlap: int, *, start: int = 0, stop: int | None = None, step: int = 1
 ) -> Iterator[Window]:
-    """Windows of ``frames`` frames, every ``step``-th frame of the source, each sharing ``overlap`` with the one before.
+    """Windows of ``frames`` frames, taking every ``step``-th of the source, that share ``overlap`` with the one before.
 
     The last window is moved back so that it is of full length too (it shares more then); only a video shorter than one
-    window gives a shorter one.  At most ``frames`` frames are held at a time.  Raises ValueError for numbers that do not
-    fit.
+    window gives a shorter one.  At most ``frames`` frames are held at a time.
+
+    Raises ValueError for numbers that do not fit.
     """
     if frames < 1:
         raise ValueError(f"clip_length={frames} must be at least 1")

@@ -30,6 +30,7 @@ class Overlay:
     min_side:        small frames are enlarged by a whole factor until their short side has this many pixels
     caption:         write frame number and time into the corner
     line_width, font_size: in pixels of the drawn frame; None derives them from its size
+    show_scores:     write the score behind the class (annotations have none)
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Overlay:
         caption: bool = True,
         line_width: int | None = None,
         font_size: int | None = None,
+        show_scores: bool = True,
     ) -> None:
         if trail_anchor not in ANCHORS:
             raise ValueError(f"viz.overlay.trail_anchor={trail_anchor!r} is not one of {', '.join(ANCHORS)}")
@@ -56,6 +58,7 @@ class Overlay:
         self.caption = caption
         self.line_width = line_width
         self.font_size = font_size
+        self.show_scores = show_scores
         self._size: tuple[int, int] | None = None
 
     def reset(self) -> None:
@@ -112,7 +115,8 @@ class Overlay:
 
     def _text(self, label: int, score: float, track_id: int) -> str:
         name = self.names[label] if 0 <= label < len(self.names) else f"class {label}"
-        return f"{name} {score:.2f}" if track_id < 0 else f"#{track_id} {name} {score:.2f}"
+        parts = ([f"#{track_id}"] if track_id >= 0 else []) + [name] + ([f"{score:.2f}"] if self.show_scores else [])
+        return " ".join(parts)
 
     def _prepare(self, size: tuple[int, int]) -> None:
         if self._size == size:

@@ -1,0 +1,110 @@
+"""``stdetr predict``: run a checkpoint on a video and write everything there is to see and to use."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from stdetr import config as configs
+from stdetr.data.video_source import VideoSource
+from stdetr.inference.detector import Detector
+from stdetr.inference.looking import can_record, draw_sampling, surest_window
+from stdetr.inference.predictions import VideoPredictions
+from stdetr.inference.render import render_video
+from stdetr.inference.stitching import StitchRules
+from stdetr.inference.writers import image_ids_of
+from stdetr.structures import Tubes
+
+DETECTOR_KEYS = (
+    "clip_length", "overlap", "step", "top_k", "score_threshold", "presence", "track_threshold", "batch_size",
+    "precision",
+)  # fmt: skip
+
+
+def run(cfg: DictConfig) -> VideoPredictions:
+    """Predict as ``cfg`` (conf/predict.yaml) says; returns the predictions it wrote.
+
+    Raises ValueError and FileNotFoundError in one line for what the user got wrong; nothing is written before the
+    checkpoint and the source are open.
+    """
+    for key, what in (
+        ("checkpoint", "the run folder or checkpoint to use"),
+        ("source", "a video file, a folder of frames or a glob pattern"),
+        ("output_dir", "the folder to write into"),
+    ):
+        if not cfg.get(key):
+            raise ValueError(f"{key} is missing: give {key}=..., {what}")
+    # Fails early if the annotation file or the video's name in it is wrong.
+    image_ids = image_ids_of(cfg.annotations, cfg.source) if cfg.annotations else None
+    detector = Detector.from_checkpoint(
+        cfg.checkpoint,
+        device=cfg.device,
+        rules=StitchRules(**configs.instantiate(cfg.stitch)) if cfg.stitch else None,
+        **{key: cfg[key] for key in DETECTOR_KEYS},
+    )
+    video = detector.open(cfg.source)
+    folder = Path(cfg.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    configs.save_config(cfg, folder / "predict.yaml")
+
+    started = time.perf_counter()
+    clips = detector.stream(video, start=cfg.start, max_frames=cfg.max_frames)
+    total = _frames_ahead(video, cfg.start, cfg.max_frames, detector.step)
+    predictions = VideoPredictions.from_clips(
+        _with_progress(clips, total), detector.info(cfg.source, video), detector.classes
+    )
+    speed = len(predictions.info.frame_index) / max(time.perf_counter() - started, 1e-9)
+    print(f"{predictions.info.name}: {_counts(predictions)}, {speed:.1f} frames/s on {detector.device}", flush=True)
+    if not predictions.info.frame_index:
+        raise ValueError(f"source={cfg.source}: no frame at or after start={cfg.start}")
+
+    written = [
+        ("detections", predictions.to_coco(folder / "predictions.json", image_ids=image_ids)),
+        ("detections", predictions.to_csv(folder / "detections.csv")),
+        ("tracks", predictions.to_mot(folder / "tracks.txt")),
+    ]
+    if cfg.sampling_figure and can_record(detector):
+        window = surest_window(predictions, detector.clip_length)
+        written.append(("sampled points", draw_sampling(detector, video, window, folder / "sampling.png",
+                                                        predictions=predictions, **cfg.viz.sampling)))  # fmt: skip
+    elif cfg.sampling_figure:
+        print("sampling.png is not written: this model samples no points (dense attention)", flush=True)
+    if cfg.overlay:
+        painter = configs.instantiate(cfg.viz.overlay)(detector.classes)
+        overlay = render_video(
+            predictions, folder / "overlay.mp4", overlay=painter, source=video, crf=cfg.viz.crf, progress=True
+        )
+        written.insert(0, ("video", overlay))
+    video.close()
+    for what, path in written:
+        print(f"  {what:15s} {path}", flush=True)
+    return predictions
+
+
+def _frames_ahead(video: VideoSource, start: int, most: int | None, step: int) -> int:
+    left = len(range(start, len(video), step))
+    return left if most is None else min(left, most)
+
+
+def _with_progress(clips: Iterator[Tubes], total: int) -> Iterator[Tubes]:
+    """The clips as they come, with a bar on a terminal and a line every now and then elsewhere."""
+    terminal = sys.stderr.isatty()
+    done, said = 0, time.perf_counter()
+    with tqdm(total=total, desc="predict", unit="frame", dynamic_ncols=True, disable=not terminal) as bar:
+        for clip in clips:
+            done += len(clip.frame_index)
+            bar.update(len(clip.frame_index))
+            if not terminal and time.perf_counter() - said > 15:
+                said = time.perf_counter()
+                print(f"predict: frame {done} of {total}", flush=True)
+            yield clip
+
+
+def _counts(predictions: VideoPredictions) -> str:
+    ids = {int(track) for track in predictions.track_ids if track >= 0}
+    return f"{len(predictions.info.frame_index)} frames, {len(predictions)} detections, {len(ids)} tracks"
