@@ -177,7 +177,7 @@ class Validation:
         source.close()
 
     def _image(self, value: dict[str, Any]) -> Iterator[str]:
-        video = self._videos.get(value.get("video_id", None))
+        video = self._videos.get(value.get("video_id"))
         if video is None:
             yield f"video_id {value.get('video_id')!r} is no video"
             return
@@ -200,7 +200,7 @@ class Validation:
             yield "has no file_name, and neither has its video"
 
     def _annotation(self, value: dict[str, Any]) -> Iterator[str]:
-        image = self._images.get(value.get("image_id", None))
+        image = self._images.get(value.get("image_id"))
         category = value.get("category_id")
         if category not in self._ids["categories"]:
             yield f"category_id {category!r} is no category"

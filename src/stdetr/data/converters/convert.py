@@ -17,8 +17,21 @@ from stdetr.data.converters.source_tree import SourceTree
 from stdetr.data.converters.splits import SplitRules
 
 FORMATS = {
+    "imagenet_vid": "imagenet_vid:ImageNetVidReader",
+    "youtube_vis": "youtube_vis:YoutubeVisReader",
+    "ovis": "youtube_vis:YoutubeVisReader",
+    "lvvis": "lvvis:LvvisReader",
+    "tao": "tao:TaoReader",
     "mot": "mot:MotReader",
     "dancetrack": "mot:MotReader",
+    "bdd100k": "bdd100k:Bdd100kReader",
+    "ua_detrac": "ua_detrac:UaDetracReader",
+    "visdrone_vid": "visdrone_vid:VisdroneVidReader",
+    "argoverse_hd": "argoverse_hd:ArgoverseHdReader",
+    "epic_kitchens": "epic_kitchens:EpicKitchensReader",
+    "coco": "coco:CocoReader",
+    "cvat": "cvat:CvatReader",
+    "videos": "video_folder:VideoFolderReader",
 }
 """Format name -> module and class below this package; imported only when asked for."""
 
@@ -31,8 +44,8 @@ def reader_class(name: str) -> type:
     """
     if name not in FORMATS:
         close = difflib.get_close_matches(str(name).lower(), FORMATS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"format={name!r} is unknown{hint} Known: {', '.join(sorted(FORMATS))}")
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"format={name} is unknown; {hint}known are {', '.join(sorted(FORMATS))}")
     module, attribute = FORMATS[name].split(":")
     return getattr(importlib.import_module(f"stdetr.data.converters.{module}"), attribute)
 
@@ -85,7 +98,7 @@ def convert(
             chosen = Options.from_keys(keys, reader_type.accepted, format)
         tree = SourceTree(root, follow_links)
         problems = Problems(strict, work / "skipped.txt")
-        reader = reader_type(tree, chosen, problems)
+        reader = reader_type(tree, chosen, problems, work)
         info = {"format": format, "source": root.resolve().name}
         counts = Conversion(reader, output, MediaLinker(tree, output, link), rules, problems, info).run(work)
         listed = output / "skipped.txt"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from stdetr.data.converters.media import image_size, video_size
 from stdetr.data.converters.options import Options
-from stdetr.data.converters.problems import MalformedInputError, Problems
+from stdetr.data.converters.problems import MalformedField, MalformedInputError, Problems
 from stdetr.data.converters.records import Box, Category, Frame, Video
 from stdetr.data.converters.source_tree import VIDEO_SUFFIXES, SourceTree
-from stdetr.data.converters.tables import MalformedField, Row, checked, read_rows
+from stdetr.data.converters.tables import Row, checked, read_rows
 
 PEDESTRIAN = 1
 DISTRACTORS = {2: "person on vehicle", 7: "static person", 8: "distractor", 12: "reflection"}
@@ -55,7 +55,7 @@ class MotReader:
     accepted = frozenset({"classes", "video", "annotations", "split"})
     one_id_space = True
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems) -> None:
+    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
         self.tree, self.options, self.problems = tree, options, problems
         if len(options.classes) > 1:
             raise ValueError(f"classes={list(options.classes)}: format=mot has one class; give its name only")
@@ -230,6 +230,7 @@ def _parse(row: Row, mot20: bool, keep_classes: bool, problems: Problems) -> tup
     if len(row) in (8, 9):
         category = row.integer(7, "class")
         if keep_classes:
+            category = category if category >= 0 else PEDESTRIAN
             return frame, Box(category, (x, y, w, h), track, ignore, row.line)
         if category in DISTRACTORS or (mot20 and category == _MOT20_NON_MOTORIZED):
             ignore = True

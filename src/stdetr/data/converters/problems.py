@@ -10,6 +10,10 @@ class MalformedInputError(ValueError):
     """The source breaks its own format; the message names the file, the record and the reason."""
 
 
+class MalformedField(ValueError):  # noqa: N818 - a signal inside the readers, which add file and record
+    """One field of a record is wrong."""
+
+
 def locate(file: str, record: int | str) -> str:
     """``file:17`` for a line, ``file: annotations[3]`` for a named record, ``file`` for the file as a whole."""
     if isinstance(record, int):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdetr.data.converters.problems import MalformedInputError, Problems
+from stdetr.data.converters.problems import MalformedField, MalformedInputError, Problems
 
 
 class Row:
@@ -35,10 +35,6 @@ class Row:
         if value != int(value):
             raise MalformedField(f"{name} (column {column + 1}) is {self.cells[column].strip()!r}, not a whole number")
         return int(value)
-
-
-class MalformedField(ValueError):  # noqa: N818 - a signal inside the readers, turned into a report with file and line
-    """One cell is wrong; the reader adds file and line."""
 
 
 def read_rows(path: Path, shown: str) -> Iterator[Row]:
