@@ -229,10 +229,12 @@ def main(arguments: list[str]) -> None:
     bind_seconds, bound = timed(lambda: given.bind(gt))
     inputs = Inputs(gt, bound)
     seconds, metrics = {"bind": bind_seconds}, {}
+    cpu = time.process_time()
     for evaluator in (VidEvaluator(), VidMegaEvaluator(), CocoEvaluator()):
         seconds[evaluator.name], result = timed(lambda evaluator=evaluator: evaluator.evaluate(inputs))
         metrics |= {f"{evaluator.name}/{name}": value for name, value in result.metrics.items()}
         print(f"{evaluator.name}: {seconds[evaluator.name]:.1f} s, peak {peak_gib():.2f} GiB", flush=True)
+    cpu = time.process_time() - cpu
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     report = {
         "command": "python scripts/bench_evaluation.py " + " ".join(arguments),
@@ -245,6 +247,8 @@ def main(arguments: list[str]) -> None:
         "detections": len(given),
         "seconds": seconds,
         "total_seconds": sum(seconds.values()),
+        "processor_seconds": cpu,
+        "load_average": os.getloadavg()[0],
         "peak_memory_gib": peak_gib(),
         "metrics": metrics,
         "subset": subset,

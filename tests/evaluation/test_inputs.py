@@ -202,6 +202,19 @@ def test_missing_and_broken_files(scene, tmp_path: Path) -> None:
         evaluate(tmp_path / "annotations.json", tmp_path / "columns.npz", causal=False, seeds=1)
 
 
+def test_track_ids_may_repeat_where_nobody_reads_them(scene) -> None:
+    scene.found(1, [10, 10, 20, 20], 0.1, track=7)
+    values = evaluate(*both(scene), evaluators=("coco", "vid"), causal=False, seeds=1)
+    assert values["coco/AP"] == pytest.approx(1)
+
+
+def test_shared_names_are_told_apart(scene) -> None:
+    for category in scene.categories:
+        category["name"] = "thing"
+    values = evaluate(*both(scene), evaluators=("coco",), causal=False, seeds=1)
+    assert values["coco/AP/thing (1)"] == values["coco/AP/thing (2)"] == pytest.approx(1)
+
+
 def test_unknown_evaluator(scene) -> None:
     with pytest.raises(ValueError, match="'tubes' is not an evaluator; did you mean 'tube'"):
         evaluate(scene.document, scene.predictions, evaluators=("tubes",), causal=False, seeds=1)

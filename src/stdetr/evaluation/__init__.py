@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from .detections import Detections
-from .evaluate import EVALUATORS, evaluate
+from .evaluate import EVALUATORS, Evaluation, evaluate, score
 from .ground_truth import GroundTruth
+from .report import summary, tables, write_reports
 from .tubes import TubeResults
 
-__all__ = ["EVALUATORS", "Detections", "GroundTruth", "TubeResults", "evaluate"]
+__all__ = [
+    "EVALUATORS",
+    "Detections",
+    "Evaluation",
+    "GroundTruth",
+    "TubeResults",
+    "evaluate",
+    "score",
+    "summary",
+    "tables",
+    "write_reports",
+]

@@ -127,5 +127,8 @@ def compare_runs(
     gt = source if isinstance(source, GroundTruth) else GroundTruth.from_coco(source)
     # The columnar backend's matches serve whatever library the numbers themselves came from.
     made = [CocoEvaluator("columnar") if e.name == "coco" else e for e in make_evaluators(evaluators)]
-    tables = [collect(prepare(gt, predictions, tubes), made) for predictions, tubes, _ in files]
+    tables = [
+        collect(prepare(gt, predictions, tubes, build_tubes="tube" in evaluators), made)
+        for predictions, tubes, _ in files
+    ]
     return bootstrap(tables[0], tables[1], len(gt.video_ids), draws=draws, seed=seed)

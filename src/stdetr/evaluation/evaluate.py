@@ -90,9 +90,11 @@ def prepare(
     timestamps: Path | str | list[Any] | None = None,
     latency_ms: float | None = None,
     frame_rate: float | None = None,
+    build_tubes: bool = True,
 ) -> Inputs:
     """Read and check everything; where ``tubes`` is None they are built from the predictions' ``track_id``.
 
+    build_tubes: False leaves that out, for evaluators that need none (then a ``track_id`` need not be unique a frame)
     timestamps, latency_ms, frame_rate: see ``evaluate``
     """
     gt = annotations if isinstance(annotations, GroundTruth) else GroundTruth.from_coco(annotations)
@@ -104,7 +106,7 @@ def prepare(
         detections = Detections.from_results(predictions)
     bound = detections.bind(gt)
     if tubes is None:
-        tubes = TubeResults.from_tracks(bound, gt)
+        tubes = TubeResults.from_tracks(bound, gt) if build_tubes else None
     elif not isinstance(tubes, TubeResults):
         tubes = TubeResults.load(tubes, gt)
     if timestamps is not None and latency_ms is not None:
@@ -127,6 +129,34 @@ def run_evaluators(
     """Every evaluator in turn."""
     results = [(evaluator, evaluator.evaluate(inputs)) for evaluator in evaluators]
     return Evaluation(inputs, results, causal, seeds, sources or {})
+
+
+def score(
+    annotations: Path | str | dict[str, Any] | GroundTruth,
+    predictions: Path | str | list[Any] | Detections,
+    tubes: Path | str | list[Any] | TubeResults | None = None,
+    *,
+    evaluators: Sequence[str] = EVALUATORS,
+    causal: bool | None,
+    seeds: int | None,
+    coco_backend: Backend = "auto",
+    timestamps: Path | str | list[Any] | None = None,
+    latency_ms: float | None = None,
+    frame_rate: float | None = None,
+) -> Evaluation:
+    """``evaluate`` with everything that was found, for reports, tables and figures; writes nothing."""
+    made = make_evaluators(evaluators, coco_backend)
+    inputs = prepare(
+        annotations,
+        predictions,
+        tubes,
+        timestamps=timestamps,
+        latency_ms=latency_ms,
+        frame_rate=frame_rate,
+        build_tubes="tube" in evaluators,
+    )
+    sources = {"annotations": _source(annotations), "predictions": _source(predictions), "tubes": _source(tubes)}
+    return run_evaluators(inputs, made, causal=causal, seeds=seeds, sources=sources)
 
 
 def evaluate(
@@ -162,12 +192,18 @@ def evaluate(
 
     Raises FileNotFoundError and ValueError, one line that names the record and the value.
     """
-    inputs = prepare(
-        annotations, predictions, tubes, timestamps=timestamps, latency_ms=latency_ms, frame_rate=frame_rate
+    found = score(
+        annotations,
+        predictions,
+        tubes,
+        evaluators=evaluators,
+        causal=causal,
+        seeds=seeds,
+        coco_backend=coco_backend,
+        timestamps=timestamps,
+        latency_ms=latency_ms,
+        frame_rate=frame_rate,
     )
-    made = make_evaluators(evaluators, coco_backend)
-    sources = {"annotations": _source(annotations), "predictions": _source(predictions), "tubes": _source(tubes)}
-    found = run_evaluators(inputs, made, causal=causal, seeds=seeds, sources=sources)
     if output_dir is not None:
         from .report import write_reports
 

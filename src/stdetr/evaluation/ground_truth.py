@@ -8,6 +8,7 @@ Boxes are ``xywh`` in source pixels, as in the COCO file.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def _unique(ids: np.ndarray, key: str, what: str) -> None:
 
 
 def _names(records: list[dict[str, Any]], ids: np.ndarray) -> tuple[str, ...]:
-    return tuple(str(record.get("name", int(i))) for record, i in zip(records, ids, strict=True))
+    """The names of the records; one that several share gets its id behind it, as reports are keyed by name."""
+    names = [str(record.get("name", int(i))) for record, i in zip(records, ids, strict=True)]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    return tuple(f"{name} ({int(i)})" if name in shared else name for name, i in zip(names, ids, strict=True))
 
 
 def _read(document: dict[str, Any], what: str) -> GroundTruth:

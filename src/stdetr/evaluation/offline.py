@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .compare import LEVEL, as_table, compare_runs, run_files
-from .evaluate import EVALUATORS, make_evaluators, prepare, run_evaluators
+from .evaluate import EVALUATORS, score
 from .report import summary, write_json, write_reports, write_text
 
 
@@ -34,17 +34,18 @@ def run(cfg: Mapping[str, Any]) -> dict[str, float | None]:
     for key in ("annotations", "predictions"):
         if not cfg.get(key):
             raise ValueError(f"{key} is not given: stdetr eval annotations=FILE predictions=FILE [tubes=FILE]")
-    inputs = prepare(
+    found = score(
         Path(str(cfg["annotations"])),
         Path(str(cfg["predictions"])),
         Path(str(cfg["tubes"])) if cfg.get("tubes") else None,
+        evaluators=evaluators,
+        causal=cfg.get("causal"),
+        seeds=cfg.get("seeds"),
+        coco_backend=cfg.get("coco_backend") or "auto",
         timestamps=Path(str(cfg["timestamps"])) if cfg.get("timestamps") else None,
         latency_ms=cfg.get("latency_ms"),
         frame_rate=cfg.get("frame_rate"),
     )
-    sources = {key: str(cfg.get(key) or "none") for key in ("annotations", "predictions", "tubes")}
-    made = make_evaluators(evaluators, cfg.get("coco_backend") or "auto")
-    found = run_evaluators(inputs, made, causal=cfg.get("causal"), seeds=cfg.get("seeds"), sources=sources)
     print(summary(found))
     if cfg.get("output_dir"):
         output_dir = Path(str(cfg["output_dir"]))
