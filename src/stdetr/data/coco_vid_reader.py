@@ -51,7 +51,9 @@ def _load(path: Path) -> dict[str, Any]:
         raise ValueError(f"annotation file {path} is no JSON: {error}") from error
     if not isinstance(document, dict):
         kind = "a list (COCO results?)" if isinstance(document, list) else type(document).__name__
-        raise ValueError(f"annotation file {path} must hold one JSON object with videos, images, ..., got {kind}")
+        raise ValueError(  # noqa: TRY004 - a mistake in a file, not in a call
+            f"annotation file {path} must hold one JSON object with videos, images, ..., got {kind}"
+        )
     return document
 
 
@@ -256,7 +258,7 @@ class _Reader:
                 "to clip them"
             )
         boxes = np.clip(boxes, 0, np.concatenate([limits, limits], axis=1))
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        keep = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         tracks = np.array([_integer(record.get("instance_id")) for record in records], dtype=np.int64)
         ignored = np.array(
             [bool(record.get("iscrowd", 0)) or bool(record.get("ignore", 0)) for record in records], dtype=bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 import numpy as np
 import torch  # noqa: F401 - decord must be loaded after torch, or both crash
 
-from stdetr.data.video_source import check_indices, check_range
+from stdetr.data.av_source import AvSource
+from stdetr.data.packet_index import scan_packets
+from stdetr.data.video_source import check_indices
+
+_log = logging.getLogger(__name__)
 
 
 class DecordSource:
-    """A :class:`~stdetr.data.video_source.VideoSource` over one video file.
+    """A :class:`~stdetr.data.video_source.VideoSource`: decord for scattered reads, PyAV for reads in sequence.
 
-    The reader is dropped after each :meth:`read`: an idle decord reader goes on decoding ahead, without limit.
-    Raises ValueError naming the file when decord cannot open it.
+    decord is the faster of the two at fetching frames from anywhere, but its reader goes on decoding while nobody
+    asks (hundreds of megabytes within seconds at 720p), so it is dropped after each read.  Reads that continue where
+    the last one stopped, and :meth:`iterate`, therefore decode on with PyAV, which holds one picture; both give the
+    same pixels.  In files with open groups of pictures decord's frame numbers are wrong, so PyAV reads those.
     """
 
     backend = "decord"
@@ -24,42 +31,56 @@ class DecordSource:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
-        reader = self._open()
-        self._length = len(reader)
-        if self._length < 1:
-            raise ValueError(f"{path}: no frame can be decoded (backend decord)")
-        self.fps = float(reader.get_avg_fps())
-        self.size = tuple(int(side) for side in reader[0].shape[:2])
+        index = scan_packets(path)
+        self.size, self.fps = index.size, index.fps
+        self._sequence = AvSource(path)
+        self._exact = index.closed
+        self._after = -1
+        if not index.closed:
+            _log.info("%s: decord cannot seek exactly in open groups of pictures, PyAV reads it", path)
 
-    def _open(self) -> Any:
-        import decord
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path}
 
-        try:
-            return decord.VideoReader(self.name, ctx=decord.cpu(0), num_threads=1)
-        except (RuntimeError, decord.DECORDError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{self.name} cannot be opened as a video (backend decord): {reason}") from error
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_path"])
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._sequence)
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """T,h,w,3 uint8 RGB."""
-        import decord
-
-        numbers = check_indices(self.name, self.backend, self._length, indices)
+        numbers = check_indices(self.name, self.backend, len(self), indices)
         if not numbers:
             return np.zeros((0, *self.size, 3), dtype=np.uint8)
-        reader = self._open()
+        continues = numbers[0] == self._after and numbers == sorted(numbers)
+        self._after = numbers[-1] + 1
+        if continues or not self._exact:
+            return self._sequence.read(numbers)
+        self._sequence.close()
+        return self._fetch(numbers)
+
+    def _fetch(self, numbers: list[int]) -> np.ndarray:
+        import decord
+
         try:
-            return reader.get_batch(numbers).asnumpy()
+            reader = decord.VideoReader(self.name, ctx=decord.cpu(0), num_threads=1)
+            frames = reader.get_batch(numbers).asnumpy()
         except (RuntimeError, decord.DECORDError) as error:
-            raise ValueError(f"{self.name}: frames {numbers} cannot be decoded (backend decord): {error}") from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"{self.name}: frames {numbers[0]} to {numbers[-1]} cannot be decoded (backend decord): {lines[-1]}"
+            ) from None
+        if frames.shape[1:3] != self.size:
+            have, want = (f"{shape[1]}x{shape[0]}" for shape in (frames.shape[1:], self.size))
+            raise ValueError(f"{self.name}: decord gives frames of {have}, FFmpeg {want}; choose data.backend=av")
+        return frames
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Sequential frames."""
-        for index in check_range(self.name, start, stop, step, self._length):
-            yield index, self.read([index])[0]
+        """Sequential frames in bounded memory."""
+        return self._sequence.iterate(start, stop, step)
 
     def close(self) -> None:
-        """No reader outlives a call."""
+        """Close the file."""
+        self._sequence.close()
+        self._after = -1

@@ -32,15 +32,25 @@ class FrameCache(Protocol):
 
 
 class NoCache:
-    """Decodes what is asked for, every time."""
+    """Decodes what is asked for, every time; the ``open_files`` videos used last stay open, at their position."""
+
+    def __init__(self, open_files: int = 8) -> None:
+        self._open_files = open_files
+        self._sources: OrderedDict[tuple[str, str], VideoSource] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        # An open decoder belongs to its process.
+        return {"_open_files": self._open_files, "_sources": OrderedDict()}
 
     def read(self, path: Path, indices: Sequence[int], backend: str) -> np.ndarray:
         """T,h,w,3 uint8 RGB."""
-        source = open_source(path, backend=backend)
-        try:
-            return source.read(indices)
-        finally:
-            source.close()
+        key = (str(path), backend)
+        source = self._sources.pop(key, None) or open_source(path, backend=backend)
+        self._sources[key] = source
+        if len(self._sources) > self._open_files:
+            _, oldest = self._sources.popitem(last=False)
+            oldest.close()
+        return source.read(indices)
 
 
 class MemoryCache:

@@ -86,6 +86,7 @@ def build_loader(
     pin_memory: bool = False,
     persistent: bool = True,
     start_method: str = "forkserver",
+    timeout: float = 0.0,
     start_batch: int = 0,
 ) -> ClipLoader:
     """A loader whose batches do not depend on the number of workers.
@@ -93,6 +94,7 @@ def build_loader(
     num_workers: 0 loads in this process.  Workers start by ``spawn`` or ``forkserver``; fork would deadlock decoders
     prefetch: batches that each worker prepares ahead, which bounds the memory
     persistent: keep the workers from one epoch to the next
+    timeout: seconds after which a batch that a worker does not deliver ends the run with an error; 0 waits for ever
     start_batch: batches of the first pass to leave out, for resuming
 
     Raises ValueError for settings that give no batch.
@@ -105,7 +107,7 @@ def build_loader(
         len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, start_batch=start_batch
     )
     return ClipLoader(
-        dataset,
+        dataset,  # pyright: ignore[reportArgumentType] - a loader of batches over a dataset of clips
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=Collate(pad_to),
@@ -114,4 +116,5 @@ def build_loader(
         multiprocessing_context=start_method if num_workers else None,
         prefetch_factor=prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
+        timeout=timeout if num_workers else 0,
     )

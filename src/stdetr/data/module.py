@@ -18,6 +18,7 @@ from stdetr.data.frame_cache import make_cache
 from stdetr.data.loader import ClipLoader, build_loader
 from stdetr.data.sampling import ClipSampler
 from stdetr.data.transforms import ClipTransform
+from stdetr.data.video_probe import probe_videos
 from stdetr.structures import ClassNames
 
 SPLITS = ("train", "val", "test")
@@ -43,6 +44,7 @@ class LoaderSettings:
     pin_memory: bool = False
     persistent: bool = True
     start_method: str = "forkserver"
+    timeout: float = 0.0
 
 
 class DataModule:
@@ -54,6 +56,7 @@ class DataModule:
     frames: T of the samplers, kept for those who ask
     strict: a box outside its frame is an error (otherwise it is clipped)
     cache, cache_dir, cache_limit_gb: ``none``, ``memory`` or ``disk``, see :mod:`stdetr.data.frame_cache`
+    probe_seconds: time within which another process must be able to open each video file; None skips that check
 
     Raises ValueError or FileNotFoundError in one line for keys and files that do not fit.
     """
@@ -81,6 +84,7 @@ class DataModule:
         cache: str = "none",
         cache_dir: str | Path | None = None,
         cache_limit_gb: float = 2.0,
+        probe_seconds: float | None = None,
         seed: int = 0,
     ) -> None:
         self._root, self._files = Path(root), {"train": train, "val": val, "test": test}
@@ -92,6 +96,8 @@ class DataModule:
         self.loader = loader if isinstance(loader, LoaderSettings) else LoaderSettings(**dict(loader or {}))  # pyright: ignore[reportArgumentType]
         self.benchmark, self.backend, self.strict, self.seed = benchmark, backend, strict, seed
         self._cache = make_cache(cache, cache_dir, cache_limit_gb)
+        self._probe_seconds = probe_seconds
+        self._probe_record = None if cache_dir is None else Path(cache_dir) / "probed.json"
         self._indices: dict[str, CocoVid] = {}
 
     def prepare(self) -> Path:
@@ -121,8 +127,26 @@ class DataModule:
     def index(self, split: str) -> CocoVid:
         """The parsed annotation file of a split, read once."""
         if split not in self._indices:
-            self._indices[split] = read_coco_vid(self.annotations(split), strict=self.strict)
+            index = read_coco_vid(self.annotations(split), strict=self.strict)
+            self._probe(index)
+            self._indices[split] = index
         return self._indices[split]
+
+    def _probe(self, index: CocoVid) -> None:
+        """Let another process open each video before a worker of this run may hang on it."""
+        if not self._probe_seconds:
+            return
+        names = {index.video_files[video] for video in range(index.videos)} - {""}
+        faults = probe_videos(
+            [self.root / name for name in sorted(names)],
+            backend=self.backend,
+            seconds=self._probe_seconds,
+            record=self._probe_record,
+        )
+        if faults:
+            first = next(iter(faults.values()))
+            more = f" ({len(faults)} such files of {len(names)})" if len(faults) > 1 else ""
+            raise ValueError(f"{index.path}: {first}{more}")
 
     @cached_property
     def classes(self) -> ClassNames:
@@ -201,5 +225,6 @@ class DataModule:
             pin_memory=settings.pin_memory,
             persistent=settings.persistent,
             start_method=settings.start_method,
+            timeout=settings.timeout,
             start_batch=start_batch,
         )

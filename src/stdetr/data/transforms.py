@@ -59,8 +59,8 @@ class ClipTransform(nn.Module):
         """
         video: Any = tv_tensors.Video(frames)
         height, width = frames.shape[-2:]
-        wrapped: Any = tv_tensors.BoundingBoxes(
-            boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width), clamping_mode=None
+        wrapped: Any = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue] - None is a clamping mode
+            boxes, format="XYXY", canvas_size=(height, width), clamping_mode=None
         )
         for transform in self.transforms:
             video, wrapped = transform(video, wrapped)

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-BACKENDS = ("decord", "torchcodec")
+BACKENDS = ("decord", "av", "torchcodec")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv")
 
@@ -77,7 +77,7 @@ def check_range(name: str, start: int, stop: int | None, step: int, length: int)
 def open_source(path: str | Path, *, backend: str = "decord") -> VideoSource:
     """Open a video file, a folder of frames or a glob pattern of frames.
 
-    backend: ``decord`` or ``torchcodec``, for video files; image files need none.
+    backend: ``decord``, ``av`` or ``torchcodec``, for video files; image files need none.
 
     Raises FileNotFoundError when nothing is there and ValueError when it is no video.
     """
@@ -87,7 +87,7 @@ def open_source(path: str | Path, *, backend: str = "decord") -> VideoSource:
     if backend not in BACKENDS:
         near = difflib.get_close_matches(backend, BACKENDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"backend {backend!r} is unknown, it may be {' or '.join(BACKENDS)}{hint}")
+        raise ValueError(f"data.backend={backend!r} is unknown, it may be {', '.join(BACKENDS)}{hint}")
     if Path(text).is_dir():
         return FrameFolder.from_directory(Path(text))
     if Path(text).is_file():
@@ -100,12 +100,14 @@ def open_source(path: str | Path, *, backend: str = "decord") -> VideoSource:
 
 
 def _open_file(path: Path, backend: str) -> VideoSource:
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes), not a video")
     if backend == "torchcodec":
         from stdetr.data.torchcodec_source import TorchcodecSource
 
         return TorchcodecSource(path)
+    if backend == "av":
+        from stdetr.data.av_source import AvSource
+
+        return AvSource(path)
     from stdetr.data.decord_source import DecordSource
 
     return DecordSource(path)

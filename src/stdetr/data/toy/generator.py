@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -91,7 +90,7 @@ class ToyBenchmark:
             (temporary / "settings.json").write_text(json.dumps(asdict(self), indent=1))
             temporary.chmod(0o755)
             try:
-                os.replace(temporary, final)
+                temporary.replace(final)
             except OSError:
                 # Another process was faster; its folder holds the same bytes.
                 if not (final / "test.json").is_file():

@@ -1,0 +1,143 @@
+"""Video files through PyAV: exact seeks by presentation time, and decoding on demand in bounded memory.
+
+Shape legend
+    T frames asked for     h, w height and width in pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stdetr.data.packet_index import PacketIndex, scan_packets
+from stdetr.data.video_source import check_indices, check_range
+
+
+class AvSource:
+    """A :class:`~stdetr.data.video_source.VideoSource` that decodes one frame at a time and knows where it stands.
+
+    A read that goes on where the last one stopped decodes on without a seek.  Every decoded picture is recognised by
+    its presentation time, so a seek that lands anywhere else than expected is noticed and made good.
+    """
+
+    backend = "av"
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
+        self._index: PacketIndex = scan_packets(path)
+        self.size, self.fps = self._index.size, self._index.fps
+        self._container: Any = None
+        self._frames: Iterator[Any] = iter(())
+        self._next = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_path"])
+
+    def __len__(self) -> int:
+        return self._index.count
+
+    @property
+    def position(self) -> int | None:
+        """Number of the frame that decoding on would give; None while the file is closed."""
+        return None if self._container is None else self._next
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """T,h,w,3 uint8 RGB."""
+        numbers = check_indices(self.name, self.backend, len(self), indices)
+        out = np.empty((len(numbers), *self.size, 3), dtype=np.uint8)
+        places: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers):
+            places.setdefault(number, []).append(place)
+        for number in sorted(places):
+            out[places[number]] = self._array(self._seek(number))
+        return out
+
+    def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Sequential frames; one decoded picture in memory."""
+        for number in check_range(self.name, start, stop, step, len(self)):
+            yield number, self._array(self._seek(number))
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        if self._container is not None:
+            self._frames = iter(())
+            self._container.close()
+            self._container = None
+
+    def _array(self, picture: Any) -> np.ndarray:
+        array = picture.to_ndarray(format="rgb24")
+        if self._index.rotation:
+            array = np.ascontiguousarray(np.rot90(array, self._index.rotation // 90))
+        if array.shape[:2] != self.size:
+            have, want = (f"{shape[1]}x{shape[0]}" for shape in (array.shape, self.size))
+            raise ValueError(f"{self.name}: frame {self._next - 1} is {have}, but the video starts with {want}")
+        return array
+
+    def _seek(self, number: int) -> Any:
+        """The decoded picture of frame ``number``."""
+        key = self._key_before(number)
+        if self._container is None or self._next > number or key > self._next:
+            self._start(key)
+        while True:
+            picture = self._decode()
+            if picture is not None and self._next - 1 == number:
+                return picture
+            if picture is None or self._next - 1 > number:
+                # The seek landed behind the frame: start a key frame earlier, at last at the very beginning.
+                if key == 0:
+                    self.close()
+                    raise ValueError(
+                        f"{self.name}: frame {number} of {len(self)} cannot be decoded (backend av); the file is "
+                        "damaged there"
+                    )
+                key = self._key_before(key - 1)
+                self._start(key)
+
+    def _key_before(self, number: int) -> int:
+        keys = self._index.keys
+        place = int(np.searchsorted(keys, number, side="right")) - 1
+        return int(keys[place]) if place >= 0 else 0
+
+    def _start(self, key: int) -> None:
+        """Stand before frame ``key``; frame 0 always means a fresh start, which no seek table can spoil."""
+        import av
+
+        if self._container is None or key == 0:
+            self.close()
+            self._container = av.open(self.name)
+            self._container.streams.video[0].codec_context.thread_count = 1
+        stream = self._container.streams.video[0]
+        if key:
+            assert self._index.pts is not None
+            self._container.seek(int(self._index.pts[key]), stream=stream)
+        self._frames = self._container.decode(stream)
+        self._next = 0
+
+    def _decode(self) -> Any | None:
+        """The next picture, or None at the end; ``_next`` then is the number after it."""
+        from av.error import FFmpegError
+
+        while True:
+            try:
+                picture = next(self._frames, None)
+            except FFmpegError as error:
+                self.close()
+                raise ValueError(
+                    f"{self.name}: decoding fails after frame {self._next - 1} of {len(self)} (backend av): {error}"
+                ) from None
+            if picture is None:
+                return None
+            if self._index.pts is None:
+                self._next += 1
+                return picture
+            place = int(np.searchsorted(self._index.pts, -1 if picture.pts is None else picture.pts))
+            # Pictures cut off by an edit list are decoded, but they are no frames.
+            if place < len(self) and self._index.pts[place] == picture.pts:
+                self._next = place + 1
+                return picture
