@@ -1,4 +1,4 @@
-"""``make demo``: train on the toy benchmark, evaluate on its test split, render a held-out video, say where it all lies.
+"""``make demo``: train on the toy benchmark, evaluate on its test split, render a held-out video and say where all is.
 
 Arguments are further overrides of the training: ``python scripts/demo.py trainer.max_steps=100 output_dir=runs/short``.
 """

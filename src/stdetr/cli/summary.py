@@ -16,15 +16,11 @@ SHOWN_METRICS = 8
 """Metrics of the printed table; the CSV has all."""
 
 
-def summarise(folder: Path, *, since: float = 0.0) -> str:
-    """Write ``summary.csv`` and ``summary.md`` of the sweep in ``folder`` and return the table to print.
+def summarise(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Write ``summary.csv`` and ``summary.md`` into ``folder`` and return the table to print.
 
-    ``since`` leaves out jobs recorded before that time (seconds since the epoch), those of an earlier sweep in the same
-    folder.  An empty string, and no files, where no job has started.
+    ``rows`` are those of ``read_jobs``, at least one.
     """
-    rows = read_jobs(folder, since=since)
-    if not rows:
-        return ""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -37,7 +33,11 @@ def summarise(folder: Path, *, since: float = 0.0) -> str:
 
 
 def read_jobs(folder: Path, *, since: float = 0.0) -> list[dict[str, Any]]:
-    """One flat record a job, in the order of their numbers: job, overrides, status, objective, seconds, metrics."""
+    """One flat record a job, in the order of their numbers: job, overrides, status, objective, seconds, error, metrics.
+
+    ``since`` leaves out jobs recorded before that time (seconds since the epoch): those of an earlier sweep in
+    ``folder``.
+    """
     rows: list[dict[str, Any]] = []
     for path in folder.glob(f"*/{JOB_FILE}"):
         # File systems keep coarser times than the clock.

@@ -19,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from stdetr.cli.arguments import Arguments
 from stdetr.cli.single import exit_code, place
-from stdetr.cli.summary import JOB_FILE, summarise
+from stdetr.cli.summary import JOB_FILE, read_jobs, summarise
 from stdetr.cli.verbs import VERBS, Verb
 from stdetr.config import compose, config_dir
-from stdetr.config.mistakes import explain
+from stdetr.config.folder import list_groups
+from stdetr.config.mistakes import explain, wrong_option
 from stdetr.config.raw import VERSION_BASE
 from stdetr.config.values import check_values, first_choice
 
@@ -40,6 +41,7 @@ def is_sweep(verb: str, arguments: Arguments) -> bool:
 def run_sweep(verb: Verb, overrides: Sequence[str]) -> int:
     """Run every combination of the sweep through Hydra's sweeper and launcher, then print and write the summary.
 
+    Returns 1 where a job ended with an exit code of its own; a job that raised raises here.
     ``output_dir=...`` is the folder of the sweep; job ``n`` writes into ``<folder>/<n>``.
 
     Raises:
@@ -47,8 +49,8 @@ def run_sweep(verb: Verb, overrides: Sequence[str]) -> int:
     """
     own = [text for text in overrides if not text.startswith("output_dir=")]
     given = [text.partition("=")[2] for text in overrides if text.startswith("output_dir=")]
-    folder = Path(given[-1].strip("'\"")) if given else _default_folder(verb.name, own)
-    _check(verb.name, own)
+    default = _prepare(verb.name, own)
+    folder = Path(given[-1].strip("'\"")) if given else default
     quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
     words = ["-m", *own, f'hydra.sweep.dir="{quoted}"', f"hydra.job.name={verb.name}", "hydra.job.chdir=false"]
     before = time.time()
@@ -56,10 +58,10 @@ def run_sweep(verb: Verb, overrides: Sequence[str]) -> int:
         with _as_command_line(words):
             hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=verb.name)(job)()
     finally:
-        text = summarise(folder, since=before)
-        if text:
-            print(text)
-    return 0
+        rows = read_jobs(folder, since=before)
+        if rows:
+            print(summarise(folder, rows))
+    return int(any(row["status"].startswith("exit") for row in rows))
 
 
 def job(cfg: DictConfig) -> float | None:
@@ -100,22 +102,19 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     (folder / JOB_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(verb: str, overrides: Sequence[str]) -> None:
-    """Every value of the sweep, before any job runs; the sweeper itself composes each combination as well."""
+def _prepare(verb: str, overrides: Sequence[str]) -> Path:
+    """Judge every value of the sweep before any job runs, and return the sweep's default folder."""
+    folder = config_dir()
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise ValueError(explain(error, verb, overrides, config_dir())) from error
-    compose(verb, [first_choice(item) for item in parsed])
-    check_values(verb, overrides, config_dir())
-
-
-def _default_folder(verb: str, overrides: Sequence[str]) -> Path:
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        raise ValueError(explain(error, verb, overrides, config_dir())) from error
+        raise ValueError(explain(error, verb, overrides, folder)) from error
+    groups = list_groups(folder)
+    for item in parsed:
+        if item.key_or_group in groups and (line := wrong_option(item, folder)) is not None:
+            raise ValueError(line)
     cfg = compose(verb, [first_choice(item) for item in parsed], with_hydra=True)
+    check_values(verb, overrides, folder)
     return Path(str(OmegaConf.select(cfg, "hydra.sweep.dir")))
 
 

@@ -34,6 +34,8 @@ def compose(
         ValueError: an override that is malformed, names no key or option, or has a value of the wrong type.
     """
     root = Path(folder).resolve() if folder is not None else config_dir()
+    if not (root / f"{verb}.yaml").is_file():
+        raise ValueError(f"{root / verb}.yaml does not exist, so there is nothing to configure '{verb}' with")
     try:
         cfg = compose_raw(verb, overrides, root, with_hydra=with_hydra)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises a few plain ValueErrors

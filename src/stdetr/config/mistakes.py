@@ -22,13 +22,15 @@ def explain(error: Exception, verb: str, overrides: Sequence[str], folder: Path)
     """Why ``overrides`` do not compose, found by looking at them one at a time; else ``error`` on one line."""
     parsed: list[Override] = []
     for text in overrides:
+        if ("=" not in text.lstrip("~") and not text.startswith("~")) or text.startswith("="):
+            return f"'{text}' is not of the form key=value"
         try:
             parsed += OverridesParser.create().parse_overrides([text])
         except OverrideParseException:
             return _malformed(text)
     groups = list_groups(folder)
     for item in parsed:
-        if item.key_or_group in groups and (line := _wrong_option(item, folder)) is not None:
+        if item.key_or_group in groups and (line := wrong_option(item, folder)) is not None:
             return line
     wanted = getattr(error, "missing_cfg_file", None) or ""
     if isinstance(error, MissingConfigException) and wanted.startswith(_PLUGINS):
@@ -55,23 +57,22 @@ def one_line(error: BaseException) -> str:
 
 def _malformed(text: str) -> str:
     key, equals, value = text.partition("=")
-    if not equals:
-        return f"'{text}' is not of the form key=value"
-    if text.startswith("-"):
-        return f"'{text}': write {key.lstrip('-').replace('-', '_')}={value}, without dashes"
-    if not key.strip() or key != key.strip():
+    if not equals or not key.strip() or key != key.strip():
         return f"'{text}' is not of the form key=value"
     quote = value.replace("\\", "\\\\").replace('"', '\\"')
     return f"'{text}': the value has characters that need quotes: '{key}=\"{quote}\"'"
 
 
-def _wrong_option(item: Override, folder: Path) -> str | None:
+def wrong_option(item: Override, folder: Path) -> str | None:
+    """What is wrong with the option, or with one option of a sweep, of a group override; None where all exist."""
     group = item.key_or_group
     options = list_options(folder, group)
     try:
         value = item.value()
     except (ValueError, HydraException):
         return None
+    if value is None and not item.is_delete() and not item.is_add():
+        return f"{group}=null: to leave the group out write ~{group}"
     choices = [str(choice) for choice in getattr(value, "list", [value])] if not item.is_delete() else []
     for choice in choices:
         known = (folder / group / f"{choice}.yaml").is_file() or choice in {"None", "null"} or "*" in choice
