@@ -8,5 +8,14 @@ from stdetr.ops.attention import (
     st_deform_attn_continuous,
     st_deform_attn_fused,
 )
+from stdetr.ops.backends import Backend, backend, use_backend
 
-__all__ = ["ms_deform_attn", "st_deform_attn", "st_deform_attn_continuous", "st_deform_attn_fused"]
+__all__ = [
+    "Backend",
+    "backend",
+    "ms_deform_attn",
+    "st_deform_attn",
+    "st_deform_attn_continuous",
+    "st_deform_attn_fused",
+    "use_backend",
+]

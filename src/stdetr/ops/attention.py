@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stdetr.ops import reference as plain
 from stdetr.ops import validate
+from stdetr.ops.backends import use_kernels
 from stdetr.ops.reference import accumulation_dtype
 
 
@@ -33,6 +34,10 @@ def _autocast(value: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def _flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
+    return [size for pair in shapes for size in pair]
 
 
 def st_deform_attn(
@@ -72,9 +77,10 @@ def st_deform_attn(
         validate.check_dtype(name, tensor, (value.dtype, precise), value)
     index = validate.check_frame_index(frame_index, value, queries, frames)
     (value,) = _autocast(value)
-    return plain.st_deform_attn_reference(
-        value, sampling_locations.to(precise), attention_weights.to(precise), index, shapes
-    )
+    tensors = (value, sampling_locations.to(precise), attention_weights.to(precise), index)
+    if use_kernels(value.device.type):
+        return torch.ops.stdetr.st_deform_attn_forward(*tensors, _flat(shapes))
+    return plain.st_deform_attn_reference(*tensors, shapes)
 
 
 def ms_deform_attn(
@@ -164,7 +170,11 @@ def st_deform_attn_fused(
     for name, tensor in (("reference", reference), ("offsets", offsets), ("logits", logits)):
         validate.check_device(name, tensor, value)
     index = validate.check_frame_index(frame_index, value, queries, frames)
-    return plain.st_deform_attn_fused_reference(value, reference, offsets, logits, index, valid_ratios, shapes)
+    tensors = (value, reference, offsets, logits, index, valid_ratios)
+    if use_kernels(value.device.type):
+        out, _ = torch.ops.stdetr.st_deform_attn_fused_forward(*tensors, _flat(shapes))
+        return out
+    return plain.st_deform_attn_fused_reference(*tensors, shapes)
 
 
 def st_deform_attn_continuous(
@@ -216,6 +226,7 @@ def st_deform_attn_continuous(
         validate.check_dtype("frame_mask", frame_mask, (torch.bool,), value)
         validate.check_device("frame_mask", frame_mask, value)
     (value,) = _autocast(value)
-    return plain.st_deform_attn_continuous_reference(
-        value, sampling_locations.to(precise), attention_weights.to(precise), tau.to(precise), frame_mask, shapes
-    )
+    tensors = (value, sampling_locations.to(precise), attention_weights.to(precise), tau.to(precise), frame_mask)
+    if use_kernels(value.device.type):
+        return torch.ops.stdetr.st_deform_attn_continuous_forward(*tensors, _flat(shapes))
+    return plain.st_deform_attn_continuous_reference(*tensors, shapes)

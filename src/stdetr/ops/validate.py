@@ -24,7 +24,7 @@ def _name(dtype: torch.dtype) -> str:
 def check_tensor(name: str, tensor: object, letters: str) -> Tensor:
     """``tensor`` is a floating tensor with as many axes as ``letters`` ("B,T,S,H,D") names."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} must be a tensor of shape ({letters}), got {type(tensor).__name__}")
+        raise ValueError(f"{name} must be a tensor of shape ({letters}), got {type(tensor).__name__}")  # noqa: TRY004
     if tensor.ndim != len(letters.split(",")):
         raise ValueError(f"{name} must have shape ({letters}), got {tuple(tensor.shape)}")
     return tensor
@@ -61,12 +61,12 @@ def check_value(value: object, letters: str = "B,T,S,H,D") -> Tensor:
 def check_spatial_shapes(spatial_shapes: object, value: Tensor) -> list[tuple[int, int]]:
     """L pairs (h, w) of positive host integers whose areas add up to S of ``value`` (B,T,S,H,D)."""
     if isinstance(spatial_shapes, Tensor):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004
             "spatial_shapes must be a list of (h, w) integers on the host, got a tensor; "
             "keep the list that the tensor was made from (a tensor would stall the GPU)"
         )
     if not isinstance(spatial_shapes, Sequence) or isinstance(spatial_shapes, str):
-        raise ValueError(f"spatial_shapes must be a list of (h, w) integers, got {type(spatial_shapes).__name__}")
+        raise ValueError(f"spatial_shapes must be a list of (h, w) integers, got {type(spatial_shapes).__name__}")  # noqa: TRY004
     pairs: list[tuple[int, int]] = []
     for pair in spatial_shapes:
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
@@ -99,7 +99,7 @@ def check_frame_index(frame_index: Tensor | None, value: Tensor, queries: int, f
             )
         return None
     if not isinstance(frame_index, Tensor):
-        raise ValueError(f"frame_index must be an int32 or int64 tensor, got {type(frame_index).__name__}")
+        raise ValueError(f"frame_index must be an int32 or int64 tensor, got {type(frame_index).__name__}")  # noqa: TRY004
     if frame_index.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"frame_index must be int32 or int64, got {_name(frame_index.dtype)}")
     check_device("frame_index", frame_index, value)

@@ -1,0 +1,275 @@
+// Backward kernels.  Included inside the namespace of an instruction set.
+//
+// A task owns the slice (clip, frame, head, level) of grad_value, and with it the location and weight gradients of the
+// points that fall into it: nobody else writes either, so there are no atomics and the order of every sum is fixed.
+
+// One value slice of level tokens: its gradient in coord numbers, staged in scratch or in place.
+template <class C>
+struct GradSlice {
+  C* data;
+  int64_t stride;
+};
+
+template <class St, class C>
+STDETR_INLINE void flush_slice(const C* staged, St* grad_value, int64_t tokens, int64_t stride, int64_t D) {
+  for (int64_t s = 0; s < tokens; ++s)
+    for (int64_t c = 0; c < D; ++c) narrow(staged[s * D + c], grad_value[s * stride + c]);
+}
+
+template <class St, int Const, bool Fused>
+void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* scratch) {
+  using C = typename CoordOf<St>::type;
+  const int64_t l = task % a.L, h = task / a.L % a.H, frame_task = task / (a.L * a.H);
+  const int64_t b = frame_task / a.T, t = frame_task % a.T;
+  const int64_t row = a.H * a.D;
+  const Level level = a.levels[l];
+  const int64_t tokens = int64_t(level.height) * level.width;
+  const int64_t origin = ((b * a.T + t) * a.S + level.start) * row + h * a.D;
+  const St* value = static_cast<const St*>(a.value) + origin;
+  St* grad_value = static_cast<St*>(a.grad_value) + origin;
+
+  C* room = scratch;  // D numbers for the generic core
+  GradSlice<C> grad{scratch + a.D, a.D};
+  if (a.grad_value_zeroed) {
+    // Only float and double values take this way, where storage and coord are one type.
+    grad = {reinterpret_cast<C*>(grad_value), row};
+  } else {
+    __builtin_memset(grad.data, 0, sizeof(C) * size_t(tokens * a.D));
+  }
+
+  const int64_t count = a.pairs ? a.pair_starts[frame_task + 1] - a.pair_starts[frame_task] : a.Q;
+  const int32_t* pairs = a.pairs ? a.pairs + a.pair_starts[frame_task] : nullptr;
+  Block<C> p;
+  int64_t where[kBlock];   // index of the point among B,Q,H,F,L,K
+  int64_t source[kBlock];  // index of its query and head among B,Q,H
+  C scale_x[kBlock], scale_y[kBlock], delta[kBlock], normaliser[kBlock];
+  for (int j = 0; j < kBlock; ++j) p.width[j] = level.width, p.height[j] = level.height, p.start[j] = 0;
+
+  const C* locations = static_cast<const C*>(a.locations);
+  const C* weights = static_cast<const C*>(a.weights);
+  const St* offsets = static_cast<const St*>(a.locations);
+  const St* logits = static_cast<const St*>(a.weights);
+  int64_t loaded = -1;  // query and head whose gradient the core holds
+  Scatter<St, Const> core;
+  int64_t entry = 0, k = 0;
+  while (entry < count) {
+    int n = 0;
+    while (n < kBlock && entry < count) {
+      const int64_t q = pairs ? pairs[entry] / a.F : entry, f = pairs ? pairs[entry] % a.F : t;
+      const int64_t query_head = (b * a.Q + q) * a.H + h;
+      const int64_t base = ((query_head * a.F + f) * a.L + l) * a.K;
+      const int take = int(a.K - k < kBlock - n ? a.K - k : kBlock - n);
+      if constexpr (Fused) {
+        const Placement<C> at = place<C>(a, b, q, f, l);
+        const C d = static_cast<const C*>(a.delta)[query_head], z = static_cast<const C*>(a.saved_lse)[query_head];
+        for (int i = 0; i < take; ++i) {
+          const int j = n + i;
+          const int64_t point = base + k + i;
+          p.base_x[j] = at.base_x, p.base_y[j] = at.base_y;
+          scale_x[j] = at.scale_x, scale_y[j] = at.scale_y;
+          p.shift_x[j] = widen(offsets[point * 2]), p.shift_y[j] = widen(offsets[point * 2 + 1]);
+          p.weight[j] = widen(logits[point]);
+          delta[j] = d, normaliser[j] = z;
+          where[j] = point, source[j] = query_head;
+        }
+      } else {
+        for (int i = 0; i < take; ++i) {
+          const int j = n + i;
+          const int64_t point = base + k + i;
+          p.base_x[j] = locations[point * 2], p.base_y[j] = locations[point * 2 + 1];
+          p.shift_x[j] = p.shift_y[j] = C(0);
+          p.weight[j] = weights[point];
+          where[j] = point, source[j] = query_head;
+        }
+      }
+      n += take;
+      k += take;
+      if (k == a.K) k = 0, ++entry;
+    }
+    if constexpr (Fused) {
+#pragma omp simd
+      for (int j = 0; j < n; ++j) {
+        p.shift_x[j] *= scale_x[j];
+        p.shift_y[j] *= scale_y[j];
+        p.weight[j] = exp_of(p.weight[j] - normaliser[j]);
+      }
+    }
+    find_corners(p, n);
+    for (int j = 0; j < n; ++j) {
+      Slopes<C> slopes{C(0), C(0), C(0)};
+      if (p.inside[j]) {
+        if (source[j] != loaded) {
+          loaded = source[j];
+          core.read_gradient(static_cast<const St*>(a.grad_out) + loaded * a.D, a.D, room);
+        }
+        slopes = slopes_at<St, Const>(core, value, row, p, j);
+        scatter_at<St, Const>(core, grad.data, grad.stride, p, j, p.weight[j]);
+      }
+      if constexpr (Fused) {
+        // In pixels; backward_finish turns it into the offset's gradient and sums the reference's.
+        St* to = static_cast<St*>(a.grad_locations) + where[j] * 2;
+        narrow(p.weight[j] * slopes.x, to[0]);
+        narrow(p.weight[j] * slopes.y, to[1]);
+        narrow(p.weight[j] * (slopes.sample - delta[j]), static_cast<St*>(a.grad_weights)[where[j]]);
+      } else {
+        C* to = static_cast<C*>(a.grad_locations) + where[j] * 2;
+        to[0] = p.weight[j] * slopes.x * C(level.width);
+        to[1] = p.weight[j] * slopes.y * C(level.height);
+        static_cast<C*>(a.grad_weights)[where[j]] = slopes.sample;
+      }
+    }
+  }
+  if (!a.grad_value_zeroed) flush_slice<St, C>(grad.data, grad_value, tokens, row, a.D);
+}
+
+template <class St, int Const, bool Fused>
+void backward_discrete(const Problem& a, int64_t begin, int64_t end) {
+  using C = typename CoordOf<St>::type;
+  int64_t largest = 0;
+  for (int64_t l = 0; l < a.L; ++l) {
+    const int64_t tokens = int64_t(a.levels[l].height) * a.levels[l].width;
+    largest = tokens > largest ? tokens : largest;
+  }
+  const Scratch<C> scratch(a.D + (a.grad_value_zeroed ? 0 : largest * a.D));
+  for (int64_t task = begin; task < end; ++task) backward_slice<St, Const, Fused>(a, task, scratch.data);
+}
+
+// Before the slices: zeros for masked frames, which belong to no slice, and delta = sum of grad_out * out.
+template <class St, bool Fused>
+void prepare_discrete(const Problem& a, int64_t begin, int64_t end) {
+  using C = typename CoordOf<St>::type;
+  using Point = typename Choose<Fused, St, C>::type;
+  const int64_t points = a.L * a.K;
+  for (int64_t task = begin; task < end; ++task) {
+    for (int64_t h = 0; h < a.H; ++h) {
+      const int64_t query_head = task * a.H + h;
+      for (int64_t f = 0; a.frame_index && f < a.F; ++f) {
+        const int64_t t = a.frame_index[task * a.F + f];
+        if (t >= 0 && t < a.T) continue;
+        const int64_t first = (query_head * a.F + f) * points;
+        __builtin_memset(static_cast<Point*>(a.grad_locations) + first * 2, 0, sizeof(Point) * size_t(points * 2));
+        __builtin_memset(static_cast<Point*>(a.grad_weights) + first, 0, sizeof(Point) * size_t(points));
+      }
+      if constexpr (Fused) {
+        const St* grad_out = static_cast<const St*>(a.grad_out) + query_head * a.D;
+        const St* out = static_cast<const St*>(a.saved_out) + query_head * a.D;
+        C sum = C(0);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < a.D; ++c) sum += widen(grad_out[c]) * widen(out[c]);
+        static_cast<C*>(a.delta)[query_head] = sum;
+      }
+    }
+  }
+}
+
+// After the slices (fused): pixel gradients become offset gradients, and add up to the reference's.
+template <class St>
+void finish_fused(const Problem& a, int64_t begin, int64_t end) {
+  using C = typename CoordOf<St>::type;
+  const C* ratios = static_cast<const C*>(a.valid_ratios);
+  const bool boxes = a.reference_size == 4;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t b = task / a.Q, q = task % a.Q;
+    for (int64_t f = 0; f < a.F; ++f) {
+      C centre_x = 0, centre_y = 0, extent_x = 0, extent_y = 0;
+      for (int64_t l = 0; l < a.L; ++l) {
+        const Placement<C> at = place<C>(a, b, q, f, l);
+        const C width = C(a.levels[l].width) * (ratios ? ratios[(b * a.L + l) * 2] : C(1));
+        const C height = C(a.levels[l].height) * (ratios ? ratios[(b * a.L + l) * 2 + 1] : C(1));
+        for (int64_t h = 0; h < a.H; ++h) {
+          const int64_t first = (((task * a.H + h) * a.F + f) * a.L + l) * a.K;
+          const St* offsets = static_cast<const St*>(a.locations) + first * 2;
+          St* grads = static_cast<St*>(a.grad_locations) + first * 2;
+          for (int64_t k = 0; k < a.K; ++k) {
+            const C x = widen(grads[2 * k]), y = widen(grads[2 * k + 1]);
+            // A point that does not count has zero gradient whatever its offset or box is (it may be infinite).
+            if (x == C(0) && y == C(0)) continue;
+            centre_x += x * width;
+            centre_y += y * height;
+            if (!boxes) continue;
+            extent_x += x * width * widen(offsets[2 * k]);
+            extent_y += y * height * widen(offsets[2 * k + 1]);
+            narrow(x * at.scale_x, grads[2 * k]);
+            narrow(y * at.scale_y, grads[2 * k + 1]);
+          }
+        }
+      }
+      C* to = static_cast<C*>(a.grad_reference) + (task * a.F + f) * a.reference_size;
+      to[0] = centre_x, to[1] = centre_y;
+      if (boxes) {
+        to[2] = extent_x * C(0.5) / C(a.K);
+        to[3] = extent_y * C(0.5) / C(a.K);
+      }
+    }
+  }
+}
+
+// Continuous time: which frame a point reads differs from point to point, so a task owns (clip, head, level) over all
+// frames.
+template <class St, int Const>
+void backward_continuous(const Problem& a, int64_t begin, int64_t end) {
+  using C = typename CoordOf<St>::type;
+  const int64_t row = a.H * a.D, frame_size = a.S * row;
+  int64_t largest = 0;
+  for (int64_t l = 0; l < a.L; ++l) {
+    const int64_t tokens = int64_t(a.levels[l].height) * a.levels[l].width;
+    largest = tokens > largest ? tokens : largest;
+  }
+  const Scratch<C> scratch(a.D + (a.grad_value_zeroed ? 0 : a.T * largest * a.D));
+  C* staged = scratch.data + a.D;
+  Block<C> p;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t l = task % a.L, h = task / a.L % a.H, b = task / (a.L * a.H);
+    const Level level = a.levels[l];
+    const int64_t tokens = int64_t(level.height) * level.width;
+    const int64_t origin = (b * a.T * a.S + level.start) * row + h * a.D;
+    const St* clip = static_cast<const St*>(a.value) + origin;
+    St* grad_clip = static_cast<St*>(a.grad_value) + origin;
+    const bool direct = a.grad_value_zeroed;
+    C* grad = direct ? reinterpret_cast<C*>(grad_clip) : staged;
+    const int64_t grad_stride = direct ? row : a.D, grad_frame = direct ? frame_size : tokens * a.D;
+    if (!direct) __builtin_memset(staged, 0, sizeof(C) * size_t(a.T * tokens * a.D));
+    for (int j = 0; j < kBlock; ++j) p.width[j] = level.width, p.height[j] = level.height, p.start[j] = 0;
+    for (int64_t q = 0; q < a.Q; ++q) {
+      const int64_t query_head = (b * a.Q + q) * a.H + h;
+      Scatter<St, Const> core;
+      core.read_gradient(static_cast<const St*>(a.grad_out) + query_head * a.D, a.D, scratch.data);
+      for (int64_t from = 0; from < a.K; from += kBlock) {
+        const int n = int(a.K - from < kBlock ? a.K - from : kBlock);
+        const int64_t first = (query_head * a.L + l) * a.K + from;
+        for (int j = 0; j < n; ++j) {
+          p.base_x[j] = static_cast<const C*>(a.locations)[(first + j) * 2];
+          p.base_y[j] = static_cast<const C*>(a.locations)[(first + j) * 2 + 1];
+          p.shift_x[j] = p.shift_y[j] = C(0);
+        }
+        find_corners(p, n);
+        for (int j = 0; j < n; ++j) {
+          const C weight = static_cast<const C*>(a.weights)[first + j];
+          Slopes<C> early{C(0), C(0), C(0)}, late{C(0), C(0), C(0)};
+          C share = C(0), slope = C(0);
+          if (a.T > 0 && p.inside[j]) {
+            const Pair<C> pair = frames_around<C>(a, b, static_cast<const C*>(a.tau)[first + j]);
+            share = pair.share;
+            if (pair.reads && (share != C(1) || pair.slope)) {
+              early = slopes_at<St, Const>(core, clip + pair.first * frame_size, row, p, j);
+              scatter_at<St, Const>(core, grad + pair.first * grad_frame, grad_stride, p, j, weight * (C(1) - share));
+            }
+            if (pair.reads && (share != C(0) || pair.slope)) {
+              late = slopes_at<St, Const>(core, clip + pair.second * frame_size, row, p, j);
+              scatter_at<St, Const>(core, grad + pair.second * grad_frame, grad_stride, p, j, weight * share);
+            }
+            slope = pair.reads && pair.slope ? weight * (late.sample - early.sample) : C(0);
+          }
+          C* to = static_cast<C*>(a.grad_locations) + (first + j) * 2;
+          to[0] = weight * ((C(1) - share) * early.x + share * late.x) * C(level.width);
+          to[1] = weight * ((C(1) - share) * early.y + share * late.y) * C(level.height);
+          static_cast<C*>(a.grad_weights)[first + j] = (C(1) - share) * early.sample + share * late.sample;
+          static_cast<C*>(a.grad_tau)[first + j] = slope;
+        }
+      }
+    }
+    if (!direct)
+      for (int64_t t = 0; t < a.T; ++t)
+        flush_slice<St, C>(staged + t * grad_frame, grad_clip + t * frame_size, tokens, row, a.D);
+  }
+}

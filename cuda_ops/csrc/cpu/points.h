@@ -1,0 +1,109 @@
+// From locations to the four pixels around each and their shares.  Included inside the namespace of an instruction set.
+
+// Points are prepared in blocks, as arrays, so that the arithmetic vectorises.
+constexpr int kBlock = 64;
+
+template <class C>
+struct Block {
+  C base_x[kBlock], base_y[kBlock];    // location in [0,1] that the width and height multiply
+  C shift_x[kBlock], shift_y[kBlock];  // added pixels
+  C weight[kBlock];                    // attention weight or probability
+  int32_t width[kBlock], height[kBlock], start[kBlock];
+  // Results: token of each corner (clamped into the level), share of each row and column (0 where it is outside).
+  int32_t token00[kBlock], token01[kBlock], token10[kBlock], token11[kBlock];
+  C left[kBlock], right[kBlock], top[kBlock], bottom[kBlock];
+  C has_left[kBlock], has_right[kBlock], has_top[kBlock], has_bottom[kBlock];  // 1 or 0
+  C fraction_x[kBlock], fraction_y[kBlock];
+  int32_t inside[kBlock];
+};
+
+template <class C>
+STDETR_INLINE int32_t floor_of(C x) {
+  const int32_t whole = int32_t(x);
+  return whole - int32_t(x < C(whole));
+}
+
+template <class C>
+STDETR_INLINE void find_corners(Block<C>& p, int n) {
+#pragma omp simd
+  for (int j = 0; j < n; ++j) {
+    const C width = C(p.width[j]), height = C(p.height[j]);
+    const C x = p.base_x[j] * width + (p.shift_x[j] - C(0.5));
+    const C y = p.base_y[j] * height + (p.shift_y[j] - C(0.5));
+    // NaN and infinity fail the comparisons.
+    const bool inside = (x > C(-1)) & (x < width) & (y > C(-1)) & (y < height);
+    const C x_in = inside ? x : C(0), y_in = inside ? y : C(0);
+    const int32_t x0 = floor_of(x_in), y0 = floor_of(y_in);
+    // The fraction is formed from the factors again: with a fused multiply-add it keeps the bits that x lost to the
+    // size of the coordinate.
+    const C fx_exact = (p.base_x[j] * width - (C(x0) + C(0.5))) + p.shift_x[j];
+    const C fy_exact = (p.base_y[j] * height - (C(y0) + C(0.5))) + p.shift_y[j];
+    const C fx = inside ? fx_exact : C(0), fy = inside ? fy_exact : C(0);
+    const int32_t w = p.width[j], h = p.height[j];
+    const bool has_left = x0 >= 0, has_right = x0 + 1 < w, has_top = y0 >= 0, has_bottom = y0 + 1 < h;
+    p.has_left[j] = has_left ? C(1) : C(0);
+    p.has_right[j] = has_right ? C(1) : C(0);
+    p.has_top[j] = has_top ? C(1) : C(0);
+    p.has_bottom[j] = has_bottom ? C(1) : C(0);
+    p.fraction_x[j] = fx;
+    p.fraction_y[j] = fy;
+    p.left[j] = has_left ? C(1) - fx : C(0);
+    p.right[j] = has_right ? fx : C(0);
+    p.top[j] = has_top ? C(1) - fy : C(0);
+    p.bottom[j] = has_bottom ? fy : C(0);
+    const int32_t x_left = has_left ? x0 : 0, x_right = has_right ? x0 + 1 : w - 1;
+    const int32_t row_top = p.start[j] + (has_top ? y0 : 0) * w;
+    const int32_t row_bottom = p.start[j] + (has_bottom ? y0 + 1 : h - 1) * w;
+    p.token00[j] = row_top + x_left;
+    p.token01[j] = row_top + x_right;
+    p.token10[j] = row_bottom + x_left;
+    p.token11[j] = row_bottom + x_right;
+    p.inside[j] = inside ? 1 : 0;
+  }
+}
+
+// The fused op places a point at  base * size + offset * scale  pixels.
+template <class C>
+struct Placement { C base_x, base_y, scale_x, scale_y; };
+
+template <class C>
+STDETR_INLINE Placement<C> place(const Problem& a, int64_t b, int64_t q, int64_t f, int64_t l) {
+  const C* reference = static_cast<const C*>(a.reference) + ((b * a.Q + q) * a.F + f) * a.reference_size;
+  const C* ratios = static_cast<const C*>(a.valid_ratios);
+  const C ratio_x = ratios ? ratios[(b * a.L + l) * 2] : C(1), ratio_y = ratios ? ratios[(b * a.L + l) * 2 + 1] : C(1);
+  Placement<C> placement{reference[0] * ratio_x, reference[1] * ratio_y, C(1), C(1)};
+  if (a.reference_size == 4) {
+    placement.scale_x = C(0.5) * reference[2] * ratio_x * C(a.levels[l].width) / C(a.K);
+    placement.scale_y = C(0.5) * reference[3] * ratio_y * C(a.levels[l].height) / C(a.K);
+  }
+  return placement;
+}
+
+// The two frames that time tau lies between (SCHEMA.md, rule 6).
+template <class C>
+struct Pair {
+  int64_t first, second;
+  C share;     // of the second
+  bool reads;  // the point counts
+  bool slope;  // tau gets a gradient
+};
+
+template <class C>
+STDETR_INLINE Pair<C> frames_around(const Problem& a, int64_t b, C tau) {
+  const C last = C(a.T - 1);
+  const C time = tau > C(0) ? (tau < last ? tau : last) : C(0);
+  int64_t first = int64_t(time);
+  const int64_t highest = a.T > 2 ? a.T - 2 : 0;
+  first = first > highest ? highest : first;
+  const int64_t second = first + 1 < a.T ? first + 1 : first;
+  Pair<C> pair{first, second, time - C(first), tau == tau, second > first && tau >= C(0) && tau <= last};
+  if (a.frame_mask) {
+    const bool has_first = a.frame_mask[b * a.T + first], has_second = a.frame_mask[b * a.T + second];
+    if (!(has_first && has_second)) {
+      pair.share = has_second ? C(1) : C(0);
+      pair.slope = false;
+      pair.reads = pair.reads && (has_first || has_second);
+    }
+  }
+  return pair;
+}

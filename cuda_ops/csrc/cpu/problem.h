@@ -1,0 +1,74 @@
+// What one call works on, as plain data: the only thing that crosses from the torch side to the kernels.
+//
+// B clips, T frames, S tokens of a frame, H heads, D channels a head, Q queries, F frames sampled, L levels, K points.
+// "coord" is double for double values and float otherwise; shapes and rules are in ../common/SCHEMA.md.
+#pragma once
+
+#include <cstdint>
+
+namespace stdetr_cpu {
+
+enum class Storage : int { f32, f64, bf16, f16 };
+enum class Kind : int { plain, fused, continuous };
+
+struct Level {
+  int32_t height;
+  int32_t width;
+  int32_t start;  // first token
+};
+
+struct Problem {
+  Storage storage;
+  Kind kind;
+  int64_t B, T, S, H, D, Q, F, L, K;
+  const Level* levels;        // L
+  const void* value;          // B,T,S,H,D storage
+  const void* locations;      // plain, continuous: locations (coord); fused: offsets (storage)
+  const void* weights;        // plain, continuous: weights (coord); fused: logits (storage)
+  const int32_t* frame_index; // B,Q,F or null
+  const void* reference;      // B,Q,F,reference_size coord (fused)
+  int reference_size;         // 2 or 4
+  const void* valid_ratios;   // B,L,2 coord or null
+  const void* tau;            // B,Q,H,L,K coord (continuous)
+  const uint8_t* frame_mask;  // B,T or null (continuous)
+
+  void* out;  // forward: B,Q,H*D storage
+  void* lse;  // forward fused: B,Q,H coord
+
+  // Backward.
+  const void* grad_out;   // B,Q,H*D storage
+  const void* saved_out;  // fused
+  const void* saved_lse;  // fused, coord
+  void* delta;            // fused: B,Q,H coord, sum over channels of grad_out * out
+  void* grad_value;       // B,T,S,H,D storage
+  void* grad_locations;   // like locations
+  void* grad_weights;     // like weights
+  void* grad_reference;   // coord
+  void* grad_tau;         // coord
+  bool grad_value_zeroed; // grad_value holds zeros and is added to in place; otherwise slices are staged in scratch
+  // Plain and fused: which (query, frame slot) pairs read frame t of clip b.  pairs[pair_starts[b*T+t] ...] holds
+  // q*F+f in ascending order; null when frame_index is null (then every query reads frame t through slot t).
+  const int32_t* pairs;
+  const int64_t* pair_starts;
+};
+
+// Each function works on the tasks begin..end-1; tasks write disjoint memory in a fixed order, which makes every result
+// independent of the number of threads.
+struct Kernels {
+  const char* name;
+  void (*forward)(const Problem&, int64_t begin, int64_t end);         // tasks: B*Q
+  void (*backward_prepare)(const Problem&, int64_t begin, int64_t end);  // tasks: B*Q
+  void (*backward)(const Problem&, int64_t begin, int64_t end);        // tasks: B*T*H*L; continuous: B*H*L
+  void (*backward_finish)(const Problem&, int64_t begin, int64_t end);   // tasks: B*Q (fused)
+};
+
+const Kernels& kernels_baseline();
+#ifdef STDETR_X86
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+#endif
+
+// The kernels for this processor, or what STDETR_CPU_ISA asks for; throws std::runtime_error if that cannot run here.
+const Kernels& kernels();
+
+}  // namespace stdetr_cpu

@@ -1,0 +1,193 @@
+"""Fake kernels and derivatives of the operators ``torch.ops.stdetr.*`` that the stdetr-ops libraries define.
+
+Shape legend
+    B clips    T frames    S tokens of a frame    H heads    D channels a head    Q queries
+    F frames a query samples    L levels    K points a head, level and frame
+
+First derivatives are operators of their own, so that compilers and exporters see them; their derivatives go through the
+PyTorch reference.  Schemas and shapes: cuda_ops/csrc/common/SCHEMA.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import register_autograd, register_fake
+
+from stdetr.ops import reference as plain
+from stdetr.ops.reference import accumulation_dtype
+
+Grads = tuple[Tensor | None, ...]
+
+
+def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(flat[0::2], flat[1::2], strict=True))
+
+
+def _second(
+    forward: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor, upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Derivative of the first derivative: for grad_out and each of ``inputs``, by autograd on the reference.
+
+    ``upstream`` holds the gradient of each of the first derivatives, or None.
+    """
+    with torch.enable_grad():
+        free = [tensor.detach().requires_grad_() for tensor in (grad_out, *inputs)]
+        out = forward(*free[1:])
+        first = torch.autograd.grad(out, free[1:], free[0], create_graph=True, allow_unused=True)
+        paired = [(grad, up) for grad, up in zip(first, upstream, strict=True) if grad is not None and up is not None]
+        paired = [(grad, up) for grad, up in paired if grad.requires_grad]
+        if not paired:
+            return [None] * len(free)
+        grads, ups = zip(*paired, strict=True)
+        return list(torch.autograd.grad(grads, free, ups, allow_unused=True))
+
+
+def _only_needed(ctx: Any, grads: Sequence[Tensor | None]) -> Grads:
+    return tuple(grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+def _deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def _out_like(value: Tensor, queries: int) -> Tensor:
+    batch, _, _, heads, channels = value.shape
+    return value.new_empty(batch, queries, heads * channels)
+
+
+def _register_plain() -> None:
+    ops = torch.ops.stdetr
+
+    @register_fake("stdetr::st_deform_attn_forward")
+    def _(value, sampling_locations, attention_weights, frame_index, spatial_shapes):
+        return _out_like(value, sampling_locations.shape[1])
+
+    @register_fake("stdetr::st_deform_attn_backward")
+    def _(grad_out, value, sampling_locations, attention_weights, frame_index, spatial_shapes, deterministic):
+        return tuple(t.new_empty(t.shape) for t in (value, sampling_locations, attention_weights))
+
+    def save(ctx, inputs, output):
+        *tensors, ctx.shapes = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx, grad_out):
+        grads = ops.st_deform_attn_backward(grad_out, *ctx.saved_tensors, ctx.shapes, _deterministic())
+        return _only_needed(ctx, (*grads, None, None))
+
+    register_autograd("stdetr::st_deform_attn_forward", backward, setup_context=save)
+
+    def save_first(ctx, inputs, output):
+        *tensors, ctx.shapes, _ = inputs
+        ctx.save_for_backward(*tensors)
+
+    def second(ctx, *upstream):
+        grad_out, value, locations, weights, frame_index = ctx.saved_tensors
+        shapes = _pairs(ctx.shapes)
+        grads = _second(
+            lambda *inputs: plain.st_deform_attn_reference(*inputs, frame_index, shapes),
+            (value, locations, weights),
+            grad_out,
+            upstream,
+        )
+        return _only_needed(ctx, (*grads, None, None, None))
+
+    register_autograd("stdetr::st_deform_attn_backward", second, setup_context=save_first)
+
+
+def _register_fused() -> None:
+    ops = torch.ops.stdetr
+
+    @register_fake("stdetr::st_deform_attn_fused_forward")
+    def _(value, reference, offsets, logits, frame_index, valid_ratios, spatial_shapes):
+        batch, queries, heads = offsets.shape[:3]
+        lse = value.new_empty((batch, queries, heads), dtype=accumulation_dtype(value.dtype))
+        return _out_like(value, queries), lse
+
+    @register_fake("stdetr::st_deform_attn_fused_backward")
+    def _(
+        grad_out, out, lse, value, reference, offsets, logits, frame_index, valid_ratios, spatial_shapes, deterministic
+    ):
+        return tuple(t.new_empty(t.shape) for t in (value, reference, offsets, logits))
+
+    def save(ctx, inputs, output):
+        *tensors, ctx.shapes = inputs
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(out, lse, *tensors)
+
+    def backward(ctx, grad_out, _):
+        if grad_out is None:
+            return (None,) * 7
+        grads = ops.st_deform_attn_fused_backward(grad_out, *ctx.saved_tensors, ctx.shapes, _deterministic())
+        return _only_needed(ctx, (*grads, None, None, None))
+
+    register_autograd("stdetr::st_deform_attn_fused_forward", backward, setup_context=save)
+
+    def save_first(ctx, inputs, output):
+        *tensors, ctx.shapes, _ = inputs
+        ctx.save_for_backward(*tensors)
+
+    def second(ctx, *upstream):
+        # out and lse follow from the other inputs, through which the whole derivative flows.
+        grad_out, _, _, value, reference, offsets, logits, frame_index, valid_ratios = ctx.saved_tensors
+        shapes = _pairs(ctx.shapes)
+        grads = _second(
+            lambda *inputs: plain.st_deform_attn_fused_reference(*inputs, frame_index, valid_ratios, shapes),
+            (value, reference, offsets, logits),
+            grad_out,
+            upstream,
+        )
+        return _only_needed(ctx, (grads[0], None, None, *grads[1:], None, None, None, None))
+
+    register_autograd("stdetr::st_deform_attn_fused_backward", second, setup_context=save_first)
+
+
+def _register_continuous() -> None:
+    ops = torch.ops.stdetr
+
+    @register_fake("stdetr::st_deform_attn_continuous_forward")
+    def _(value, sampling_locations, attention_weights, tau, frame_mask, spatial_shapes):
+        return _out_like(value, sampling_locations.shape[1])
+
+    @register_fake("stdetr::st_deform_attn_continuous_backward")
+    def _(grad_out, value, sampling_locations, attention_weights, tau, frame_mask, spatial_shapes, deterministic):
+        return tuple(t.new_empty(t.shape) for t in (value, sampling_locations, attention_weights, tau))
+
+    def save(ctx, inputs, output):
+        *tensors, ctx.shapes = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx, grad_out):
+        grads = ops.st_deform_attn_continuous_backward(grad_out, *ctx.saved_tensors, ctx.shapes, _deterministic())
+        return _only_needed(ctx, (*grads, None, None))
+
+    register_autograd("stdetr::st_deform_attn_continuous_forward", backward, setup_context=save)
+
+    def save_first(ctx, inputs, output):
+        *tensors, ctx.shapes, _ = inputs
+        ctx.save_for_backward(*tensors)
+
+    def second(ctx, *upstream):
+        grad_out, value, locations, weights, tau, frame_mask = ctx.saved_tensors
+        shapes = _pairs(ctx.shapes)
+        grads = _second(
+            lambda *inputs: plain.st_deform_attn_continuous_reference(*inputs, frame_mask, shapes),
+            (value, locations, weights, tau),
+            grad_out,
+            upstream,
+        )
+        return _only_needed(ctx, (*grads, None, None, None))
+
+    register_autograd("stdetr::st_deform_attn_continuous_backward", second, setup_context=save_first)
+
+
+def register_operators() -> None:
+    """Adds fake kernels and autograd.  Called once, after the library that defines the schemas is loaded."""
+    _register_plain()
+    _register_fused()
+    _register_continuous()
