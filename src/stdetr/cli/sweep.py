@@ -24,7 +24,7 @@ from stdetr.cli.verbs import VERBS, Verb
 from stdetr.config import compose, config_dir
 from stdetr.config.folder import list_groups
 from stdetr.config.mistakes import explain, wrong_option
-from stdetr.config.raw import VERSION_BASE
+from stdetr.config.raw import VERSION_OPTIONS
 from stdetr.config.values import check_values, first_choice
 
 
@@ -56,7 +56,7 @@ def run_sweep(verb: Verb, overrides: Sequence[str]) -> int:
     before = time.time()
     try:
         with _as_command_line(words):
-            hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=verb.name)(job)()
+            hydra.main(config_path=str(config_dir()), config_name=verb.name, **VERSION_OPTIONS)(job)()
     finally:
         rows = read_jobs(folder, since=before)
         if rows:

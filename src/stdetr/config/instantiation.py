@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,11 @@ def _build(node: DictConfig | ListConfig) -> Any:
         return hydra.utils.instantiate(node, **options)
     except InstantiationException as error:
         raise _user_error(error) from error
+    except TypeError as error:  # Hydra 1.4 lets the exceptions of nested targets through as they are
+        mistake = _wrong_arguments(error, None)
+        if mistake is None:
+            raise
+        raise ValueError(f"{_name(node)}: {mistake}") from error
 
 
 def _user_error(error: InstantiationException) -> Exception:
@@ -77,12 +83,13 @@ def _user_error(error: InstantiationException) -> Exception:
     where = _full_key(error)
     if isinstance(root, ValueError | FileNotFoundError):
         return root
-    if isinstance(root, TypeError) and (mistake := _wrong_arguments(root, None)) is not None:
+    if isinstance(root, TypeError) and (mistake := _wrong_arguments(root, _target_of(error))) is not None:
         return ValueError(f"{where}: {mistake}")
     if isinstance(root, InstantiationException | ImportError):
-        first_line = str(error).splitlines()[0].split(", set env var")[0].split(", see chained")[0]
-        reason = "" if root is error else f": {str(root).splitlines()[0]}"
-        return ValueError(f"{where}: {first_line}{reason}")
+        head = str(error).partition(", set env var")[0]
+        text = head if root is error else f"{head}: {root}"
+        lines = [line.strip() for line in text.splitlines() if not line.startswith("full_key: ")]
+        return ValueError(f"{where}: {' '.join(lines)}")
     return root if isinstance(root, Exception) else error
 
 
@@ -108,6 +115,12 @@ def _unwrapped(target: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(target, functools.partial):
         target = target.func
     return target
+
+
+def _target_of(error: InstantiationException) -> Callable[..., Any] | None:
+    """The innermost target that Hydra was calling, by the name in its message."""
+    named = re.findall(r"Error in call to target '([\w.]+)'", str(error))
+    return hydra.utils.get_object(named[-1]) if named else None
 
 
 def _full_key(error: InstantiationException) -> str:

@@ -46,7 +46,7 @@ def nearest_path(path: str, paths: Iterable[str]) -> str | None:
     by_sibling = nearest(leaf, [item.rpartition(".")[2] for item in siblings], cutoff=0.75)
     if by_sibling is not None:
         return f"{section}.{by_sibling}" if section else by_sibling
-    whole = nearest(path, known, cutoff=0.75)
+    whole = nearest(path, [item for item in known if not path.startswith(f"{item}.")], cutoff=0.75)
     if whole is not None:
         return whole
     leaves: dict[str, str] = {}
