@@ -167,6 +167,40 @@ class ClipBatch:
         targets = tuple(target.to(device, non_blocking=non_blocking) for target in self.targets)
         return replace(self, targets=targets, **moved)
 
+    def split_frames(self) -> ClipBatch:
+        """The real frames of the batch, each as a clip of its own (T = 1), clip by clip."""
+        clip, frame = torch.nonzero(self.frame_mask, as_tuple=True)
+        targets, infos = [], []
+        for b, t in zip(clip.tolist(), frame.tolist(), strict=True):
+            whole, info = self.targets[b], self.infos[b]
+            seen = torch.nonzero(whole.present[:, t]).flatten()
+            part = whole.select(seen)
+            targets.append(
+                ClipTargets(
+                    part.labels,
+                    part.boxes[:, t : t + 1],
+                    part.present[:, t : t + 1],
+                    part.ignored[:, t : t + 1],
+                    part.track_ids,
+                )
+            )
+            infos.append(
+                replace(
+                    info,
+                    frame_index=info.frame_index[t : t + 1],
+                    image_ids=info.image_ids[t : t + 1],
+                    degraded=info.degraded[t : t + 1],
+                )
+            )
+        return ClipBatch(
+            frames=self.frames[clip, frame][:, None],
+            sizes=self.sizes[clip],
+            frame_mask=torch.ones_like(clip, dtype=torch.bool)[:, None],
+            frame_index=self.frame_index[clip, frame][:, None],
+            targets=tuple(targets),
+            infos=tuple(infos),
+        )
+
     def pin_memory(self) -> ClipBatch:
         names = ("frames", "sizes", "frame_mask", "frame_index")
         return replace(self, **{name: getattr(self, name).pin_memory() for name in names})

@@ -6,7 +6,7 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,8 +52,8 @@ class TrainingOutput:
 class ClipDetector(nn.Module):
     """Backbone per frame, spatio-temporal encoder, queries, tube decoder, heads.
 
-    The parts are built elsewhere (Hydra ``_target_``) and handed in.  ``neck``, ``encoder``, ``queries`` and ``decoder``
-    must agree on width and levels.  T is arbitrary and may differ between calls.  With T = 1 and learned queries the
+    The parts are built elsewhere (Hydra ``_target_``) and handed in; ``neck`` may be a partial that still wants the
+    backbone's ``channels``.  ``neck``, ``encoder``, ``queries`` and ``decoder`` must agree on width and levels.  T is arbitrary and may differ between calls.  With T = 1 and learned queries the
     computation is Deformable DETR's.
 
     share_heads: one class head for all decoder layers (plain Deformable DETR) instead of one each
@@ -63,7 +63,7 @@ class ClipDetector(nn.Module):
         self,
         *,
         backbone: nn.Module,
-        neck: Neck,
+        neck: Neck | Callable[..., Neck],
         encoder: Encoder,
         queries: LearnedQueries | TokenQueries,
         decoder: Decoder,
@@ -72,6 +72,8 @@ class ClipDetector(nn.Module):
         share_heads: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(neck, Neck):
+            neck = neck(channels=backbone.channels)
         if neck.width != decoder.width:
             raise ValueError(f"model.neck.width={neck.width} but model.decoder.width={decoder.width}; make them equal")
         self.backbone, self.neck, self.encoder = backbone, neck, encoder

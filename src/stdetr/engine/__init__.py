@@ -1,0 +1,1 @@
+"""Training loop, optimiser groups, averaged weights, checkpoints and the evaluation loop."""

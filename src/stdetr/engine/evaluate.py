@@ -1,0 +1,61 @@
+"""``stdetr eval``: score a checkpoint on a data set, anybody's predictions, or compare two runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, open_dict
+
+from stdetr import config as configs
+from stdetr.data.module import DataModule
+from stdetr.engine.evaluation_loop import SplitEvaluator
+from stdetr.evaluation import offline
+from stdetr.inference.checkpoint import load_model
+from stdetr.structures import RunPaths
+
+
+def run(cfg: DictConfig) -> None:
+    """With ``annotations`` and ``predictions`` (or ``compare``): no model is run.  With ``checkpoint``: it is run over
+    ``evaluation.split`` of the data set it was trained on, or of ``data`` where the command line names one.
+    """
+    if cfg.get("compare") or cfg.get("annotations") or cfg.get("predictions"):
+        offline.run(cfg)
+        return
+    if cfg.checkpoint is None:
+        raise ValueError(
+            "checkpoint is not given: stdetr eval checkpoint=RUN, or annotations=FILE predictions=FILE to score files"
+        )
+    device = torch.device(_device(cfg.device))
+    model, trained, classes = load_model(cfg.checkpoint, device)
+    with open_dict(cfg):
+        # The data of the training run, unless the command line says otherwise.
+        node = cfg.data if cfg.data is not None else trained.data
+        cfg.model = trained.model
+        evaluation = cfg.evaluation
+    data: DataModule = configs.instantiate(node)
+    data.prepare()
+    if tuple(data.classes.names) != tuple(classes.names):
+        raise ValueError(
+            f"checkpoint={cfg.checkpoint} knows the classes {', '.join(classes.names)}, but the data set has "
+            f"{', '.join(data.classes.names)}"
+        )
+    paths = RunPaths(Path(cfg.output_dir))
+    evaluator = SplitEvaluator(
+        data=data,
+        split=evaluation.split,
+        paths=paths,
+        device=device,
+        evaluators=list(evaluation.evaluators),
+        predict={k: evaluation[k] for k in ("top_k", "min_score", "track_score", "presence")},
+        frames=cfg.frames,
+        causal=bool(trained.model.causal),
+    )
+    evaluator(model, 0)
+    print(f"wrote {paths.evaluation / 'metrics.json'} and {paths.root / 'predictions.json'}", flush=True)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

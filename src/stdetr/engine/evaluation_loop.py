@@ -1,0 +1,118 @@
+"""Evaluate a model on a split: predictions, metrics, samples to look at."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from stdetr.data.module import DataModule
+from stdetr.engine.predictions import SplitPredictions, predict_split
+from stdetr.evaluation import evaluate
+from stdetr.structures import RunPaths
+from stdetr.tracking import Logger
+
+
+class SplitEvaluator:
+    """Called with a model and a step: predicts the split, scores it, writes ``eval/metrics.json`` and
+    ``predictions.json`` below the run, and returns the metrics.
+
+    frames: T at evaluation, None = the T of the data config
+    seeds: how many training runs the numbers stand for (one, unless somebody averages)
+    """
+
+    def __init__(
+        self,
+        *,
+        data: DataModule,
+        split: str,
+        paths: RunPaths,
+        device: torch.device,
+        evaluators: list[str],
+        predict: Mapping[str, Any],
+        frames: int | None = None,
+        causal: bool = False,
+        logger: Logger | None = None,
+    ) -> None:
+        self.data, self.split, self.paths, self.device = data, split, paths, device
+        self.evaluators, self.predict, self.frames, self.causal = evaluators, dict(predict), frames, causal
+        self.logger = logger
+        self.metrics: dict[str, float | None] = {}
+
+    @classmethod
+    def from_config(
+        cls, cfg: DictConfig, data: DataModule, paths: RunPaths, device: torch.device, logger: Logger | None
+    ) -> SplitEvaluator:
+        """From the keys ``evaluation`` and ``model.causal`` of a config."""
+        settings = cfg.evaluation
+        return cls(
+            data=data,
+            split=settings.split,
+            paths=paths,
+            device=device,
+            evaluators=list(settings.evaluators),
+            predict={k: settings[k] for k in ("top_k", "min_score", "track_score", "presence")},
+            frames=settings.get("frames"),
+            causal=bool(cfg.model.causal),
+            logger=logger,
+        )
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float | None]:
+        started = time.perf_counter()
+        found = self.predictions(model)
+        annotations = self.data.annotations(self.split)
+        self.metrics = evaluate(
+            annotations,
+            found.frames,
+            found.tubes,
+            output_dir=self.paths.root,
+            evaluators=tuple(self.evaluators),
+            causal=self.causal,
+            seeds=1,
+        )
+        write_json(self.paths.root / "predictions.json", found.frames)
+        write_json(self.paths.root / "tubes.json", found.tubes)
+        print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
+        print(summary(self.metrics), flush=True)
+        return self.metrics
+
+    def predictions(self, model: nn.Module) -> SplitPredictions:
+        index = self.data.index(self.split)
+        lengths = dict(zip(index.video_ids.tolist(), index.video_lengths.tolist(), strict=True))
+        batches = self.data.eval_loader(self.split, frames=self.frames)
+        return predict_split(model, batches, self.data.classes, lengths, device=self.device, **self.predict)
+
+    def finish(self) -> None:
+        """Nothing is left open."""
+
+
+def write_json(path: Path, content: object) -> None:
+    """Atomically: a reader never sees half a file."""
+    fresh = path.with_suffix(path.suffix + ".new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh.write_text(json.dumps(content))
+    fresh.rename(path)
+
+
+def summary(metrics: Mapping[str, float | None]) -> str:
+    """A few lines: overall numbers first, then per class."""
+    overall = {k: v for k, v in metrics.items() if k.count("/") == 1}
+    classes = sorted({k.split("/")[2] for k in metrics if k.count("/") == 2})
+    lines = []
+    for prefix in dict.fromkeys(k.split("/")[0] for k in overall):
+        values = [f"{k.split('/')[1]} {_number(v)}" for k, v in overall.items() if k.startswith(prefix + "/")]
+        lines.append(f"  {prefix:8s} " + "  ".join(values))
+    for name in classes:
+        ap, ap50 = metrics.get(f"coco/AP/{name}"), metrics.get(f"coco/AP50/{name}")
+        lines.append(f"  {name:24s} AP {_number(ap)}  AP50 {_number(ap50)}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,307 @@
+"""The training loop.
+
+Accelerate brings devices, processes, mixed precision and resumable state; the loop itself is here to be read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stdetr.engine import checkpoint
+from stdetr.engine.average import WeightAverage
+from stdetr.engine.optim import Optimisation
+from stdetr.losses.criterion import TubeCriterion
+from stdetr.structures import ClassNames, ClipBatch, RunPaths
+from stdetr.tracking import Logger
+
+Metrics = Mapping[str, float | None]
+# Gets the (averaged) model and the step, returns metrics; writes what it wants below the run's folder.
+Evaluate = Callable[[nn.Module, int], Metrics]
+
+
+class Trainer:
+    """Trains for ``max_steps`` optimiser steps.
+
+    max_steps: optimiser steps of the whole run, however often it is stopped and resumed
+    single_frame: the first steps (a fraction of the run below 1, else a number) take each frame of a batch as a clip of
+        its own: the same frames, many more matched queries
+    accumulate: batches an optimiser step; precision: ``no | bf16 | fp16 | auto`` (bf16 on GPUs that have it)
+    ema_decay: decay of the averaged weights that are evaluated and saved; null = none
+    eval_every, save_every, log_every: in steps; 0 = only at the end; eval_start: one evaluation after that many steps,
+        so that a mistake shows early (0 = none)
+    monitor: the metric whose best value picks ``checkpoints/best``
+    threads: CPU threads of PyTorch; null = its own choice
+    """
+
+    def __init__(
+        self,
+        *,
+        max_steps: int,
+        single_frame: float = 0.0,
+        accumulate: int = 1,
+        precision: str = "auto",
+        ema_decay: float | None = 0.999,
+        log_every: int = 20,
+        eval_every: int = 0,
+        eval_start: int = 0,
+        save_every: int = 0,
+        monitor: str = "coco/AP",
+        threads: int | None = None,
+        cpu: bool = False,
+    ) -> None:
+        for name, value in (("max_steps", max_steps), ("accumulate", accumulate), ("log_every", log_every)):
+            if value < 1:
+                raise ValueError(f"trainer.{name}={value} must be at least 1")
+        if precision not in ("no", "bf16", "fp16", "auto"):
+            raise ValueError(f"trainer.precision={precision!r}; known: no, bf16, fp16, auto")
+        self.max_steps, self.accumulate = max_steps, accumulate
+        self.single_frame_steps = round(single_frame * max_steps if single_frame < 1 else single_frame)
+        self.ema_decay, self.monitor = ema_decay, monitor
+        self.log_every, self.eval_every, self.eval_start, self.save_every = (
+            log_every,
+            eval_every,
+            eval_start,
+            save_every,
+        )
+        if threads:
+            torch.set_num_threads(threads)
+        # Weights that decay towards zero turn into denormals, which CPUs multiply many times slower.
+        torch.set_flush_denormal(True)
+        if precision == "auto":
+            usable = torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported()
+            precision = "bf16" if usable else "no"
+        # A phase on single frames leaves the temporal parameters without a gradient.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(
+            mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu, kwargs_handlers=[unused]
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def fit(
+        self,
+        *,
+        model: nn.Module,
+        criterion: TubeCriterion,
+        loader: Callable[[int, int], Any],
+        optim: Optimisation,
+        evaluate: Evaluate,
+        logger: Logger,
+        paths: RunPaths,
+        classes: ClassNames,
+        config: dict[str, Any],
+        resume: Path | None = None,
+        seed: int = 0,
+    ) -> dict[str, float | None]:
+        """
+        loader: (epoch, first batch) -> batches of that epoch from there on, in an order that only epoch decides
+        resume: a checkpoint folder with state to go on from
+        returns the metrics of the last evaluation
+        """
+        accelerator = self.accelerator
+        optimizer = optim.optimizer(model)
+        scheduler = optim.scheduler(optimizer, self.max_steps)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        bare = accelerator.unwrap_model(model)
+        average = WeightAverage(bare, self.ema_decay) if self.ema_decay is not None else None
+        progress = _Progress()
+        accelerator.register_for_checkpointing(scheduler, progress, *([average] if average else []))
+        if resume is not None:
+            accelerator.load_state(str(resume / checkpoint.STATE))
+        else:
+            # The noise of training must not depend on what building the model consumed.
+            set_seed(seed + accelerator.process_index)
+        if accelerator.is_main_process:
+            logger.start(config, step=progress.step if resume is not None else None)
+        shown = average.model if average is not None else bare
+        metrics: dict[str, float | None] = dict(progress.metrics)
+        meter, started, first_step = _Meter(), time.perf_counter(), progress.step
+        bar = tqdm(
+            total=self.max_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True,
+            disable=not (accelerator.is_main_process and sys.stderr.isatty()),
+        )  # fmt: skip
+        model.train()
+        while progress.step < self.max_steps:
+            batches = iter(loader(progress.epoch, progress.batch))
+            for batch in batches:
+                progress.batch += 1
+                with accelerator.accumulate(model):
+                    terms, norm = self._step(model, criterion, optimizer, scheduler, batch, progress.step, optim)
+                meter.add(terms, norm, batch)
+                if not accelerator.sync_gradients:
+                    continue
+                if average is not None:
+                    average.update(bare)
+                progress.step += 1
+                bar.update()
+                step = progress.step
+                if step % self.log_every == 0 or step == self.max_steps:
+                    self._log(logger, step, meter, optimizer, bar, started, first_step)
+                last = step >= self.max_steps
+                if last or step == self.eval_start or (self.eval_every and step % self.eval_every == 0):
+                    metrics = self._evaluate(evaluate, shown, step, logger, paths, classes, progress)
+                    meter.restart()
+                if last or (self.save_every and step % self.save_every == 0):
+                    self._save(shown, paths, classes, progress, metrics)
+                if last:
+                    break
+            else:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+        bar.close()
+        return metrics
+
+    def _step(
+        self,
+        model: nn.Module,
+        criterion: TubeCriterion,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LambdaLR,
+        batch: ClipBatch,
+        step: int,
+        optim: Optimisation,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        accelerator, norm = self.accelerator, None
+        batch = batch.to(accelerator.device, non_blocking=True)
+        if step < self.single_frame_steps:
+            batch = batch.split_frames()
+        with accelerator.autocast():
+            output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index, targets=batch.targets)
+        total, terms = criterion(output, batch.targets)
+        if not torch.isfinite(total):
+            wrong = [name for name, value in terms.items() if not torch.isfinite(value)]
+            raise FloatingPointError(f"loss terms not finite at step {step}: {', '.join(wrong)}; lower optim.lr")
+        accelerator.backward(total)
+        if accelerator.sync_gradients and optim.clip_norm > 0:
+            norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm)
+        optimizer.step()
+        if accelerator.sync_gradients:
+            scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": total.detach(), **{k: v.detach() for k, v in terms.items()}}, norm
+
+    def _log(
+        self,
+        logger: Logger,
+        step: int,
+        meter: _Meter,
+        optimizer: torch.optim.Optimizer,
+        bar: tqdm,
+        started: float,
+        first_step: int,
+    ) -> None:
+        values = meter.read()
+        for group in optimizer.param_groups:
+            if "no_decay" not in group.get("name", ""):
+                values[f"lr_{group.get('name', 'main')}"] = group["lr"]
+        if torch.cuda.is_available() and self.device.type == "cuda":
+            values["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        if not self.accelerator.is_main_process:
+            return
+        logger.log(step, "train", values)
+        bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if bar.disable:
+            spent = time.perf_counter() - started
+            left = spent / max(1, step - first_step) * (self.max_steps - step)
+            speed = values.get("frames_per_second", 0.0)
+            print(
+                f"step {step}/{self.max_steps}  loss {values['loss']:.3f}  {speed:.0f} frames/s  "
+                f"elapsed {spent:.0f} s  left {left:.0f} s",
+                flush=True,
+            )
+
+    def _evaluate(
+        self,
+        evaluate: Evaluate,
+        model: nn.Module,
+        step: int,
+        logger: Logger,
+        paths: RunPaths,
+        classes: ClassNames,
+        progress: _Progress,
+    ) -> dict[str, float | None]:
+        metrics: dict[str, float | None] = {}
+        if self.accelerator.is_main_process:
+            # Evaluating must not change what training draws next: a run that evaluates more often is the same run.
+            state = torch.get_rng_state()
+            metrics = dict(evaluate(model, step))
+            torch.set_rng_state(state)
+            logger.log(step, "val", metrics)
+            value = metrics.get(self.monitor)
+            if self.monitor not in metrics:
+                near = ", ".join(sorted(metrics)[:8])
+                raise ValueError(f"trainer.monitor={self.monitor!r} is no metric of this evaluation; there are: {near}")
+            if value is not None and (progress.best is None or value > progress.best):
+                progress.best = value
+                checkpoint.save(paths.best, model, classes, step=step, metrics=metrics)
+                logger.log_artifact("model", paths.best, aliases=("best",))
+        progress.metrics = metrics
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def _save(
+        self, model: nn.Module, paths: RunPaths, classes: ClassNames, progress: _Progress, metrics: Metrics
+    ) -> None:
+        accelerator = self.accelerator
+        accelerator.wait_for_everyone()
+        staging = paths.checkpoints / f"state.{os.getpid() if accelerator.num_processes == 1 else 'shared'}"
+        accelerator.save_state(str(staging), safe_serialization=True)
+        if accelerator.is_main_process:
+            checkpoint.save(
+                paths.last, model, classes, step=progress.step, metrics=metrics,
+                save_state=lambda target: staging.rename(target) and None,
+            )  # fmt: skip
+        accelerator.wait_for_everyone()
+
+
+class _Progress:
+    """Where the run is; saved with accelerate's state."""
+
+    def __init__(self) -> None:
+        self.step, self.epoch, self.batch = 0, 0, 0
+        self.best: float | None = None
+        self.metrics: dict[str, float | None] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+class _Meter:
+    """Means since the last log line; tensors stay on their device until then."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.terms: dict[str, list[Tensor]] = {}
+        self.frames, self.clips, self.since = 0, 0, time.perf_counter()
+
+    def add(self, terms: Mapping[str, Tensor], norm: Tensor | None, batch: ClipBatch) -> None:
+        for name, value in terms.items():
+            self.terms.setdefault(name, []).append(value)
+        if norm is not None:
+            self.terms.setdefault("grad_norm", []).append(norm)
+        self.frames += batch.frames.shape[0] * batch.frames.shape[1]
+        self.clips += batch.frames.shape[0]
+
+    def read(self) -> dict[str, Any]:
+        values: dict[str, Any] = {name: float(torch.stack(parts).mean()) for name, parts in self.terms.items()}
+        spent = max(time.perf_counter() - self.since, 1e-9)
+        values |= {"frames_per_second": self.frames / spent, "clips_per_second": self.clips / spent}
+        self.restart()
+        return values

@@ -1,0 +1,1 @@
+"""Tube matching and the training criterion."""

@@ -1,0 +1,74 @@
+"""Hungarian matching of whole tubes to annotated tracks.
+
+Shape legend: B clips, Q tubes, N tracks of a clip, T frames, K classes.  Boxes cxcywh normalised.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from stdetr.losses.packed import Matches, PackedTargets
+from stdetr.models.boxes import paired_iou, to_xyxy
+
+
+class TubeMatcher:
+    """One tube for each track, at least total cost (DETR, Carion et al. 2020; tubes as VisTR and SeqFormer match them).
+
+    cost = cost_class x focal class cost + mean over the track's counted frames of
+           (cost_box x L1 of cxcywh + cost_giou x (1 - GIoU))
+
+    A track without any counted frame (absent, or ignored throughout) is matched to nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        cost_class: float = 2.0,
+        cost_box: float = 5.0,
+        cost_giou: float = 2.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        if cost_class == cost_box == cost_giou == 0:
+            raise ValueError("matcher: at least one of cost_class, cost_box, cost_giou must not be 0")
+        self.cost_class, self.cost_box, self.cost_giou = cost_class, cost_box, cost_giou
+        self.alpha, self.gamma = alpha, gamma
+
+    @torch.no_grad()
+    def cost(self, logits: Tensor, boxes: Tensor, targets: PackedTargets) -> Tensor:
+        """logits B,Q,K; boxes B,Q,T,4 -> B,Q,N float32; tracks that are not counted have finite, meaningless columns."""
+        probability = logits.float().sigmoid()
+        negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
+        positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
+        queries = logits.shape[1]
+        labels = targets.labels[:, None].expand(-1, queries, -1)
+        cost = self.cost_class * (positive - negative).gather(2, labels)
+        predicted, wanted = boxes.float()[:, :, None], targets.boxes[:, None]  # B,Q,1,T,4 and B,1,N,T,4
+        weight = targets.valid.float() / targets.valid.sum(-1, keepdim=True).clamp(min=1)
+        weight = weight[:, None]
+        l1 = ((predicted - wanted).abs().sum(-1) * weight).sum(-1)
+        giou = (paired_iou(to_xyxy(predicted), to_xyxy(wanted))[1] * weight).sum(-1)
+        return cost + self.cost_box * l1 + self.cost_giou * (1 - giou)
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: PackedTargets) -> Matches:
+        """logits B,Q,K; boxes B,Q,T,4 -> pairs of the whole batch, ordered by clip and tube."""
+        cost = self.cost(logits, boxes, targets).cpu().numpy()
+        counted = targets.counted.cpu().numpy()
+        if not np.isfinite(cost).all():
+            raise FloatingPointError(
+                "the matching cost is not finite: the model's outputs have diverged "
+                "(lower optim.lr, clip gradients, or train in float32)"
+            )
+        clips, tubes, tracks = [], [], []
+        for i, columns in enumerate(counted):
+            usable = np.flatnonzero(columns)
+            rows, chosen = linear_sum_assignment(cost[i][:, usable])
+            clips.append(np.full(len(rows), i))
+            tubes.append(rows)
+            tracks.append(usable[chosen])
+        device = logits.device
+        return Matches(*(torch.from_numpy(np.concatenate(part)).long().to(device) for part in (clips, tubes, tracks)))
