@@ -15,7 +15,7 @@ from stdetr.evaluation.evaluate import prepare
 from stdetr.evaluation.matching import greedy_match, rank_in_group
 from stdetr.evaluation.motion import motion_iou
 
-few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 seeds = st.integers(0, 10_000)
 AP = ("coco", "vid", "vid_mega", "motion", "tube")
 
@@ -107,7 +107,7 @@ def test_cutting_a_video_changes_only_what_it_should(make_random_scene, seed: in
     assert len(np.unique(halves.track)) == len(np.unique(whole.track)) + len(crossing)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seeds, st.booleans())
 def test_columns_equal_pycocotools(make_random_scene, seed: int, crowd: bool) -> None:
     scene = make_random_scene(seed, crowd=crowd, copies=3)

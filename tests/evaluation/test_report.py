@@ -184,15 +184,18 @@ def test_compare_calls_noise_noise_and_a_gain_a_gain(new_scene, tmp_path: Path, 
     assert verdicts("a", "c")["vid/AP50"] == "B is better"
     assert verdicts("c", "a")["coco/AP50"] == "A is better"
     assert verdicts("a", "a")["coco/AP50"] == "within noise"
-    assert "within noise" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "within noise" in printed
+    assert "bootstrap over 20 videos)" in printed
 
 
-def test_compare_finds_what_a_run_was_scored_with(files: Path) -> None:
+def test_compare_finds_what_a_run_was_scored_with(files: Path, capsys) -> None:
     run(paths(files) | {"output_dir": files / "a", "evaluators": ["coco"]})
     (files / "b").mkdir()
     (files / "b" / "predictions.json").write_text((files / "predictions.json").read_text())
     values = run({"compare": f"{files / 'a'},{files / 'b'}", "bootstrap_draws": 20, "evaluators": ["coco"]})
     assert values == {"compare/coco/AP": 0.0, "compare/coco/AP50": 0.0}
+    assert "videos, too few for a reliable interval)" in capsys.readouterr().out
 
 
 def test_compare_mistakes(files: Path, new_scene) -> None:

@@ -24,6 +24,7 @@ from .protocol import Evaluator, Inputs, MatchTable, Resampled
 from .report import Table
 
 LEVEL = 0.95
+FEW_VIDEOS = 10
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Difference:
 
     low, high: confidence interval of ``b - a`` at 95 %, percentiles of the draws
     verdict: ``A is better``, ``B is better`` or ``within noise`` (the interval contains 0)
+    videos: how many videos were drawn from
     """
 
     metric: str
@@ -41,6 +43,7 @@ class Difference:
     low: float
     high: float
     verdict: str
+    videos: int
 
 
 def collect(inputs: Inputs, evaluators: Sequence[Evaluator]) -> dict[str, MatchTable]:
@@ -76,14 +79,17 @@ def bootstrap(
             continue
         low, high = (float(v) for v in np.quantile(gain, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
         verdict = "B is better" if low > 0 else "A is better" if high < 0 else "within noise"
-        out.append(Difference(key, first, second, second - first, low, high, verdict))
+        out.append(Difference(key, first, second, second - first, low, high, verdict, videos))
     return out
 
 
 def as_table(differences: list[Difference], names: tuple[str, str]) -> Table:
-    """One row a metric."""
+    """One row a metric; the title says when there are too few videos to trust the interval."""
     columns = ["metric", f"A: {names[0]}", f"B: {names[1]}", "B - A", "95 % low", "95 % high", "verdict"]
-    return Table("Comparison (bootstrap over videos)", columns, [list(asdict(d).values()) for d in differences])
+    videos = differences[0].videos if differences else 0
+    few = ", too few for a reliable interval" if videos < FEW_VIDEOS else ""
+    rows = [list(asdict(d).values())[: len(columns)] for d in differences]
+    return Table(f"Comparison (bootstrap over {videos} videos{few})", columns, rows)
 
 
 def run_files(run: Path) -> tuple[Path, Path | None, str | None]:
