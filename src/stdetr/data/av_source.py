@@ -71,7 +71,8 @@ class AvSource:
             self._container = None
 
     def _array(self, picture: Any) -> np.ndarray:
-        array = picture.to_ndarray(format="rgb24")
+        # FFmpeg's own default, and decord's: PyAV's would interpolate chroma differently where sides are odd.
+        array = picture.to_ndarray(format="rgb24", interpolation="BICUBIC")
         if self._index.rotation:
             array = np.ascontiguousarray(np.rot90(array, self._index.rotation // 90))
         if array.shape[:2] != self.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import numpy as np
@@ -103,6 +104,10 @@ def build_loader(
         raise ValueError(f"data.loader.num_workers must be at least 0, got {num_workers}")
     if start_method not in ("spawn", "forkserver"):
         raise ValueError(f"data.loader.start_method must be spawn or forkserver, got {start_method!r}")
+    context = multiprocessing.get_context(start_method) if num_workers else None
+    if context is not None and start_method == "forkserver":
+        # The server imports torch once; workers then start in milliseconds.  It loads no decoder, so forks are safe.
+        context.set_forkserver_preload(["stdetr.data.dataset"])
     batches = EpochBatches(
         len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, start_batch=start_batch
     )
@@ -113,7 +118,7 @@ def build_loader(
         collate_fn=Collate(pad_to),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
-        multiprocessing_context=start_method if num_workers else None,
+        multiprocessing_context=context,
         prefetch_factor=prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
         timeout=timeout if num_workers else 0,

@@ -3,8 +3,9 @@
 Shape legend
     T frames of a clip     M boxes of a clip, over all tracks and frames     h, w height and width in pixels
 
-A clip is one ``tv_tensors.Video`` T,3,h,w and one ``tv_tensors.BoundingBoxes`` M,4 (xyxy px); torchvision draws its
-random parameters once a call, so frames and boxes of a clip move together.  Any v2 transform may be listed in a
+A clip is one ``tv_tensors.Image`` T,3,h,w and one ``tv_tensors.BoundingBoxes`` M,4 (xyxy px); torchvision draws its
+random parameters once a call, so frames and boxes of a clip move together.  (The kernels of ``Image`` take any
+leading dimension, and unlike ``Video`` every transform accepts it.)  Any v2 transform may be listed in a
 configuration.  Boxes that a crop cuts are clipped; those that it removes vanish from ``present``.
 """
 
@@ -57,7 +58,7 @@ class ClipTransform(nn.Module):
 
         Returns frames T,3,h',w' (float32 when normalising), boxes M,4 xyxy px clipped to them, and keep M bool.
         """
-        video: Any = tv_tensors.Video(frames)
+        video: Any = tv_tensors.Image(frames)
         height, width = frames.shape[-2:]
         wrapped: Any = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue] - None is a clamping mode
             boxes, format="XYXY", canvas_size=(height, width), clamping_mode=None

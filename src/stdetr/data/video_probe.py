@@ -146,6 +146,12 @@ def _main(arguments: Sequence[str]) -> None:
     # Decoders print to the standard output as they please; answers need a channel of their own.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # The libraries load before the clock starts.
+    import av  # noqa: F401
+
+    if backend == "decord":
+        import stdetr.data.decord_source  # noqa: F401  # isort: skip - brings torch, which must come before decord
+        import decord  # noqa: F401  # isort: skip
     print(json.dumps("ready"), file=channel, flush=True)
     for line in sys.stdin:
         print(json.dumps(probe_file(json.loads(line), backend)), file=channel, flush=True)

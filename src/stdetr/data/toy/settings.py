@@ -19,7 +19,8 @@ def _check_ranges(settings: object, key: str) -> None:
 
 @dataclass(frozen=True)
 class ToySplit:
-    """One split.  Splits differ in seed, texture frequency (cycles a radius), hues (0-1) and background roughness."""
+    """One split.  Splits differ in seed, texture frequency (cycles a radius), the part of each class's palette in
+    use (0-1), background hues (0-1) and background roughness."""
 
     videos: int
     seed: int
@@ -42,6 +43,8 @@ class ToyObjects:
     turn:         largest rotation, degrees a frame
     acceleration: standard deviation of the change of velocity, px a frame squared
     leave:        share of objects whose path may leave the frame altogether and come back
+    palette:      half width of a class's range of hues, the classes being spread evenly over the circle: 0.5 lets every
+                  class have any colour, small values let colour tell the classes apart
     """
 
     count: Range = (1, 4)
@@ -52,6 +55,7 @@ class ToyObjects:
     turn: float = 5.0
     acceleration: float = 0.35
     leave: float = 0.3
+    palette: float = 0.5
     min_inside: float = 0.25
     min_visible: float = 0.2
 

@@ -105,7 +105,8 @@ def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 
 def draw_sprite(rng: np.random.Generator, kind: SpriteClass, objects: ToyObjects, split: ToySplit) -> Sprite:
     """Random bright colours, texture frequency (of the split's range), phase and aspect for an object of a class."""
-    hue = rng.uniform(*split.hue)
+    centre = SPRITE_CLASSES.index(kind) / len(SPRITE_CLASSES)
+    hue = (centre + objects.palette * (2 * rng.uniform(*split.hue) - 1)) % 1.0
     bright = _hsv(hue, rng.uniform(0.65, 1.0), rng.uniform(0.85, 1.0))
     if rng.random() < 0.5:
         other = _hsv((hue + 0.5) % 1.0, rng.uniform(0.0, 0.25), rng.uniform(0.9, 1.0))

@@ -1,0 +1,206 @@
+"""From annotation file to batch: targets, padding, masks, and results that do not depend on workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.collate import Collate, continue_count
+from stdetr.data.dataset import ClipDataset, pack_tracks
+from stdetr.data.frame_cache import MemoryCache
+from stdetr.data.loader import EpochBatches, build_loader
+from stdetr.data.sampling import CoveringWindows, RandomWindows
+from stdetr.data.transforms import ClipTransform
+from stdetr.structures import Clip, ClipInfo, ClipTargets
+
+NORMALISE = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+def _toy(folder: Path, split: str = "train", frames: int = 5, train: bool = True) -> ClipDataset:
+    index = read_coco_vid(folder / f"{split}.json")
+    if train:
+        flips = [v2.RandomHorizontalFlip(), v2.ColorJitter(0.3, 0.3)]
+        return ClipDataset(
+            index, folder, RandomWindows(frames), ClipTransform(flips, **NORMALISE), cache=MemoryCache(), seed=3
+        )
+    return ClipDataset(index, folder, CoveringWindows(frames), ClipTransform([], **NORMALISE))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of image files: three frames of 8x6 px with two tracks, one of them a crowd on the last frame."""
+    root = tmp_path_factory.mktemp("images")
+    for t in range(3):
+        Image.fromarray(np.full((6, 8, 3), 50 * t, np.uint8)).save(root / f"{t}.png")
+    size = {"width": 8, "height": 6}
+    document = {
+        "videos": [{"id": 5, "name": "clip", "length": 3, **size}],
+        "images": [{"id": 10 + t, "video_id": 5, "frame_id": t, "file_name": f"{t}.png", **size} for t in range(3)],
+        "annotations": [
+            {"id": 1, "image_id": 10, "category_id": 2, "instance_id": 7, "bbox": [0, 0, 4, 3]},
+            {"id": 2, "image_id": 12, "category_id": 2, "instance_id": 7, "bbox": [4, 3, 4, 3]},
+            {"id": 3, "image_id": 12, "category_id": 1, "instance_id": 8, "bbox": [2, 0, 2, 6], "iscrowd": 1},
+            {"id": 4, "image_id": 11, "category_id": 1, "bbox": [1, 1, 2, 2]},
+        ],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+    }
+    (root / "train.json").write_text(json.dumps(document))
+    return root
+
+
+def test_targets_by_hand(images: Path) -> None:
+    dataset = ClipDataset(read_coco_vid(images / "train.json"), images, CoveringWindows(3), ClipTransform())
+    assert len(dataset) == 1
+    clip = dataset[0]
+    assert clip.frames[:, 0, 0, 0].tolist() == [0, 50, 100]
+    targets = clip.targets
+    assert targets.track_ids.tolist() == [7, -1, 8]
+    assert targets.labels.tolist() == [1, 0, 0]
+    assert targets.present.tolist() == [[True, False, True], [False, True, False], [False, False, True]]
+    assert targets.valid.tolist() == [[True, False, True], [False, True, False], [False, False, False]]
+    torch.testing.assert_close(targets.boxes[0, 0], torch.tensor([0.25, 0.25, 0.5, 0.5]))
+    torch.testing.assert_close(targets.boxes[0, 2], torch.tensor([0.75, 0.75, 0.5, 0.5]))
+    assert targets.boxes[0, 1].tolist() == [0, 0, 0, 0]
+    assert clip.info == ClipInfo(5, (0, 1, 2), (10, 11, 12), (6, 8), "clip", ())
+
+
+def test_two_boxes_with_one_id_on_a_frame_stay_two() -> None:
+    targets = pack_tracks(
+        image=torch.tensor([0, 0, 1, 1]),
+        boxes=torch.rand(4, 4, generator=torch.Generator().manual_seed(0)),
+        labels=torch.tensor([1, 1, 1, 0]),
+        tracks=torch.tensor([4, 4, 4, 4]),
+        ignored=torch.zeros(4, dtype=torch.bool),
+        frames=2,
+    )
+    assert targets.present.int().sum() == 4
+    assert targets.present.tolist() == [[True, True], [True, False], [False, True]]
+    assert targets.labels.tolist() == [1, 1, 0]
+
+
+def test_wrong_files_are_named(images: Path, small_toy: Path, tmp_path: Path) -> None:
+    index = read_coco_vid(small_toy / "train.json")
+    with pytest.raises(FileNotFoundError, match=r"00000\.mp4 does not exist, but .*train\.json names it.*data\.root="):
+        ClipDataset(index, tmp_path, CoveringWindows(3), ClipTransform())
+    document = json.loads((images / "train.json").read_text())
+    for record in (*document["videos"], *document["images"]):
+        record["width"] = 9
+    (images / "wide.json").write_text(json.dumps(document))
+    dataset = ClipDataset(read_coco_vid(images / "wide.json"), images, CoveringWindows(3), ClipTransform())
+    with pytest.raises(ValueError, match=r"has frames of 8x6, but .* says 9x6"):
+        dataset[0]
+    with pytest.raises(IndexError):
+        dataset[1]
+
+
+def _clip(frames: int, height: int, width: int, tracks: int, start: int = 0, step: int = 1) -> Clip:
+    index = tuple(range(start, start + frames * step, step))
+    targets = ClipTargets(
+        torch.zeros(tracks, dtype=torch.int64),
+        torch.rand(tracks, frames, 4),
+        torch.ones(tracks, frames, dtype=torch.bool),
+        torch.zeros(tracks, frames, dtype=torch.bool),
+        torch.arange(tracks),
+    )
+    return Clip(torch.ones(frames, 3, height, width), targets, ClipInfo(1, index, index, (height, width)))
+
+
+def test_collation_pads_right_bottom_and_in_time() -> None:
+    batch = Collate(16)([_clip(2, 17, 30, 3, start=4, step=3), _clip(4, 20, 9, 0), _clip(1, 5, 5, 1, start=9)])
+    assert batch.frames.shape == (3, 4, 3, 32, 32)
+    assert batch.sizes.tolist() == [[17, 30], [20, 9], [5, 5]]
+    assert batch.frame_mask.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert batch.frame_index.tolist() == [[4, 7, 10, 13], [0, 1, 2, 3], [9, 10, 11, 12]]
+    assert batch.frames.sum(dim=(1, 2, 3, 4)).tolist() == [2 * 3 * 17 * 30, 4 * 3 * 20 * 9, 3 * 25]
+    assert batch.frames[0, :2, :, :17, :30].min() == 1
+    assert [tuple(target.boxes.shape) for target in batch.targets] == [(3, 4, 4), (0, 4, 4), (1, 4, 4)]
+    assert batch.targets[0].present.tolist() == [[True, True, False, False]] * 3
+    assert [len(info.image_ids) for info in batch.infos] == [2, 4, 1]
+    assert continue_count([3], 3).tolist() == [3, 4, 5]
+
+
+def test_collation_refuses_raw_frames_and_nothing() -> None:
+    clip = _clip(1, 4, 4, 0)
+    raw = Clip(clip.frames.to(torch.uint8), clip.targets, clip.info)
+    with pytest.raises(ValueError, match=r"must be normalised before they are batched \(data\.mean, data\.std\)"):
+        Collate()([raw])
+    with pytest.raises(ValueError, match=r"at least one clip"):
+        Collate()([])
+
+
+def test_batches_by_epoch() -> None:
+    batches = EpochBatches(10, 4, shuffle=True, seed=1)
+    assert len(batches) == 3
+    first = list(batches)
+    assert sorted(number for batch in first for _, number in batch) == list(range(10))
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert list(batches) == first
+    batches.set_epoch(1)
+    second = list(batches)
+    assert {epoch for batch in second for epoch, _ in batch} == {1}
+    assert [n for b in second for _, n in b] != [n for b in first for _, n in b]
+    resumed = EpochBatches(10, 4, shuffle=True, seed=1, start_batch=1)
+    assert list(resumed) == first[1:]
+    assert list(resumed) == first
+    assert len(EpochBatches(10, 4, shuffle=True, drop_last=True)) == 2
+    with pytest.raises(ValueError, match=r"batch_size=11 is more than the 10 clips"):
+        EpochBatches(10, 11, shuffle=True, drop_last=True)
+
+
+def test_workers_change_nothing(small_toy: Path) -> None:
+    def batches(num_workers: int, epochs: tuple[int, ...], start_method: str = "forkserver") -> list[torch.Tensor]:
+        loader = build_loader(
+            _toy(small_toy), 3, shuffle=True, num_workers=num_workers, seed=5, start_method=start_method
+        )
+        found = []
+        for epoch in epochs:
+            loader.set_epoch(epoch)
+            for batch in loader:
+                boxes = torch.cat([target.boxes.flatten() for target in batch.targets])
+                found.append(torch.cat([batch.frames.flatten(), boxes, batch.frame_index.flatten()]))
+        return found
+
+    alone = batches(0, (0, 1))
+    torch.manual_seed(123)
+    torch.rand(7)
+    for other in (batches(0, (0, 1)), batches(2, (0, 1))):
+        assert len(other) == len(alone) == 2 * 5
+        for one, two in zip(alone, other, strict=True):
+            assert torch.equal(one, two)
+    assert not torch.equal(alone[0], alone[5])
+
+
+def test_a_transform_leaves_the_global_generator_alone(small_toy: Path) -> None:
+    dataset = _toy(small_toy)
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    dataset[0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluation_shows_every_image_once(small_toy: Path) -> None:
+    dataset = _toy(small_toy, "val", train=False)
+    loader = build_loader(dataset, 2, shuffle=False)
+    ids = [image for batch in loader for info in batch.infos for image in info.image_ids if image >= 0]
+    assert sorted(ids) == sorted(dataset.index.image_ids.tolist())
+    degraded = {
+        image: hit
+        for batch in loader
+        for info in batch.infos
+        for image, hit in zip(info.image_ids, info.degraded, strict=True)
+    }
+    records = json.loads((small_toy / "val.json").read_text())["images"]
+    assert all(degraded[record["id"]] == (record["degradation"] is not None) for record in records)
+
+
+def test_fork_is_refused(small_toy: Path) -> None:
+    with pytest.raises(ValueError, match=r"start_method must be spawn or forkserver, got 'fork'"):
+        build_loader(_toy(small_toy), 2, shuffle=False, num_workers=1, start_method="fork")
