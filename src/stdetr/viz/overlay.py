@@ -124,7 +124,7 @@ class Overlay:
         self._size = size
         self._scale = display_scale(size, self.min_side)
         side = min(size) * self._scale
-        width = self.line_width if self.line_width is not None else max(1, round(side / 280))
+        width = self.line_width if self.line_width is not None else max(2, round(side / 280))
         letters = self.font_size if self.font_size is not None else max(11, round(side / 50))
         palette = sv.ColorPalette.from_hex([*TRACK_COLOURS, UNCONFIRMED])
         letters_palette = sv.ColorPalette.from_hex([text_colour(c) for c in (*TRACK_COLOURS, UNCONFIRMED)])

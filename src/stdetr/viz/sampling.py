@@ -201,9 +201,11 @@ def _context(axes: Any, frame: np.ndarray, window: tuple[float, float, float], c
 
 
 def _row_title(axes: Any, text: str, colour: str) -> None:
-    axes.text(0.0, 1.04, "■ ", transform=axes.transAxes, ha="left", va="bottom", fontsize=9, color=colour)
-    axes.text(0.09, 1.04, text, transform=axes.transAxes, ha="left", va="bottom", fontsize=9, weight="bold",
-              color=FOREGROUND)  # fmt: skip
+    axes.text(0.0, 1.04, "■", transform=axes.transAxes, ha="left", va="bottom", fontsize=9, color=colour)
+    # The heading shares its line with the first column's: long class names are set smaller, then cut.
+    shown = text if len(text) <= 30 else f"{text[:29]}…"
+    axes.text(0.09, 1.04, shown, transform=axes.transAxes, ha="left", va="bottom", weight="bold", color=FOREGROUND,
+              fontsize=min(9.0, 9.0 * 22 / len(shown)))  # fmt: skip
 
 
 def _picture(
@@ -229,7 +231,8 @@ def _picture(
     if final is not None:
         axes.add_patch(_rectangle(final, fill=False, color="white", linewidth=1.0, linestyle=(0, (3, 2))))
     heaviest = np.argsort(-sample.weight)[:most]
-    heaviest = heaviest[::-1][sample.weight[heaviest[::-1]] > 0]
+    # The heaviest come first: small dots lie on large ones, not under them.
+    heaviest = heaviest[sample.weight[heaviest] > 0]
     colours = [LEVEL_COLOURS[level % len(LEVEL_COLOURS)] for level in sample.level[heaviest]]
     axes.scatter(*sample.xy[heaviest].T, s=_area(sample.weight[heaviest], largest), c=colours, alpha=0.9,
                  linewidths=0.4, edgecolors="black")  # fmt: skip
