@@ -53,7 +53,8 @@ inline unsigned int __umulhi(unsigned int a, unsigned int b) {
   return static_cast<unsigned int>((static_cast<uint64_t>(a) * b) >> 32);
 }
 inline int __ffs(unsigned int bits) { return __builtin_ffs(static_cast<int>(bits)); }
-inline float __expf(float value) { return std::exp(value); }
+inline int __popc(unsigned int bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned int>(bits)); }
 using std::max;
 using std::min;
 using std::floor;

@@ -21,8 +21,16 @@ template <typename A>
 struct alignas(16) PointDetail {
   A probability;   // second record of a continuous point: share of the second frame
   A right, bottom;
-  int packed;      // flags of Spot, level << 8; bit 4: tau has a slope; -1: no such point
+  int packed;      // flags below and the level; -1: no such point
 };
+
+// All corner flags are 0 where the sample adds nothing.
+constexpr int kLeft = 1, kRight = 2, kTop = 4, kBottom = 8, kCorners = 15;
+constexpr int kSlope = 16;  // tau gets a gradient
+constexpr int kLevelShift = 8;
+
+// Set in CornerOffsets::right, a multiple of 2, where another kernel adds the gradient of value.
+constexpr uint32_t kElsewhere = 1;
 
 template <typename A>
 struct alignas(16) CornerDots {
@@ -60,13 +68,14 @@ struct Stage {
   }
 };
 
-template <typename T, Mode M>
+template <typename T, Rule R>
 __device__ __forceinline__ void stage_backward(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
-                                               const Row& row, int f, int frame, int first, int stride, int end,
+                                               const Row& row, const Anchor<accumulator_t<T>>& anchor,
+                                               int64_t frame_points, int frame, int first, int stride, int end,
                                                int lane, int lanes, accumulator_t<T> lse,
                                                const Stage<accumulator_t<T>>& stage) {
   using A = accumulator_t<T>;
-  constexpr bool twice = M == Mode::continuous;
+  constexpr bool twice = R == Rule::continuous;
   const int count = twice ? stage.slots / 2 : stage.slots;
   for (int i = lane; i < count; i += lanes) {
     const int j = first + i * stride;
@@ -77,26 +86,31 @@ __device__ __forceinline__ void stage_backward(const Problem& p, const LevelEntr
       if (twice) stage.offsets[slot + 1] = {-1, 0, 0};
       continue;
     }
-    const Placed<A> placed = place<T, M>(p, table, row, f, j, frame >= 0, lse);
+    const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + j, j, frame >= 0, lse);
     const LevelEntry<A> level = table[placed.level];
     const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
+    const int corners = (spot.has_left ? kLeft : 0) | (spot.has_right ? kRight : 0) | (spot.has_top ? kTop : 0) |
+                        (spot.has_bottom ? kBottom : 0);
     const bool elsewhere = placed.level >= p.direct_levels;
-    const auto put = [&](int at, int t, A probability, A kept, int flags) {
-      CornerOffsets offsets = offsets_of(p, spot, level, t);
-      if (offsets.first < 0) flags = 0;
-      if (elsewhere) offsets.right = ~offsets.right;
-      stage.weights[at] = weights_of(spot, probability);
+    const auto put = [&](int at, int t, A probability, A kept, int extra) {
+      CornerOffsets offsets{-1, 0, 0};
+      int flags = placed.level << kLevelShift;
+      if (spot.inside && t >= 0) {
+        offsets = offsets_of<T>(p, spot, level, t);
+        if (elsewhere) offsets.right |= kElsewhere;
+        stage.weights[at] = weights_of(spot, probability);
+        flags |= corners | extra;
+      }
       stage.offsets[at] = offsets;
-      stage.detail[at] = {kept, spot.right, spot.bottom, flags | placed.level << 8};
+      stage.detail[at] = {kept, spot.right_share, spot.bottom_share, flags};
     };
-    if (!twice) {
-      put(slot, frame, placed.probability, placed.probability, spot.flags);
+    if constexpr (!twice) {
+      put(slot, frame, placed.probability, placed.probability, 0);
     } else {
       const Moment<A> moment = moment_of<T>(p, row, j);
-      put(slot, moment.frame[0], placed.probability * moment.share[0], placed.probability,
-          spot.flags | (moment.has_slope ? 16 : 0));
-      put(slot + 1, moment.frame[1], placed.probability * moment.share[1], moment.share[1],
-          spot.flags | (moment.has_slope ? 16 : 0));
+      const int slope = moment.has_slope ? kSlope : 0;
+      put(slot, moment.frame[0], placed.probability * moment.share[0], placed.probability, slope);
+      put(slot + 1, moment.frame[1], placed.probability * moment.share[1], moment.share[1], slope);
     }
   }
 }
@@ -110,10 +124,11 @@ struct Slopes {
 template <typename A>
 __device__ __forceinline__ Slopes<A> slopes_of(const CornerDots<A>& dots, const PointDetail<A>& detail) {
   const int flags = detail.packed;
-  if ((flags & 15) == 0) return {A(0), A(0), A(0)};
+  if ((flags & kCorners) == 0) return {A(0), A(0), A(0)};
   // A pixel that does not exist was read from its neighbour: it counts as zero.
-  const A top_left = (flags & 5) == 5 ? dots.at[0] : A(0), top_right = (flags & 6) == 6 ? dots.at[1] : A(0);
-  const A low_left = (flags & 9) == 9 ? dots.at[2] : A(0), low_right = (flags & 10) == 10 ? dots.at[3] : A(0);
+  const auto corner = [&](int i, int both) { return (flags & both) == both ? dots.at[i] : A(0); };
+  const A top_left = corner(0, kTop | kLeft), top_right = corner(1, kTop | kRight);
+  const A low_left = corner(2, kBottom | kLeft), low_right = corner(3, kBottom | kRight);
   const A left = A(1) - detail.right, top = A(1) - detail.bottom;
   Slopes<A> slopes;
   slopes.sample = top * (left * top_left + detail.right * top_right) +
@@ -123,59 +138,53 @@ __device__ __forceinline__ Slopes<A> slopes_of(const CornerDots<A>& dots, const 
   return slopes;
 }
 
-// Writes the gradients of one point; adds its part of the reference's gradient to `reference_sum`.
-template <typename T, Mode M>
+// Writes the gradients of point `index`; adds its part of the reference's gradient to `reference_sum`.
+template <typename T, Rule R>
 __device__ __forceinline__ void finish_point(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
-                                             const Row& row, int f, int j, int slot, accumulator_t<T> delta,
-                                             const Stage<accumulator_t<T>>& stage,
+                                             const Anchor<accumulator_t<T>>& anchor, int64_t index, int slot,
+                                             accumulator_t<T> delta, const Stage<accumulator_t<T>>& stage,
                                              accumulator_t<T> (&reference_sum)[4]) {
   using A = accumulator_t<T>;
   const PointDetail<A> detail = stage.detail[slot];
   if (detail.packed < 0) return;
-  const LevelEntry<A> level = table[detail.packed >> 8];
-  const int64_t index = (row.head * p.frames + f) * static_cast<int>(p.per_frame.divisor) + j;
+  const LevelEntry<A> level = table[detail.packed >> kLevelShift];
   Slopes<A> slopes = slopes_of(stage.dots[slot], detail);
-  if constexpr (M == Mode::continuous) {
+  if constexpr (R == Rule::continuous) {
     const PointDetail<A> second = stage.detail[slot + 1];
     const Slopes<A> late = slopes_of(stage.dots[slot + 1], second);
     const A share = second.probability;
     const A change = late.sample - slopes.sample;
     // Every point has its tau, so a gradient is written even where it is zero.
-    static_cast<A*>(p.grad_tau)[index] = detail.packed & 16 ? detail.probability * change : A(0);
+    static_cast<A*>(p.grad_tau)[index] = detail.packed & kSlope ? detail.probability * change : A(0);
     slopes.sample += share * change;
     slopes.x += share * (late.x - slopes.x);
     slopes.y += share * (late.y - slopes.y);
   }
   const A x = detail.probability * slopes.x, y = detail.probability * slopes.y;
-  if constexpr (M != Mode::fused) {
+  if constexpr (!is_fused(R)) {
     static_cast<A*>(p.grad_weights)[index] = slopes.sample;
     store_two(static_cast<A*>(p.grad_locations), index, x * static_cast<A>(level.width),
               y * static_cast<A>(level.height));
-    return;
-  }
-  static_cast<T*>(p.grad_weights)[index] = narrow<T>(detail.probability * (slopes.sample - delta));
-  T* grad_offsets = static_cast<T*>(p.grad_locations);
-  const int64_t entry = (static_cast<int64_t>(row.b) * p.queries + row.q) * p.frames + f;
-  if (p.reference_size == 2) {
-    store_two(grad_offsets, index, x, y);
+  } else {
+    T* grad_offsets = static_cast<T*>(p.grad_locations);
+    static_cast<T*>(p.grad_weights)[index] = narrow<T>(detail.probability * (slopes.sample - delta));
+    if ((detail.packed & kCorners) == 0) {
+      store_two(grad_offsets, index, A(0), A(0));
+      return;
+    }
+    A gain_x, gain_y;
+    gain_of<R>(anchor, level, gain_x, gain_y);
+    store_two(grad_offsets, index, x * gain_x, y * gain_y);
     reference_sum[0] += x * level.span_x;
     reference_sum[1] += y * level.span_y;
-    return;
+    if constexpr (R == Rule::fused_boxes) {
+      A offset_x, offset_y;
+      load_two(static_cast<const T*>(p.locations), index, offset_x, offset_y);
+      // The size enters as size * 0.5 / K; that factor is applied when the sum is written.
+      reference_sum[2] += x * level.span_x * offset_x;
+      reference_sum[3] += y * level.span_y * offset_y;
+    }
   }
-  if ((detail.packed & 15) == 0) {
-    store_two(grad_offsets, index, A(0), A(0));
-    return;
-  }
-  A size_x, size_y, offset_x, offset_y;
-  load_two<A>(static_cast<const A*>(p.reference) + entry * 4, 1, size_x, size_y);
-  load_two(static_cast<const T*>(p.locations), index, offset_x, offset_y);
-  const A step = A(0.5) / static_cast<A>(p.points);
-  const A span_x = x * level.span_x, span_y = y * level.span_y;
-  store_two(grad_offsets, index, span_x * step * size_x, span_y * step * size_y);
-  reference_sum[0] += span_x;
-  reference_sum[1] += span_y;
-  reference_sum[2] += span_x * step * offset_x;
-  reference_sum[3] += span_y * step * offset_y;
 }
 
 // One record: dot products of the four corners with grad_out, and the corners' gradients.
@@ -184,12 +193,12 @@ __device__ __forceinline__ void visit_corners(const T* value, accumulator_t<T>* 
                                               const CornerWeights<accumulator_t<T>>& w,
                                               const accumulator_t<T> (&grad)[PieceSize], accumulator_t<T> (&dots)[4]) {
   using A = accumulator_t<T>;
-  const bool scatter = at.right >= 0;
-  const int right = scatter ? at.right : ~at.right;
-  const T* top = value + at.first;
-  const T* bottom = top + at.down;
-  const Piece<T, PieceSize> piece[4] = {Piece<T, PieceSize>::load(top), Piece<T, PieceSize>::load(top + right),
-                                        Piece<T, PieceSize>::load(bottom), Piece<T, PieceSize>::load(bottom + right)};
+  constexpr int growth = sizeof(A) / sizeof(T);
+  const uint32_t right = at.right & ~kElsewhere;
+  const T* top = advance(value, at.first);
+  const T* bottom = advance(top, at.down);
+  const Piece<T, PieceSize> piece[4] = {Piece<T, PieceSize>::load(top), Piece<T, PieceSize>::load(advance(top, right)),
+                                        Piece<T, PieceSize>::load(bottom), Piece<T, PieceSize>::load(advance(bottom, right))};
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
     A channel[PieceSize];
@@ -197,13 +206,14 @@ __device__ __forceinline__ void visit_corners(const T* value, accumulator_t<T>* 
 #pragma unroll
     for (int c = 0; c < PieceSize; ++c) dots[corner] += grad[c] * channel[c];
   }
-  if (!scatter) return;
-  A* grad_top = grad_value + at.first;
-  A* grad_bottom = grad_top + at.down;
-  A* const target[4] = {grad_top, grad_top + right, grad_bottom, grad_bottom + right};
+  if (at.right & kElsewhere) return;
+  A* grad_top = advance(grad_value, at.first * growth);
+  A* grad_bottom = advance(grad_top, at.down * growth);
+  A* const target[4] = {grad_top, advance(grad_top, right * growth), grad_bottom,
+                        advance(grad_bottom, right * growth)};
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
-    if (w.at[corner] == A(0)) continue;
+    // No test for weight 0: only border points have such corners, and the pixel is their neighbour's.
     A part[PieceSize];
 #pragma unroll
     for (int c = 0; c < PieceSize; ++c) part[c] = w.at[corner] * grad[c];
@@ -211,8 +221,8 @@ __device__ __forceinline__ void visit_corners(const T* value, accumulator_t<T>* 
   }
 }
 
-template <typename T, Mode M, int PieceSize, int Channels>
-__global__ void __launch_bounds__(kBlockThreads) backward_kernel(const __grid_constant__ Problem p) {
+template <typename T, Rule R, int PieceSize, int Channels>
+__global__ void __launch_bounds__(kBlockThreads, Channels > 0 && R != Rule::fused_boxes ? 3 : 2) backward_kernel(const __grid_constant__ Problem p) {
   using A = accumulator_t<T>;
   unsigned char* shared = dynamic_shared();
   LevelEntry<A>* table = reinterpret_cast<LevelEntry<A>*>(shared);
@@ -238,7 +248,7 @@ __global__ void __launch_bounds__(kBlockThreads) backward_kernel(const __grid_co
   for (int c = 0; c < PieceSize; ++c) grad[c] = 0;
   if (has_channels) Piece<T, PieceSize>::load(grad_out + team.first_channel).unpack(grad);
   A lse = 0;
-  if constexpr (M == Mode::fused) {
+  if constexpr (is_fused(R)) {
     lse = static_cast<const A*>(p.lse)[row.head];
     const T* out = static_cast<const T*>(p.out) + row.head * channels;
     for (int channel = team.first_channel; channel < channels; channel += stride) {
@@ -252,23 +262,26 @@ __global__ void __launch_bounds__(kBlockThreads) backward_kernel(const __grid_co
   }
 
   const int per_frame = p.levels * p.points;
-  const int records_per_point = M == Mode::continuous ? 2 : 1;
+  const int records_per_point = R == Rule::continuous ? 2 : 1;
   const int points_per_group = stage.slots / records_per_point;
-  const int points_per_chunk = points_per_group * p.split_points;
+  const int points_per_chunk = points_per_group << team.point_shift;
   for (int round = 0; round < p.frames; round += p.split_frames) {
     const int f = round + team.frame_part;
     const bool has_frame = f < p.frames && team.active;
-    const int frame = !has_frame ? -1 : (M == Mode::continuous ? 0 : frame_of(p, row, f));
+    const int frame = !has_frame ? -1 : (R == Rule::continuous ? 0 : frame_of(p, row, f));
     const int end = has_frame ? per_frame : 0;
+    const Anchor<A> anchor = anchor_of<T, R>(p, row, has_frame ? f : 0);
+    const int64_t frame_points = row.first_point(p, f);
     A reference_sum[4] = {0, 0, 0, 0};
     for (int base = 0; base < per_frame; base += points_per_chunk) {
       const int first = base + team.point_part;
-      stage_backward<T, M>(p, table, row, f, frame, first, p.split_points, end, team.lane, team.lanes, lse, stage);
+      stage_backward<T, R>(p, table, row, anchor, frame_points, frame, first, p.split_points, end, team.lane, team.lanes,
+                           lse, stage);
       __syncwarp();
       const int left = min(per_frame - base, points_per_chunk);
-      const int count = (left + p.split_points - 1) / p.split_points * records_per_point;
+      const int count = team.share(left) * records_per_point;
       for (int i = 0; i < count; ++i) {
-        const CornerOffsets at = stage.offsets[i];
+        const CornerOffsets at = load_offsets(stage.offsets + i);
         A dots[4] = {0, 0, 0, 0};
         if (at.first >= 0) {
           const CornerWeights<A> w = stage.weights[i];
@@ -287,19 +300,26 @@ __global__ void __launch_bounds__(kBlockThreads) backward_kernel(const __grid_co
       }
       __syncwarp();
       for (int i = team.lane; i < points_per_group; i += team.lanes) {
-        finish_point<T, M>(p, table, row, f, first + i * p.split_points, i * records_per_point, delta, stage,
-                        reference_sum);
+        finish_point<T, R>(p, table, anchor, frame_points + first + i * p.split_points, i * records_per_point, delta,
+                           stage, reference_sum);
       }
       __syncwarp();
     }
-    if constexpr (M != Mode::fused) continue;
+    if constexpr (!is_fused(R)) continue;
     const int width = team.lanes * p.split_points;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) reference_sum[i] = sum_lanes(reference_sum[i], width);
+    reference_sum[0] = sum_lanes(reference_sum[0], width);
+    reference_sum[1] = sum_lanes(reference_sum[1], width);
+    if constexpr (R == Rule::fused_boxes) {
+      reference_sum[2] = sum_lanes(reference_sum[2], width);
+      reference_sum[3] = sum_lanes(reference_sum[3], width);
+    }
     if (has_frame && (team.member & (width - 1)) == 0) {
-      A* heads = static_cast<A*>(p.grad_reference_heads) + (row.head * p.frames + f) * p.reference_size;
+      A* heads = static_cast<A*>(p.grad_reference_heads) + (row.head * p.frames + f) * (R == Rule::fused_boxes ? 4 : 2);
       store_two<A>(heads, 0, reference_sum[0], reference_sum[1]);
-      if (p.reference_size == 4) store_two<A>(heads, 1, reference_sum[2], reference_sum[3]);
+      if constexpr (R == Rule::fused_boxes) {
+        const A step = A(0.5) / static_cast<A>(p.points);
+        store_two<A>(heads, 1, reference_sum[2] * step, reference_sum[3] * step);
+      }
     }
   }
 }

@@ -24,41 +24,69 @@ inline size_t forward_shared_bytes(int lanes, int levels, int piece) {
   return levels * sizeof(LevelEntry<A>) + (staged > sums ? staged : sums);
 }
 
-// Leaves records of points [first, first + count) of frame entry f in shared memory, `stride` points apart.
-template <typename T, Mode M>
-__device__ __forceinline__ void stage_forward(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
-                                              const Row& row, int f, int frame, int first, int stride, int end,
-                                              int lane, int lanes, int slots, accumulator_t<T> lse,
-                                              CornerWeights<accumulator_t<T>>* weights, CornerOffsets* offsets) {
+// Leaves a record in shared memory for each sample of points first, first + stride, ... < end of a frame entry that
+// lies inside its frame; returns their number, the same for all lanes of the group.  The whole warp calls it together.
+template <typename T, Rule R>
+__device__ __forceinline__ int stage_forward(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
+                                             const Row& row, const Anchor<accumulator_t<T>>& anchor,
+                                             int64_t frame_points, int frame, int first, int stride, int end,
+                                             int lane, int lanes, int slots, accumulator_t<T> lse,
+                                             CornerWeights<accumulator_t<T>>* weights, CornerOffsets* offsets) {
   using A = accumulator_t<T>;
-  constexpr bool twice = M == Mode::continuous;
-  const int count = twice ? slots / 2 : slots;
-  for (int i = lane; i < count; i += lanes) {
+  constexpr int sides = R == Rule::continuous ? 2 : 1;
+  const int shift = static_cast<int>(threadIdx.x) & 31 & ~(lanes - 1);
+  const unsigned int before = (1u << lane) - 1u;
+  const unsigned int group = lanes == 32 ? kWholeWarp : (1u << lanes) - 1u;
+  int filled = 0;
+  for (int base = 0; base * sides < slots; base += lanes) {
+    const int i = base + lane;
     const int j = first + i * stride;
-    if (j >= end) {
-      offsets[twice ? 2 * i : i] = {-1, 0, 0};
-      if (twice) offsets[2 * i + 1] = {-1, 0, 0};
-      continue;
-    }
-    const Placed<A> placed = place<T, M>(p, table, row, f, j, frame >= 0, lse);
+    // Without a point a lane prepares the last one of the frame and does not count it: no branch around the loads.
+    const bool exists = i * sides < slots && j < end && frame >= 0;
+    const int k = min(j, end - 1);
+    const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + k, k, true, lse);
     const LevelEntry<A> level = table[placed.level];
     const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
-    if (!twice) {
-      weights[i] = weights_of(spot, placed.probability);
-      offsets[i] = offsets_of(p, spot, level, frame);
-      continue;
-    }
-    const Moment<A> moment = moment_of<T>(p, row, j);
+    Moment<A> moment;
+    if constexpr (R == Rule::continuous) moment = moment_of<T>(p, row, k);
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      weights[2 * i + side] = weights_of(spot, placed.probability * moment.share[side]);
-      offsets[2 * i + side] = offsets_of(p, spot, level, moment.frame[side]);
+    for (int side = 0; side < sides; ++side) {
+      const int read = R == Rule::continuous ? moment.frame[side] : frame;
+      const bool counts = exists && spot.inside && read >= 0;
+      const unsigned int votes = (__ballot_sync(kWholeWarp, counts) >> shift) & group;
+      if (counts) {
+        const int slot = filled + __popc(votes & before);
+        weights[slot] =
+            weights_of(spot, R == Rule::continuous ? placed.probability * moment.share[side] : placed.probability);
+        offsets[slot] = offsets_of<T>(p, spot, level, read);
+      }
+      filled += __popc(votes);
     }
+  }
+  return filled;
+}
+
+// sum += one bilinear sample of this lane's channels.
+template <typename T, int PieceSize>
+__device__ __forceinline__ void add_sample(const T* value, const CornerWeights<accumulator_t<T>>& weights,
+                                           const CornerOffsets& offsets, accumulator_t<T> (&sum)[PieceSize]) {
+  using A = accumulator_t<T>;
+  const T* top = advance(value, offsets.first);
+  const T* bottom = advance(top, offsets.down);
+  const Piece<T, PieceSize> piece[4] = {
+      Piece<T, PieceSize>::load(top), Piece<T, PieceSize>::load(advance(top, offsets.right)),
+      Piece<T, PieceSize>::load(bottom), Piece<T, PieceSize>::load(advance(bottom, offsets.right))};
+#pragma unroll
+  for (int corner = 0; corner < 4; ++corner) {
+    A channel[PieceSize];
+    piece[corner].unpack(channel);
+#pragma unroll
+    for (int c = 0; c < PieceSize; ++c) sum[c] += weights.at[corner] * channel[c];
   }
 }
 
-template <typename T, Mode M, int PieceSize, int Channels>
-__global__ void __launch_bounds__(kBlockThreads) forward_kernel(const __grid_constant__ Problem p) {
+template <typename T, Rule R, int PieceSize, int Channels>
+__global__ void __launch_bounds__(kBlockThreads, 3) forward_kernel(const __grid_constant__ Problem p) {
   using A = accumulator_t<T>;
   unsigned char* shared = dynamic_shared();
   LevelEntry<A>* table = reinterpret_cast<LevelEntry<A>*>(shared);
@@ -76,7 +104,7 @@ __global__ void __launch_bounds__(kBlockThreads) forward_kernel(const __grid_con
 
   const Row row(p, team.b, team.q, team.h);
   A lse = 0;
-  if constexpr (M == Mode::fused) {
+  if constexpr (is_fused(R)) {
     const int width = min(team.members, 32);
     lse = log_sum_exp<T>(p, row, team.member & (width - 1), width);
     if (team.active && team.member == 0 && team.first_channel == 0) static_cast<A*>(p.lse)[row.head] = lse;
@@ -91,36 +119,21 @@ __global__ void __launch_bounds__(kBlockThreads) forward_kernel(const __grid_con
   for (int c = 0; c < PieceSize; ++c) sum[c] = 0;
 
   const int per_frame = p.levels * p.points;
-  const int points_per_chunk = (M == Mode::continuous ? slots / 2 : slots) * p.split_points;
-  const int records_per_point = M == Mode::continuous ? 2 : 1;
+  const int points_per_chunk = (R == Rule::continuous ? slots / 2 : slots) << team.point_shift;
   // Every thread makes the same number of steps, so that warps stay whole.
   for (int round = 0; round < p.frames; round += p.split_frames) {
     const int f = round + team.frame_part;
-    const bool has_frame = f < p.frames;
-    const int frame = !has_frame ? -1 : (M == Mode::continuous ? 0 : frame_of(p, row, f));
+    const bool has_frame = f < p.frames && team.active;
+    const int frame = !has_frame ? -1 : (R == Rule::continuous ? 0 : frame_of(p, row, f));
+    const int entry = min(f, p.frames - 1);
+    const Anchor<A> anchor = anchor_of<T, R>(p, row, entry);
+    const int64_t frame_points = row.first_point(p, entry);
     for (int base = 0; base < per_frame; base += points_per_chunk) {
-      stage_forward<T, M>(p, table, row, f, frame, base + team.point_part, p.split_points,
-                       has_frame && team.active ? per_frame : 0, team.lane, team.lanes, slots, lse, weights, offsets);
+      const int count = stage_forward<T, R>(p, table, row, anchor, frame_points, frame, base + team.point_part,
+                                            p.split_points, per_frame, team.lane, team.lanes, slots, lse, weights,
+                                            offsets);
       __syncwarp();
-      const int left = min(per_frame - base, points_per_chunk);
-      const int count = (left + p.split_points - 1) / p.split_points * records_per_point;
-      for (int i = 0; i < count; ++i) {
-        const CornerOffsets at = offsets[i];
-        if (at.first < 0) continue;
-        const CornerWeights<A> w = weights[i];
-        const T* top = value + at.first;
-        const T* bottom = top + at.down;
-        const Piece<T, PieceSize> piece[4] = {Piece<T, PieceSize>::load(top), Piece<T, PieceSize>::load(top + at.right),
-                                              Piece<T, PieceSize>::load(bottom),
-                                              Piece<T, PieceSize>::load(bottom + at.right)};
-#pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          A channel[PieceSize];
-          piece[corner].unpack(channel);
-#pragma unroll
-          for (int c = 0; c < PieceSize; ++c) sum[c] += w.at[corner] * channel[c];
-        }
-      }
+      for (int i = 0; i < count; ++i) add_sample<T, PieceSize>(value, weights[i], load_offsets(offsets + i), sum);
       __syncwarp();
     }
   }

@@ -11,13 +11,15 @@
 
 namespace stdetr {
 
-// Calls `body` with the mode as a compile-time constant.
+// Calls `body` with the rule as a compile-time constant.
 template <typename Body>
-inline void with_mode(Mode mode, Body body) {
-  switch (mode) {
-    case Mode::plain: return body(std::integral_constant<Mode, Mode::plain>{});
-    case Mode::fused: return body(std::integral_constant<Mode, Mode::fused>{});
-    case Mode::continuous: return body(std::integral_constant<Mode, Mode::continuous>{});
+inline void with_rule(const Problem& p, Body body) {
+  switch (p.mode) {
+    case Mode::plain: return body(std::integral_constant<Rule, Rule::plain>{});
+    case Mode::fused:
+      return p.reference_size == 4 ? body(std::integral_constant<Rule, Rule::fused_boxes>{})
+                                   : body(std::integral_constant<Rule, Rule::fused_points>{});
+    case Mode::continuous: return body(std::integral_constant<Rule, Rule::continuous>{});
   }
 }
 
@@ -41,12 +43,12 @@ void forward_of(Problem& p, const Device& device, Stream stream) {
       static_cast<unsigned int>(static_cast<int64_t>(p.batch) * p.query_blocks * p.heads * p.channel_tiles);
   const size_t shared = forward_shared_bytes<A>(p.lanes, p.levels, piece);
   const auto start = [&](auto kernel) { launch("forward_kernel", kernel, blocks, kBlockThreads, shared, stream, p); };
-  with_mode(p.mode, [&](auto mode) {
-    constexpr Mode M = decltype(mode)::value;
+  with_rule(p, [&](auto rule) {
+    constexpr Rule R = decltype(rule)::value;
     if (piece == 1) {
-      start(forward_kernel<T, M, 1, 0>);
+      start(forward_kernel<T, R, 1, 0>);
     } else if constexpr (sizeof(T) < 8) {
-      p.channels == 32 ? start(forward_kernel<T, M, kPiece<T>, 32>) : start(forward_kernel<T, M, kPiece<T>, 0>);
+      p.channels == 32 ? start(forward_kernel<T, R, kPiece<T>, 32>) : start(forward_kernel<T, R, kPiece<T>, 0>);
     }
   });
 }
@@ -73,7 +75,7 @@ void backward_of(Problem& p, bool deterministic, const Device& device, Stream st
     // Shared memory sums are floats; a query set too small for one schedule is too small for the coarse pass.
     const bool allowed = sizeof(T) < 8 && (p.split_points * p.split_frames == 1 || device.coarse_levels > 0);
     const int64_t room =
-        (device.shared_bytes - static_cast<int64_t>(scatter_shared_bytes<A>(p.levels, 0))) / int64_t{sizeof(float)};
+        (device.shared_bytes - static_cast<int64_t>(scatter_shared_bytes<A, SharedSink>(p.levels, 0))) / int64_t{sizeof(float)};
     plan_coarse(p, allowed, room, device);
     clear_memory(p.grad_value_sum, count * sizeof(A), stream);
   }
@@ -83,20 +85,20 @@ void backward_of(Problem& p, bool deterministic, const Device& device, Stream st
   p.channel_tiles = 1;
   const size_t shared = backward_shared_bytes<A>(p.lanes, p.levels);
   const auto start = [&](auto kernel) { launch("backward_kernel", kernel, blocks, kBlockThreads, shared, stream, p); };
-  with_mode(p.mode, [&](auto mode) {
-    constexpr Mode M = decltype(mode)::value;
+  with_rule(p, [&](auto rule) {
+    constexpr Rule R = decltype(rule)::value;
     if (piece == 1) {
-      start(backward_kernel<T, M, 1, 0>);
+      start(backward_kernel<T, R, 1, 0>);
     } else if constexpr (sizeof(T) < 8) {
-      p.channels == 32 ? start(backward_kernel<T, M, kPiece<T>, 32>) : start(backward_kernel<T, M, kPiece<T>, 0>);
+      p.channels == 32 ? start(backward_kernel<T, R, kPiece<T>, 32>) : start(backward_kernel<T, R, kPiece<T>, 0>);
     }
   });
 
   if (deterministic) {
     const int64_t parts = static_cast<int64_t>(p.batch) * p.heads * p.coarse_parts;
-    with_mode(p.mode, [&](auto mode) {
-      launch("fixed_kernel", fixed_kernel<T, decltype(mode)::value>, static_cast<unsigned int>(parts), kScatterThreads,
-             scatter_shared_bytes<A>(p.levels, 0), stream, p);
+    with_rule(p, [&](auto rule) {
+      launch("fixed_kernel", fixed_kernel<T, decltype(rule)::value>, static_cast<unsigned int>(parts), FixedSink::kThreads,
+             scatter_shared_bytes<A, FixedSink>(p.levels, 0), stream, p);
     });
     launch("unfix_kernel", unfix_kernel<T>, finish_blocks(count, device), kFinishThreads, 0, stream, p, count);
   } else {
@@ -105,9 +107,11 @@ void backward_of(Problem& p, bool deterministic, const Device& device, Stream st
         const int64_t parts = static_cast<int64_t>(p.batch) * p.clip * p.heads * p.coarse_parts;
         const int64_t sums =
             static_cast<int64_t>(p.tokens - p.level[p.direct_levels].start) * padded_channels(p.channels);
-        with_mode(p.mode, [&](auto mode) {
-          launch("coarse_kernel", coarse_kernel<T, decltype(mode)::value>, static_cast<unsigned int>(parts),
-                 kScatterThreads, scatter_shared_bytes<A>(p.levels, sums), stream, p);
+        with_rule(p, [&](auto rule) {
+          constexpr Rule R = decltype(rule)::value;
+          launch("coarse_kernel", p.channels == 32 ? coarse_kernel<T, R, 32> : coarse_kernel<T, R, 0>,
+                 static_cast<unsigned int>(parts), SharedSink::kThreads, scatter_shared_bytes<A, SharedSink>(p.levels, sums),
+                 stream, p);
         });
       }
     }

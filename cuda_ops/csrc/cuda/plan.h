@@ -31,6 +31,12 @@ inline void check_sizes(const Problem& p) {
   if (many(p.heads * int64_t{1}, p.channels) || many(static_cast<int64_t>(p.heads) * p.channels, p.tokens)) {
     refuse("one frame of value (S * H * D) must have fewer than 2^31 elements");
   }
+  for (int l = 0; l < p.levels; ++l) {
+    // Bytes of the running sums, of at most 8 a number.
+    if (static_cast<int64_t>(p.heads) * p.channels * 8 > limit / p.level[l].width) {
+      refuse("one row of a level (w * H * D) must have fewer than 2^28 elements");
+    }
+  }
   if (many(p.levels * int64_t{1}, p.points) || many(static_cast<int64_t>(p.levels) * p.points, p.frames)) {
     refuse("F * L * K must be below 2^31");
   }
@@ -73,6 +79,14 @@ inline void plan_teams(Problem& p, int piece, const Device& device) {
   if (blocks > kMaxBlocks / p.channel_tiles) refuse("B * Q * H is too large for one launch");
 }
 
+// Divisors of a scatter pass that takes `points` points of a frame entry.
+inline void plan_walk(Problem& p, int points) {
+  p.per_entry = make_fast_div(static_cast<uint32_t>(points));
+  p.per_query = make_fast_div(static_cast<uint32_t>(p.frames));
+  const int64_t queries = ceil_divide(p.queries, p.coarse_parts);
+  if (queries > kMaxBlocks / p.frames / points) refuse("Q * F * L * K is too large for one block of the backward pass");
+}
+
 // Which levels the coarse pass takes, and its grid.  `room` is the number of floats that fit in shared memory.
 inline void plan_coarse(Problem& p, bool allowed, int64_t room, const Device& device) {
   p.direct_levels = p.levels;
@@ -99,6 +113,7 @@ inline void plan_coarse(Problem& p, bool allowed, int64_t room, const Device& de
   p.coarse_parts = static_cast<int>(parts < most ? parts : most);
   if (device.coarse_parts > 0) p.coarse_parts = device.coarse_parts;
   if (blocks > kMaxBlocks / p.coarse_parts) refuse("B * H * T is too large for one launch");
+  plan_walk(p, (p.levels - first) * p.points);
 }
 
 // Grid and scale of the deterministic pass, which adds the gradient of every level.
@@ -109,6 +124,7 @@ inline void plan_fixed(Problem& p, const Device& device) {
   const int64_t most = ceil_divide(p.queries, 16);
   p.coarse_parts = static_cast<int>(parts < most ? parts : most);
   if (device.coarse_parts > 0) p.coarse_parts = device.coarse_parts;
+  plan_walk(p, p.levels * p.points);
   // A point adds to a pixel once; a continuous one twice, once a frame.
   const double contributions = 2.0 * p.queries * p.frames * p.points;
   p.fixed_bits = 0;

@@ -11,20 +11,17 @@
 
 #else
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 
 #include <stdexcept>
 #include <string>
 
-namespace stdetr {
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
 
-// The one block of dynamic shared memory of a kernel.
-__device__ __forceinline__ unsigned char* dynamic_shared() {
-  extern __shared__ __align__(16) unsigned char stdetr_dynamic_shared[];
-  return stdetr_dynamic_shared;
-}
+namespace stdetr {
 
 using Stream = cudaStream_t;
 
@@ -32,6 +29,14 @@ inline void check_cuda(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
     throw std::runtime_error(std::string("stdetr: ") + what + " failed: " + cudaGetErrorString(status));
   }
+}
+
+#ifdef __CUDACC__
+
+// The one block of dynamic shared memory of a kernel.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char stdetr_dynamic_shared[];
+  return stdetr_dynamic_shared;
 }
 
 // Starts `kernel` on `stream`; a launch that the driver refuses raises.
@@ -50,6 +55,8 @@ void launch(const char* name, Kernel kernel, unsigned int blocks, unsigned int t
 inline void clear_memory(void* data, size_t bytes, Stream stream) {
   check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "clearing memory");
 }
+
+#endif  // __CUDACC__
 
 }  // namespace stdetr
 

@@ -46,6 +46,11 @@ struct Row {
   int b, q, h;
   int64_t head;  // (b * Q + q) * H + h
 
+  // Of the first point of frame entry f, in the tensors that end with F,L,K.
+  __device__ __forceinline__ int64_t first_point(const Problem& p, int f) const {
+    return (head * p.frames + f) * static_cast<int>(p.per_frame.divisor);
+  }
+
   __device__ __forceinline__ Row(const Problem& p, int batch, int query, int head_index)
       : b(batch), q(query), h(head_index), head((static_cast<int64_t>(batch) * p.queries + query) * p.heads + h) {}
 };
@@ -75,32 +80,91 @@ __device__ __forceinline__ int ordered_query(const Problem& p, int i) {
   return repeat * p.tokens + shape.start + (first_row + rest - column * rows) * shape.width + column;
 }
 
+// A running sum of exp(x - largest).
+template <typename A>
+struct ExpSum {
+  A largest = minus_infinity<A>(), total = 0;
+
+  template <int N>
+  __device__ __forceinline__ void add(const A (&logits)[N]) {
+    A next = largest;
+#pragma unroll
+    for (int i = 0; i < N; ++i) next = logits[i] > next || logits[i] != logits[i] ? logits[i] : next;
+    if (next == minus_infinity<A>()) return;
+    total *= exponential(largest - next);
+    largest = next;
+#pragma unroll
+    for (int i = 0; i < N; ++i) total += exponential(logits[i] - next);
+  }
+};
+
 // log of the sum of exp of the query's logits; the `width` neighbouring lanes that share the query call it together.
 template <typename T>
 __device__ __forceinline__ accumulator_t<T> log_sum_exp(const Problem& p, const Row& row, int lane, int width) {
   using A = accumulator_t<T>;
-  const int count = p.frames * static_cast<int>(p.per_frame.divisor);
+  const int per_frame = static_cast<int>(p.per_frame.divisor);
+  const int count = p.frames * per_frame;
   const T* logits = static_cast<const T*>(p.weights) + row.head * count;
-  A largest = minus_infinity<A>();
-  for (int i = lane; i < count; i += width) {
-    if (p.frame_index != nullptr && frame_of(p, row, divide(i, p.per_frame)) < 0) continue;
-    const A logit = widen(__ldg(logits + i));
-    largest = logit > largest || logit != logit ? logit : largest;
+  ExpSum<A> sum;
+  constexpr int kWide = sizeof(T) < 8 ? kPiece<T> : 1;
+  if (kWide > 1 && per_frame % kWide == 0) {
+    // A 16-byte piece lies in one frame.
+    for (int i = lane * kWide; i < count; i += width * kWide) {
+      if (p.frame_index != nullptr && frame_of(p, row, divide(i, p.per_frame)) < 0) continue;
+      A piece[kWide];
+      Piece<T, kWide>::load(logits + i).unpack(piece);
+      sum.add(piece);
+    }
+  } else {
+    for (int i = lane; i < count; i += width) {
+      if (p.frame_index != nullptr && frame_of(p, row, divide(i, p.per_frame)) < 0) continue;
+      const A one[1] = {widen(__ldg(logits + i))};
+      sum.add(one);
+    }
   }
-  largest = max_lanes(largest, width);
-  const A base = largest == minus_infinity<A>() ? A(0) : largest;
-  A total = 0;
-  for (int i = lane; i < count; i += width) {
-    if (p.frame_index != nullptr && frame_of(p, row, divide(i, p.per_frame)) < 0) continue;
-    total += exponential(widen(__ldg(logits + i)) - base);
-  }
-  total = sum_lanes(total, width);
-  return largest == minus_infinity<A>() ? largest : largest + logarithm(total);
+  const A largest = max_lanes(sum.largest, width);
+  const bool any = largest != minus_infinity<A>();
+  // Lanes without a usable logit have total 0; -inf - -inf must not make it NaN.
+  const A total = sum_lanes(any ? sum.total * exponential(sum.largest - largest) : A(0), width);
+  return any ? largest + logarithm(total) : largest;
 }
 
 // Type of locations and weights: value's own for offsets and logits, the accumulation type otherwise.
-template <typename T, Mode M>
-using point_t = std::conditional_t<M == Mode::fused, T, accumulator_t<T>>;
+template <typename T, Rule R>
+using point_t = std::conditional_t<is_fused(R), T, accumulator_t<T>>;
+
+// The reference of a query on one frame entry.  pixel = center * span + offset * gain - 0.5, where the gain is 1 for
+// points and size * span * 0.5 / K for boxes.
+template <typename A>
+struct Anchor {
+  A x, y;
+  A size_x, size_y;  // times 0.5 / K; boxes only
+};
+
+template <typename T, Rule R>
+__device__ __forceinline__ Anchor<accumulator_t<T>> anchor_of(const Problem& p, const Row& row, int f) {
+  using A = accumulator_t<T>;
+  Anchor<A> anchor{A(0), A(0), A(0), A(0)};
+  if constexpr (is_fused(R)) {
+    const A* reference = static_cast<const A*>(p.reference) +
+                         ((static_cast<int64_t>(row.b) * p.queries + row.q) * p.frames + f) *
+                             (R == Rule::fused_boxes ? 4 : 2);
+    load_two<A>(reference, 0, anchor.x, anchor.y);
+    if constexpr (R == Rule::fused_boxes) {
+      load_two<A>(reference, 1, anchor.size_x, anchor.size_y);
+      const A step = A(0.5) / static_cast<A>(p.points);
+      anchor.size_x *= step;
+      anchor.size_y *= step;
+    }
+  }
+  return anchor;
+}
+
+template <Rule R, typename A>
+__device__ __forceinline__ void gain_of(const Anchor<A>& anchor, const LevelEntry<A>& level, A& gain_x, A& gain_y) {
+  gain_x = R == Rule::fused_boxes ? anchor.size_x * level.span_x : A(1);
+  gain_y = R == Rule::fused_boxes ? anchor.size_y * level.span_y : A(1);
+}
 
 // A point before interpolation: (x, y) in pixels of its level.
 template <typename A>
@@ -109,39 +173,29 @@ struct Placed {
   int level;
 };
 
-// Point j of L * K on frame entry f.  `usable` says whether the frame may be read, `lse` is log_sum_exp (fused).
-template <typename T, Mode M>
+// Point `index` of the tensors that end with F,L,K: point j of L * K on a frame entry with reference `anchor`.
+// `usable` says whether the frame may be read, `lse` is log_sum_exp (fused).
+template <typename T, Rule R>
 __device__ __forceinline__ Placed<accumulator_t<T>> place(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
-                                                          const Row& row, int f, int j, bool usable,
-                                                          accumulator_t<T> lse) {
+                                                          const Anchor<accumulator_t<T>>& anchor, int64_t index, int j,
+                                                          bool usable, accumulator_t<T> lse) {
   using A = accumulator_t<T>;
-  const int64_t index = (row.head * p.frames + f) * static_cast<int>(p.per_frame.divisor) + j;
   Placed<A> placed;
   placed.level = divide(j, p.per_level);
   const LevelEntry<A> level = table[placed.level];
   A x, y;
-  load_two(static_cast<const point_t<T, M>*>(p.locations), index, x, y);
-  if constexpr (M != Mode::fused) {
+  load_two(static_cast<const point_t<T, R>*>(p.locations), index, x, y);
+  const A weight = widen(__ldg(static_cast<const point_t<T, R>*>(p.weights) + index));
+  if constexpr (is_fused(R)) {
+    A gain_x, gain_y;
+    gain_of<R>(anchor, level, gain_x, gain_y);
+    placed.x = anchor.x * level.span_x + (x * gain_x - A(0.5));
+    placed.y = anchor.y * level.span_y + (y * gain_y - A(0.5));
+    placed.probability = usable && lse != minus_infinity<A>() ? exponential(weight - lse) : A(0);
+  } else {
     placed.x = x * static_cast<A>(level.width) - A(0.5);
     placed.y = y * static_cast<A>(level.height) - A(0.5);
-    placed.probability = __ldg(static_cast<const A*>(p.weights) + index);
-    return placed;
-  }
-  const A logit = widen(__ldg(static_cast<const point_t<T, M>*>(p.weights) + index));
-  placed.probability = usable && lse != minus_infinity<A>() ? exponential(logit - lse) : A(0);
-  const A* reference = static_cast<const A*>(p.reference) +
-                       ((static_cast<int64_t>(row.b) * p.queries + row.q) * p.frames + f) * p.reference_size;
-  A center_x, center_y;
-  load_two<A>(reference, 0, center_x, center_y);
-  if (p.reference_size == 2) {
-    placed.x = center_x * level.span_x + x - A(0.5);
-    placed.y = center_y * level.span_y + y - A(0.5);
-  } else {
-    A size_x, size_y;
-    load_two<A>(reference, 1, size_x, size_y);
-    const A step = A(0.5) / static_cast<A>(p.points);
-    placed.x = (center_x + x * step * size_x) * level.span_x - A(0.5);
-    placed.y = (center_y + y * step * size_y) * level.span_y - A(0.5);
+    placed.probability = weight;
   }
   return placed;
 }
@@ -176,72 +230,87 @@ __device__ __forceinline__ Moment<accumulator_t<T>> moment_of(const Problem& p, 
   return moment;
 }
 
-// A point inside its level, as the bilinear rule sees it.  flags: bit 0 left, 1 right, 2 top, 3 bottom exist.
+// A point inside its level, as the bilinear rule sees it.
 template <typename A>
 struct Spot {
-  A right, bottom;  // shares of the right column and the bottom row
+  A right_share, bottom_share;
   int left, top;
-  int flags;  // 0: outside (or not a number)
+  bool inside;  // false: outside, or not a number
+  bool has_left, has_right, has_top, has_bottom;
 };
 
 template <typename A>
 __device__ __forceinline__ Spot<A> spot_of(A x, A y, int width, int height) {
-  Spot<A> spot{A(0), A(0), 0, 0, 0};
+  Spot<A> spot;
   // A NaN or an infinity fails these comparisons.
-  if (x > A(-1) && y > A(-1) && x < static_cast<A>(width) && y < static_cast<A>(height)) {
-    const A left = floor(x), top = floor(y);
-    spot.right = x - left;
-    spot.bottom = y - top;
-    spot.left = static_cast<int>(left);
-    spot.top = static_cast<int>(top);
-    spot.flags = (spot.left >= 0 ? 1 : 0) | (spot.left + 1 < width ? 2 : 0) | (spot.top >= 0 ? 4 : 0) |
-                 (spot.top + 1 < height ? 8 : 0);
-  }
+  spot.inside = x > A(-1) && y > A(-1) && x < static_cast<A>(width) && y < static_cast<A>(height);
+  x = spot.inside ? x : A(0);
+  y = spot.inside ? y : A(0);
+  const A left = floor(x), top = floor(y);
+  spot.right_share = x - left;
+  spot.bottom_share = y - top;
+  spot.left = static_cast<int>(left);
+  spot.top = static_cast<int>(top);
+  spot.has_left = spot.left >= 0;
+  spot.has_right = spot.left + 1 < width;
+  spot.has_top = spot.top >= 0;
+  spot.has_bottom = spot.top + 1 < height;
   return spot;
 }
 
-// What the channel lanes need of one bilinear sample.  Offsets count elements of value from head h of clip b.
+// What the channel lanes need of one bilinear sample: weights, and offsets in the units of whoever made them (bytes of
+// value for the forward and backward kernels).
 template <typename A>
 struct alignas(16) CornerWeights {
   A at[4];  // top left, top right, bottom left, bottom right, times the probability; 0 where a pixel does not exist
 };
 
 struct alignas(16) CornerOffsets {
-  int64_t first;  // top left; negative: nothing to read
-  int right;      // to the right column; negative (bitwise not): another kernel adds the gradient of value
-  int down;       // to the bottom row
+  int64_t first;   // top left; negative: nothing to read (backward)
+  uint32_t right;  // to the right column
+  uint32_t down;   // to the bottom row
 };
+
+__device__ __forceinline__ CornerOffsets load_offsets(const CornerOffsets* source) {
+  // One 16-byte access; the compiler would split a struct of mixed widths.
+  const uint4 raw = *reinterpret_cast<const uint4*>(source);
+  return {static_cast<int64_t>(static_cast<uint64_t>(raw.y) << 32 | raw.x), raw.z, raw.w};
+}
 
 template <typename A>
 __device__ __forceinline__ CornerWeights<A> weights_of(const Spot<A>& spot, A probability) {
-  const A left = spot.flags & 1 ? A(1) - spot.right : A(0);
-  const A right = spot.flags & 2 ? spot.right : A(0);
-  const A top = (spot.flags & 4 ? A(1) - spot.bottom : A(0)) * probability;
-  const A bottom = (spot.flags & 8 ? spot.bottom : A(0)) * probability;
+  const A left = spot.has_left ? A(1) - spot.right_share : A(0);
+  const A right = spot.has_right ? spot.right_share : A(0);
+  const A top = (spot.has_top ? A(1) - spot.bottom_share : A(0)) * probability;
+  const A bottom = (spot.has_bottom ? spot.bottom_share : A(0)) * probability;
   return {{top * left, top * right, bottom * left, bottom * right}};
 }
 
-// Offsets of a spot in an array of `step` numbers a token whose token 0 is at `base`.  Pixels that do not exist are
+// Offsets of a spot in an array with `step` units a token whose token 0 is at `base`.  Pixels that do not exist are
 // replaced by their neighbour (their weight is 0), so that loads need no branches.
 template <typename A>
 __device__ __forceinline__ CornerOffsets offsets_in(const Spot<A>& spot, const LevelEntry<A>& level, int64_t base,
                                                     int step) {
   const int column = max(spot.left, 0), row = max(spot.top, 0);
   CornerOffsets offsets;
-  // One frame has fewer than 2^31 elements (checked by plan()); a clip may have more.
-  offsets.first = base + (level.start + row * level.width + column) * step;
-  offsets.right = (spot.flags & 3) == 3 ? step : 0;
-  offsets.down = (spot.flags & 12) == 12 ? level.width * step : 0;
+  // A row has fewer than 2^31 units (checked by plan()); a frame may have more.
+  offsets.first = base + static_cast<int64_t>(level.start + row * level.width + column) * step;
+  offsets.right = spot.has_left && spot.has_right ? static_cast<uint32_t>(step) : 0u;
+  offsets.down = spot.has_top && spot.has_bottom ? static_cast<uint32_t>(level.width * step) : 0u;
   return offsets;
 }
 
-// Offsets in value, from head h of clip b; negative where the spot is outside or its frame masked.
-template <typename A>
+// Elements of value before frame `frame`, from the start of its clip.
+__device__ __forceinline__ int64_t frame_start(const Problem& p, int frame) {
+  return static_cast<int64_t>(frame) * (p.tokens * p.heads * p.channels);
+}
+
+// Offsets in bytes of value from head h of clip b, for a spot inside frame `frame`.
+template <typename T, typename A>
 __device__ __forceinline__ CornerOffsets offsets_of(const Problem& p, const Spot<A>& spot,
                                                     const LevelEntry<A>& level, int frame) {
-  if (spot.flags == 0 || frame < 0) return {-1, 0, 0};
-  const int step = p.heads * p.channels;
-  return offsets_in(spot, level, static_cast<int64_t>(frame) * (p.tokens * step), step);
+  constexpr int size = static_cast<int>(sizeof(T));
+  return offsets_in(spot, level, frame_start(p, frame) * size, p.heads * p.channels * size);
 }
 
 }  // namespace stdetr

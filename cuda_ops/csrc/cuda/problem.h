@@ -17,6 +17,10 @@ namespace stdetr {
 enum class DType : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
 enum class Mode : int { plain = 0, fused = 1, continuous = 2 };
 
+// What kernels are compiled for: the fused mode knows whether its references are points or boxes.
+enum class Rule : int { plain, fused_points, fused_boxes, continuous };
+constexpr bool is_fused(Rule rule) { return rule == Rule::fused_points || rule == Rule::fused_boxes; }
+
 constexpr int kMaxLevels = 64;
 
 struct LevelShape {
@@ -79,6 +83,7 @@ struct Problem {
   int query_blocks;              // blocks along Q
   int tile_rows;                 // > 0: queries are tokens; a block takes a tile of this many rows
   int direct_levels;             // the backward kernel adds the gradient of value itself on levels below this one
+  FastDiv per_entry, per_query;  // scatter pass: points of a frame entry on its levels, frame entries of a query
   int coarse_parts;              // blocks that share the queries of one (clip, head, frame) in the coarse pass
   int fixed_bits;                // bits that the number of contributions to one element may need (deterministic)
   LevelShape level[kMaxLevels];

@@ -40,18 +40,35 @@ __device__ __forceinline__ void reduce_to_global<8, float>(float* target, const 
   reduce_four(target + 4, values[4], values[5], values[6], values[7]);
 }
 
-// target[0..2) += (first, second) in shared memory.  Float addition there is a compare-and-swap loop on every
-// processor so far, and one 64-bit loop costs little more than one of 32 bits, so two channels share it.
-__device__ __forceinline__ void reduce_two_shared(float* target, float first, float second) {
-  unsigned long long* word = reinterpret_cast<unsigned long long*>(target);
-  unsigned long long seen = *reinterpret_cast<volatile unsigned long long*>(word);
+// Two floats as one 64-bit word.
+__device__ __forceinline__ unsigned long long add_two(unsigned long long word, float first, float second) {
+  const unsigned int low = __float_as_uint(__uint_as_float(static_cast<unsigned int>(word)) + first);
+  const unsigned int high = __float_as_uint(__uint_as_float(static_cast<unsigned int>(word >> 32)) + second);
+  return static_cast<unsigned long long>(high) << 32 | low;
+}
+
+__device__ __forceinline__ void retry_two_shared(unsigned long long* word, unsigned long long seen, float first,
+                                                 float second) {
   while (true) {
-    const unsigned long long low = __float_as_uint(__uint_as_float(static_cast<unsigned int>(seen)) + first);
-    const unsigned long long high = __float_as_uint(__uint_as_float(static_cast<unsigned int>(seen >> 32)) + second);
-    const unsigned long long found = atomicCAS(word, seen, low | high << 32);
+    const unsigned long long found = atomicCAS(word, seen, add_two(seen, first, second));
     if (found == seen) return;
     seen = found;
   }
+}
+
+// a[0..2) += (a_first, a_second) and b likewise, in shared memory.  Float addition there is a compare-and-swap loop on
+// every processor so far; one 64-bit loop costs little more than one of 32 bits, so two channels share it, and the
+// first try of both words overlaps.  a and b may be the same word: then the second try fails and is repeated.
+__device__ __forceinline__ void reduce_two_shared(float* a, float a_first, float a_second, float* b, float b_first,
+                                                  float b_second) {
+  unsigned long long* a_word = reinterpret_cast<unsigned long long*>(a);
+  unsigned long long* b_word = reinterpret_cast<unsigned long long*>(b);
+  const unsigned long long a_seen = *reinterpret_cast<volatile unsigned long long*>(a_word);
+  const unsigned long long b_seen = *reinterpret_cast<volatile unsigned long long*>(b_word);
+  const unsigned long long a_found = atomicCAS(a_word, a_seen, add_two(a_seen, a_first, a_second));
+  const unsigned long long b_found = atomicCAS(b_word, b_seen, add_two(b_seen, b_first, b_second));
+  if (a_found != a_seen) retry_two_shared(a_word, a_found, a_first, a_second);
+  if (b_found != b_seen) retry_two_shared(b_word, b_found, b_first, b_second);
 }
 
 // Sum (or maximum) over `width` neighbouring lanes, a power of two; every lane gets the result.

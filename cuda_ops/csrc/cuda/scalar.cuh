@@ -1,6 +1,8 @@
 // Storage types and their accumulation types; 16-byte loads and stores of channels.
 #pragma once
 
+#include <type_traits>
+
 #include "platform.cuh"
 
 namespace stdetr {
@@ -145,7 +147,23 @@ __device__ __forceinline__ void store_two(T* data, int64_t pair, accumulator_t<T
   }
 }
 
-__device__ __forceinline__ float exponential(float value) { return __expf(value); }
+// pointer moved by a number of bytes.
+template <typename T, typename Bytes>
+__device__ __forceinline__ T* advance(T* pointer, Bytes bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(pointer) + bytes);
+}
+
+// exp by the processor's power of two: relative error about 2^-22 times the exponent; below 2^-126 it is 0.
+__device__ __forceinline__ float exponential(float value) {
+#ifdef STDETR_HOST_HARNESS
+  return std::exp2(value * 1.44269504088896341f);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value * 1.44269504088896341f));
+  return result;
+#endif
+}
 __device__ __forceinline__ double exponential(double value) { return exp(value); }
 __device__ __forceinline__ float logarithm(float value) { return logf(value); }
 __device__ __forceinline__ double logarithm(double value) { return log(value); }

@@ -20,7 +20,8 @@ struct Team {
   int lane;        // in the group
   int lanes;       // threads of a group
   int group;       // of the block
-  int point_part;  // of split_points
+  int point_part;  // of split_points, a power of two
+  int point_shift;
   int frame_part;  // of split_frames
   int member;      // thread of the team, the groups of one query
   int members;     // threads of the team
@@ -36,8 +37,8 @@ struct Team {
     lane = thread & (lanes - 1);
     group = thread / lanes;
     point_part = group & (p.split_points - 1);
-    const int set = group / p.split_points;
-    frame_part = set & (p.split_frames - 1);
+    point_shift = 31 - __clz(p.split_points);
+    frame_part = (group >> point_shift) & (p.split_frames - 1);
     members = lanes * p.split_points * p.split_frames;
     member = thread & (members - 1);
     const int queries_per_block = kBlockThreads / members;
@@ -58,6 +59,9 @@ struct Team {
     q = ordered_query(p, active ? i : p.queries - 1);
     first_channel = (tile * lanes + lane) * PieceSize;
   }
+
+  // Points of this group among `count` that its frame set shares, as an upper bound that is the same for all groups.
+  __device__ __forceinline__ int share(int count) const { return (count + (1 << point_shift) - 1) >> point_shift; }
 
   // Points that a group prepares at a time.
   static __device__ __forceinline__ int records(int lanes, int a_lane, int most) {
