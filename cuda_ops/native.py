@@ -94,12 +94,12 @@ def _torch_root() -> Path:
     return Path(spec.origin).parent
 
 
-def _folder_hash(folder: Path) -> str:
-    """Of the sources that files of ``folder`` can include: its own and the common ones."""
+def _source_hash(source: Path) -> str:
+    """Of the file and of every header that it could include: its folder's and the common ones."""
+    headers = [*source.parent.iterdir(), *(ROOT / "csrc" / "common").iterdir()]
     digest = hashlib.sha256()
-    for path in sorted([*folder.iterdir(), *(ROOT / "csrc" / "common").iterdir()]):
-        if path.suffix in {".h", ".cuh", ".cpp", ".cu"}:
-            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in [source, *sorted(path for path in headers if path.suffix in {".h", ".cuh"})]:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -115,7 +115,7 @@ class Builder:
 
     def compile(self, command: Sequence[str], source: Path) -> Path:
         """The object of ``source``, compiled unless an equal one is kept."""
-        parts = [_folder_hash(source.parent), self._torch_version, _version(command[0]), *command, source.name]
+        parts = [_source_hash(source), self._torch_version, _version(command[0]), *command, source.name]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
         target = self.objects / f"{source.stem}-{key}.o"
         if not target.exists():
@@ -123,6 +123,8 @@ class Builder:
             partial = target.with_suffix(f".{os.getpid()}.partial")
             try:
                 _run([*command, "-c", str(source), "-o", str(partial)])
+                for outdated in self.objects.glob(f"{source.stem}-*.o"):
+                    outdated.unlink(missing_ok=True)
                 partial.replace(target)
             finally:
                 partial.unlink(missing_ok=True)

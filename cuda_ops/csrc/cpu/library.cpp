@@ -159,6 +159,9 @@ Tensor empty_as(const Tensor& like) {
   return empty(like, {like.sizes().begin(), like.sizes().end()}, like.scalar_type());
 }
 
+// Without points there are no slices to visit (and an empty frame_index has no address to tell it from none).
+bool has_points(const Problem& a) { return a.B > 0 && a.Q > 0 && a.H > 0 && a.F > 0 && a.L > 0 && a.K > 0; }
+
 void run_forward(const Problem& a) {
   const Kernels& kernel = kernels();
   torch::stable::parallel_for(0, a.B * a.Q, grain(a.H * a.F * a.L * a.K * a.D),
@@ -173,7 +176,7 @@ void run_backward(const Problem& a) {
     torch::stable::parallel_for(0, a.B * a.Q, grain(prepare_work),
                                 [&](int64_t begin, int64_t end) { kernel.backward_prepare(a, begin, end); });
   }
-  const int64_t tasks = a.B * a.H * a.L * (continuous ? 1 : a.T);
+  const int64_t tasks = has_points(a) ? a.B * a.H * a.L * (continuous ? 1 : a.T) : 0;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { kernel.backward(a, begin, end); });
   if (a.kind == Kind::fused) {
     torch::stable::parallel_for(0, a.B * a.Q, grain(a.H * a.F * a.L * a.K),
@@ -186,7 +189,7 @@ void run_backward(const Problem& a) {
 Tensor make_grad_value(Problem& a, const Tensor& value) {
   const bool half = a.storage == Storage::bf16 || a.storage == Storage::f16;
   const int64_t updates = 4 * a.Q * a.F * a.L * a.K / std::max<int64_t>(1, a.T);
-  a.grad_value_zeroed = !half && (a.kind == Kind::continuous || updates < a.S);
+  a.grad_value_zeroed = !has_points(a) || (!half && (a.kind == Kind::continuous || updates < a.S));
   Tensor grad = empty_as(value);
   if (a.grad_value_zeroed) torch::stable::zero_(grad);
   a.grad_value = grad.mutable_data_ptr();
