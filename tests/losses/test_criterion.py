@@ -28,9 +28,17 @@ def _criterion(**changes: object) -> TubeCriterion:
 def _one_track(ignored: list[bool], present: list[bool]) -> ClipTargets:
     frames = len(present)
     boxes = torch.tensor([[BOX if p else [0.0] * 4 for p in present]])
-    return ClipTargets(
-        torch.tensor([1]), boxes, torch.tensor([present]), torch.tensor([ignored]), torch.zeros(1, dtype=torch.int64)
-    ) if frames else ClipTargets.empty(0)
+    return (
+        ClipTargets(
+            torch.tensor([1]),
+            boxes,
+            torch.tensor([present]),
+            torch.tensor([ignored]),
+            torch.zeros(1, dtype=torch.int64),
+        )
+        if frames
+        else ClipTargets.empty(0)
+    )
 
 
 def _prediction(frames: int, tubes: int = 2, box: list[float] | None = None) -> TubePrediction:

@@ -12,9 +12,7 @@ from stdetr.losses.packed import PackedTargets
 from stdetr.structures import ClipTargets
 
 
-def _targets(
-    boxes: list, labels: list[int], present: list | None = None, ignored: list | None = None
-) -> ClipTargets:
+def _targets(boxes: list, labels: list[int], present: list | None = None, ignored: list | None = None) -> ClipTargets:
     box = torch.tensor(boxes, dtype=torch.float32)
     seen = torch.ones(box.shape[:2], dtype=torch.bool) if present is None else torch.tensor(present)
     hidden = torch.zeros_like(seen) if ignored is None else torch.tensor(ignored)
@@ -59,7 +57,9 @@ def test_batched_equals_one_by_one() -> None:
 
 
 def test_no_clip_has_objects() -> None:
-    matches = TubeMatcher()(torch.zeros(2, 3, 4), torch.rand(2, 3, 5, 4), PackedTargets.pack([ClipTargets.empty(5)] * 2))
+    matches = TubeMatcher()(
+        torch.zeros(2, 3, 4), torch.rand(2, 3, 5, 4), PackedTargets.pack([ClipTargets.empty(5)] * 2)
+    )
     assert len(matches) == 0
 
 

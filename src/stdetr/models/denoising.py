@@ -99,7 +99,10 @@ class TubeDenoising(nn.Module):
 
 
 def fill_absent(boxes_NT4: Tensor, valid_NT: Tensor) -> Tensor:
-    """Boxes on frames without one: those of the nearest frame (the earlier on a tie) that has it.  Each track needs one."""
+    """Boxes on frames without one: those of the nearest frame (the earlier on a tie) that has it.
+
+    Each track needs one.
+    """
     frames = boxes_NT4.shape[1]
     time = torch.arange(frames, device=boxes_NT4.device)
     gap = (time[None, :] - time[:, None]).abs().float()[None].expand(len(boxes_NT4), -1, -1)

@@ -53,8 +53,8 @@ class ClipDetector(nn.Module):
     """Backbone per frame, spatio-temporal encoder, queries, tube decoder, heads.
 
     The parts are built elsewhere (Hydra ``_target_``) and handed in; ``neck`` may be a partial that still wants the
-    backbone's ``channels``.  ``neck``, ``encoder``, ``queries`` and ``decoder`` must agree on width and levels.  T is arbitrary and may differ between calls.  With T = 1 and learned queries the
-    computation is Deformable DETR's.
+    backbone's ``channels``.  All parts must agree on width and levels.  T is arbitrary and may differ between calls.
+    With T = 1 and learned queries the computation is Deformable DETR's.
 
     share_heads: one class head for all decoder layers (plain Deformable DETR) instead of one each
     """

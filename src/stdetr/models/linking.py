@@ -3,11 +3,11 @@
 Shape legend
     B clips, T frames, M candidates of a frame, P seeds, C feature width, N classes
 
-A seed is one candidate of one frame.  In every other frame it is softly assigned to the candidates there, by feature,
-class, size and distance; a confidence-weighted straight line through time, refitted once with outliers weighed down,
-carries it over frames where nothing can be seen.  No gradient flows and T is arbitrary.  The scheme is our own; hard
-linking of detections through time goes back to Seq-NMS (Han et al. 2016), and keeping one query an object before the
-decoder to DDQ (Zhang et al. 2023).
+A seed is one candidate of one frame.  From there a tube is followed outwards, frame by frame, both ways: the place
+where its velocity carries it is compared with the candidates there, by distance, size, class and feature, and the best
+one is taken or, if "not seen" is likelier, none.  Frames without one get the local straight line through the others.
+No gradient flows and T is arbitrary.  The scheme is our own; hard linking of detections through time goes back to
+Seq-NMS (Han et al. 2016), and keeping one query an object before the decoder to DDQ (Zhang et al. 2023).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from stdetr.models.boxes import paired_iou, to_xyxy
 
@@ -48,112 +49,173 @@ class TubeLinker:
     """Links candidates into tubes, best first, without near duplicates.
 
     seeds: P, how many candidates of the clip start a tube
-    tubes: how many are returned (P if fewer)
-    overlap: mean IoU over the clip above which the lower tube is a duplicate
+    overlap: a candidate with more IoU than this with one that a better tube has taken is taken as well
     appearance: weight of the cosine between token features
-    spread: standard deviation of the search, in object sizes, at dt = 0 and its growth a frame
-    floor: logit of "not seen in this frame"
+    reach: standard deviation of the search, in object sizes: once the velocity is known, before, and growth a frame
+    floor: logit of "not seen on this frame", against a candidate of score 1 exactly where it is expected
     """
 
     def __init__(
         self,
         *,
         seeds: int = 64,
-        overlap: float = 0.65,
-        appearance: float = 3.0,
-        spread: tuple[float, float] = (0.4, 0.3),
+        overlap: float = 0.6,
+        appearance: float = 4.0,
+        reach: tuple[float, float, float] = (0.2, 0.3, 0.08),
         floor: float = -3.0,
     ) -> None:
-        self.seeds, self.overlap, self.appearance, self.floor = seeds, overlap, appearance, floor
-        self.spread = (float(spread[0]), float(spread[1]))
+        self.seeds, self.overlap = seeds, overlap
+        self.appearance, self.floor = appearance, floor
+        self.reach = (float(reach[0]), float(reach[1]), float(reach[2]))
 
     @torch.no_grad()
     def __call__(self, found: Candidates, tubes: int) -> LinkedTubes:
-        linked = self.link(found)
-        keep = self.distinct(linked, found.frame_mask, tubes)
+        return self.select(self.link(found), found, tubes)
 
-        def pick(x: Tensor) -> Tensor:
-            return x.gather(1, keep.view(*keep.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
+    def select(self, linked: LinkedTubes, found: Candidates, tubes: int) -> LinkedTubes:
+        """The best ``tubes`` tubes, each explained by candidates that no better one has taken.
 
-        return LinkedTubes(pick(linked.boxes), pick(linked.scores), pick(linked.assignment), pick(linked.visible))
+        Greedy: the tube with most score left comes next and takes its candidates and whatever overlaps them; a tube
+        that only followed candidates of others has nothing left and comes last, with a score of about zero.
+        """
+        scores = found.scores.float() * found.frame_mask[..., None]
+        corners = to_xyxy(found.boxes.float())
+        close = paired_iou(corners[:, :, :, None], corners[:, :, None])[0] > self.overlap  # B,T,M,M
+        free = torch.ones_like(scores)
+        length = found.frame_mask.sum(-1, keepdim=True).clamp(min=1)
+        value = linked.assignment * scores[:, None]
+        open_tubes = torch.zeros_like(linked.scores)
+        index, kept_scores, kept = [], [], []
+        for _ in range(min(tubes, value.shape[1])):
+            left = (value * free[:, None]).sum(-1)  # B,P,T
+            rank = 0.5 * left.amax(-1) + 0.5 * left.sum(-1) / length + open_tubes
+            best = rank.argmax(1, keepdim=True)  # B,1
+            open_tubes.scatter_(1, best, float("-inf"))
+            mine = linked.assignment.gather(1, best[..., None, None].expand(-1, -1, *value.shape[2:]))[:, 0] * free
+            index.append(best)
+            kept_scores.append(rank.gather(1, best))
+            kept.append(mine)
+            covered = ((mine > 0.5).to(mine.dtype)[:, :, None] @ close.to(mine.dtype))[:, :, 0]
+            free = free * (covered == 0)
+        keep, assignment = torch.cat(index, 1), torch.stack(kept, 1)
+        boxes = linked.boxes.gather(1, keep[..., None, None].expand(-1, -1, *linked.boxes.shape[2:]))
+        visible = assignment.sum(-1)
+        if boxes.shape[2] > 1:
+            before = linked.visible.gather(1, keep[..., None].expand(-1, -1, boxes.shape[2]))
+            lost = (before - visible).clamp(0, 1)[..., None]  # frames whose candidate belongs to a better tube
+            path = torch.cat((boxes[..., :2], boxes[..., 2:].clamp(min=1e-4).log()), -1)
+            strength = (assignment * scores[:, None]).sum(-1)
+            line = _local_line(path, strength, found.frame_index.float())
+            path = (1 - lost) * path + lost * line
+            boxes = torch.cat((path[..., :2].clamp(0, 1), path[..., 2:].exp().clamp(max=1)), -1)
+        return LinkedTubes(boxes, torch.cat(kept_scores, 1), assignment, visible)
 
     def link(self, found: Candidates) -> LinkedTubes:
-        """All seeds, sorted by nothing but their own score."""
-        clips, frames, count = found.scores.shape
+        """The tubes of all seeds, in the order of the seeds' own scores."""
+        frames, count = found.scores.shape[1:]
         scores = found.scores.float() * found.frame_mask[..., None]
         seeds = min(self.seeds, frames * count)
-        best = scores.flatten(1).topk(seeds, dim=1).indices  # B,P
-        own_frame = best // count
-        own_score = scores.flatten(1).gather(1, best)
+        own_score, best = scores.flatten(1).topk(seeds, dim=1)  # B,P
+        own_frame, own_place = best // count, best % count
         boxes = found.boxes.float()
-        seed_box = _take(boxes.flatten(1, 2), best)
         if frames == 1:
-            one_hot = torch.nn.functional.one_hot(best, count).to(scores.dtype)[:, :, None]
+            one_hot = functional.one_hot(best, count).to(scores.dtype)[:, :, None]
+            seed_box = _take(boxes.flatten(1, 2), best)
             return LinkedTubes(seed_box[:, :, None], own_score, one_hot, torch.ones_like(own_score)[..., None])
 
-        feature = torch.nn.functional.normalize(found.features.float(), dim=-1)
+        state = torch.cat((boxes[..., :2], boxes[..., 2:].clamp(min=1e-4).log()), -1)  # B,T,M: x, y, log w, log h
+        start = _take(state.flatten(1, 2), best)
+        like = self._likeness(found, scores, best)
+        index = found.frame_index.float()
+        own = functional.one_hot(own_frame, frames).bool()  # B,P,T
+        place = torch.where(own, own_place[..., None], 0)  # B,P,T: which candidate
+        visible = own.float()
+        velocity = torch.zeros_like(start[..., :2])
+        known = torch.zeros_like(own_score, dtype=torch.bool)
+        for direction in (1, -1):
+            here, speed, sure, since = start, velocity, known, torch.zeros_like(own_score)
+            for step in range(1, frames):
+                target = own_frame + direction * step
+                inside = (target >= 0) & (target < frames)
+                target = target.clamp(0, frames - 1)
+                inside = inside & found.frame_mask.gather(1, target)
+                gap = index.gather(1, target) - index.gather(1, (target - direction).clamp(0, frames - 1))
+                here = torch.cat((here[..., :2] + speed * gap[..., None], here[..., 2:]), -1)
+                since = since + gap.abs()
+                flat = target[..., None] * count + torch.arange(count, device=target.device)
+                there = state.flatten(1, 2).gather(1, flat.flatten(1)[..., None].expand(-1, -1, 4))
+                there = there.view(*flat.shape, 4)  # B,P,M,4
+                size = here[..., 2:].mean(-1).exp()
+                reach = torch.where(sure, self.reach[0], self.reach[1]) + self.reach[2] * since
+                distance = (there[..., :2] - here[..., None, :2]).norm(dim=-1) / (size * reach)[..., None]
+                scale = (there[..., 2:] - here[..., None, 2:]).square().sum(-1)
+                affinity = like.flatten(2).gather(2, flat) - 0.5 * distance.square() - 2.0 * scale
+                top, choice = affinity.max(-1)
+                seen = torch.sigmoid(top - self.floor) * inside
+                chosen = there.gather(2, choice[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+                error = (chosen - here) * seen[..., None]
+                gain = (
+                    torch.where(sure, 0.5, 1.0)[..., None] / torch.where(gap == 0, 1.0, since * gap.sign())[..., None]
+                )
+                speed = speed + gain * error[..., :2]
+                here = here + error
+                taken = seen > 0.5
+                sure, since = sure | taken, torch.where(taken, 0.0, since)
+                write = functional.one_hot(target, frames).bool() & inside[..., None]
+                place = torch.where(write, choice[..., None], place)
+                visible = torch.where(write, seen[..., None], visible)
+                if step == 1 and direction == 1:
+                    # Looking back, the object came from where the first step forward points away from.
+                    velocity, known = speed, sure
+        assignment = functional.one_hot(place, count).to(scores.dtype) * visible[..., None]
+        where = state[:, None].expand(-1, seeds, -1, -1, -1).gather(3, place[..., None, None].expand(-1, -1, -1, 1, 4))
+        where = where[..., 0, :]
+        strength = torch.einsum("bptm,btm->bpt", assignment, scores)
+        path = visible[..., None] * where + (1 - visible[..., None]) * _local_line(where, strength, index)
+        path_boxes = torch.cat((path[..., :2].clamp(0, 1), path[..., 2:].exp().clamp(max=1)), -1)
+        mean = strength.sum(-1) / found.frame_mask.sum(-1, keepdim=True).clamp(min=1)
+        return LinkedTubes(path_boxes, 0.5 * strength.amax(-1) + 0.5 * mean, assignment, visible)
+
+    def _likeness(self, found: Candidates, scores: Tensor, best: Tensor) -> Tensor:
+        """B,P,T,M: how much a candidate looks like the seed, wherever it is; 0 for a sure twin of score 1."""
+        feature = functional.normalize(found.features.float(), dim=-1)
         share = (found.classes.float() / found.classes.float().sum(-1, keepdim=True).clamp(min=1e-6)).sqrt()
         seed_feature, seed_share = _take(feature.flatten(1, 2), best), _take(share.flatten(1, 2), best)
-        like = self.appearance * torch.einsum("bpc,btmc->bptm", seed_feature, feature)
+        like = self.appearance * (torch.einsum("bpc,btmc->bptm", seed_feature, feature) - 1)
         like = like + (torch.einsum("bpn,btmn->bptm", seed_share, share) + 0.02).log()
-        like = like + scores.clamp(min=1e-4).log()[:, None]
-        index = found.frame_index.float()
-        dt = index[:, None, :] - index.gather(1, own_frame)[..., None]  # B,P,T
-        own = torch.nn.functional.one_hot(own_frame, frames).bool()  # B,P,T
+        return like + scores.clamp(min=1e-4).log()[:, None]
 
-        observed = torch.cat((boxes[..., :2], boxes[..., 2:].clamp(min=1e-4).log()), -1)  # x, y, log w, log h
-        start = torch.cat((seed_box[..., :2], seed_box[..., 2:].clamp(min=1e-4).log()), -1)
-        predicted = start[:, :, None].expand(-1, -1, frames, -1)
-        size = (seed_box[..., 2] * seed_box[..., 3]).clamp(min=1e-6).sqrt()[..., None, None]
-        seed_one_hot = torch.nn.functional.one_hot(best % count, count).to(like.dtype)[:, :, None]
-        assignment = visible = where = None
-        for narrowing in (1.0, 0.5):
-            reach = (self.spread[0] + self.spread[1] * dt.abs())[..., None] * narrowing
-            gap = (observed[:, None, ..., :2] - predicted[..., None, :2]).norm(dim=-1) / size
-            scale = (observed[:, None, ..., 2:] - predicted[..., None, 2:]).square().sum(-1)
-            affinity = like - 0.5 * (gap / reach).square() - 2.0 * scale
-            affinity = torch.cat((affinity, torch.full_like(affinity[..., :1], self.floor)), -1).softmax(-1)
-            assignment = torch.where(own[..., None], seed_one_hot, affinity[..., :-1])
-            assignment = assignment * found.frame_mask[:, None, :, None]
-            visible = assignment.sum(-1)
-            where = torch.einsum("bptm,btmk->bptk", assignment, observed) / visible.clamp(min=1e-6)[..., None]
-            strength = torch.einsum("bptm,btm->bpt", assignment, scores)
-            line = _fit(where, strength, dt)
-            off = ((where - line)[..., :2].norm(dim=-1) / size[..., 0] / 0.3).square()
-            predicted = _fit(where, strength / (1 + off), dt)
-        assert assignment is not None and visible is not None and where is not None
-        path = visible[..., None] * where + (1 - visible[..., None]) * predicted
-        boxes_out = torch.cat((path[..., :2].clamp(0, 1), path[..., 2:].exp().clamp(max=1)), -1)
-        strength = torch.einsum("bptm,btm->bpt", assignment, scores)
-        mean = strength.sum(-1) / found.frame_mask.sum(-1, keepdim=True).clamp(min=1)
-        return LinkedTubes(boxes_out, 0.5 * strength.amax(-1) + 0.5 * mean, assignment, visible)
 
-    def distinct(self, linked: LinkedTubes, frame_mask: Tensor, tubes: int) -> Tensor:
-        """B,Q indices of the best tubes; near duplicates come only after everything else."""
-        order = linked.scores.argsort(dim=1, descending=True, stable=True)
-        corners = to_xyxy(_take(linked.boxes.flatten(2), order).view_as(linked.boxes))
-        iou = paired_iou(corners[:, :, None], corners[:, None])[0] * frame_mask[:, None, None]
-        close = iou.sum(-1) / frame_mask.sum(-1).clamp(min=1)[:, None, None] > self.overlap
-        seeds = order.shape[1]
-        close = close & torch.ones(seeds, seeds, dtype=torch.bool, device=order.device).triu(1)
-        kept = torch.ones_like(order, dtype=torch.bool)
-        for i in range(seeds):  # greedy, best first
-            kept = kept & ~(close[:, i] & kept[:, i : i + 1])
-        # A stable sort on "is a duplicate" keeps the order by score inside both groups.
-        rank = (~kept).to(torch.int8).argsort(dim=1, stable=True)
-        return order.gather(1, rank)[:, : min(tubes, seeds)]
+def distinct_boxes(boxes_NM4: Tensor, overlap: float) -> Tensor:
+    """N,M indices that put boxes (cxcywh, best first) that overlap a better, kept one by more than ``overlap`` last."""
+    corners = to_xyxy(boxes_NM4)
+    return _distinct_first(paired_iou(corners[:, :, None], corners[:, None])[0] > overlap)
+
+
+def _distinct_first(close_NPP: Tensor) -> Tensor:
+    """N,P order of P things, best first, of which some are close to others: greedily kept ones, then the rest."""
+    count = close_NPP.shape[1]
+    close = close_NPP & torch.ones(count, count, dtype=torch.bool, device=close_NPP.device).triu(1)
+    kept = torch.ones(close.shape[:2], dtype=torch.bool, device=close.device)
+    for i in range(count):
+        kept = kept & ~(close[:, i] & kept[:, i : i + 1])
+    # A stable sort on "is a duplicate" keeps the order by score inside both groups.
+    return (~kept).to(torch.int8).argsort(dim=1, stable=True)
 
 
 def _take(x_BPk: Tensor, index_BP: Tensor) -> Tensor:
     return x_BPk.gather(1, index_BP[..., None].expand(-1, -1, x_BPk.shape[-1]))
 
 
-def _fit(where_BPTk: Tensor, weight_BPT: Tensor, dt_BPT: Tensor, ridge: float = 0.5) -> Tensor:
-    """Weighted straight line through time; the ridge holds the slope near zero where few frames carry weight."""
-    w, t = weight_BPT[..., None] + 1e-6, dt_BPT[..., None]
-    total = w.sum(2, keepdim=True)
-    mean_t = (w * t).sum(2, keepdim=True) / total
-    mean_x = (w * where_BPTk).sum(2, keepdim=True) / total
-    spread = (w * (t - mean_t).square()).sum(2, keepdim=True)
-    slope = (w * (t - mean_t) * (where_BPTk - mean_x)).sum(2, keepdim=True) / (spread + ridge * total * 0.1)
-    return mean_x + slope * (t - mean_t)
+def _local_line(where_BPTk: Tensor, weight_BPT: Tensor, index_BT: Tensor, width: float = 3.0) -> Tensor:
+    """B,P,T,k: at each frame the weighted straight line through the others, near frames (Gaussian, ``width`` frames of
+    the source) first; the ridge holds the slope near zero where few frames carry weight."""
+    t = index_BT[:, None, :] - index_BT[:, :, None]  # B,T,T: from the row's frame to the column's
+    w = (weight_BPT[:, :, None] + 1e-6) * (torch.exp(-0.5 * (t / width).square()) + 1e-6)[:, None]  # B,P,T,T
+    t = t[:, None].expand_as(w)
+    total = w.sum(-1, keepdim=True)
+    mean_t = (w * t).sum(-1, keepdim=True) / total
+    mean_x = w @ where_BPTk / total
+    centred = w * (t - mean_t)
+    slope = (centred @ where_BPTk) / ((centred * (t - mean_t)).sum(-1, keepdim=True) + 0.05 * total)
+    return mean_x - slope * mean_t

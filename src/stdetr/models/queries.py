@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stdetr.models.heads import BoxHead, ClassHead
-from stdetr.models.linking import Candidates, TubeLinker
+from stdetr.models.linking import Candidates, TubeLinker, distinct_boxes
 from stdetr.models.neck import Tokens
 
 
@@ -63,7 +63,8 @@ class TokenQueries(nn.Module):
 
     content: ``token`` starts a tube's state on a frame from the feature of the token it was found at, ``learned`` from
         an embedding (mixed query selection, DINO, Zhang et al. 2022)
-    candidates: M, tokens of a frame that linking considers
+    candidates: M, tokens of a frame that linking considers: the best of the ``pool`` highest-scoring ones that do not
+        overlap a better one by more than ``overlap`` (Dense Distinct Queries, Zhang et al. 2023)
     anchor: side of the reference box at the finest level, as a share of the frame; doubles a level
     """
 
@@ -74,6 +75,8 @@ class TokenQueries(nn.Module):
         width: int = 256,
         queries: int = 300,
         candidates: int = 100,
+        pool: int = 300,
+        overlap: float = 0.7,
         content: str = "token",
         anchor: float = 0.05,
         linker: TubeLinker | None = None,
@@ -87,6 +90,7 @@ class TokenQueries(nn.Module):
         self.embedding = nn.Embedding(queries, width)
         self.norm = nn.LayerNorm(width)
         self.queries, self.candidates, self.anchor = queries, candidates, anchor
+        self.pool, self.overlap = pool, overlap
         self.linker = TubeLinker() if linker is None else linker
 
     def dense(self, memory_BTSC: Tensor, tokens: Tokens) -> tuple[Tensor, DenseOutput]:
@@ -97,12 +101,19 @@ class TokenQueries(nn.Module):
         boxes = self.box_head(features, anchors[:, None].expand(-1, features.shape[1], -1, -1)).sigmoid()
         return features, DenseOutput(self.class_head(features), boxes)
 
+    @torch.no_grad()
+    def _best_tokens(self, score_BTS: Tensor, boxes: Tensor) -> Tensor:
+        """B,T,M token indices of each frame: the best ones that do not repeat a better one's box (DDQ)."""
+        pool = score_BTS.topk(min(self.pool, score_BTS.shape[-1]), dim=-1).indices
+        boxes = boxes.float().gather(2, pool[..., None].expand(-1, -1, -1, 4))
+        order = distinct_boxes(boxes.flatten(0, 1), self.overlap).view_as(pool)
+        return pool.gather(2, order[..., : self.candidates])
+
     def forward(self, memory_BTSC: Tensor, tokens: Tokens, frame_mask_BT: Tensor, index_BT: Tensor) -> Queries:
         features, dense = self.dense(memory_BTSC, tokens)
         classes = dense.logits.float().sigmoid()
         score = classes.amax(-1).masked_fill(~tokens.valid[:, None], -1.0)
-        count = min(self.candidates, score.shape[-1])
-        best = score.topk(count, dim=-1).indices  # B,T,M
+        best = self._best_tokens(score, dense.boxes.detach())  # B,T,M
 
         def take(x: Tensor) -> Tensor:
             return x.gather(2, best[..., None].expand(-1, -1, -1, x.shape[-1]))
