@@ -60,9 +60,8 @@ def test_data_of_ones_own(name: str, toy: DataModule, tmp_path: Path) -> None:
     batch = next(iter(module.train_loader(0)))
     assert batch.frames.shape[:3] == (1, 5, 3)
     assert min(batch.sizes[0]) >= 300
-    assert next(iter(module.eval_loader("val"))).sizes.tolist() == [
-        {"coco_vid": [480, 480], "mot_pets": [384, 384], "imagenet_vid": [600, 600]}[name]
-    ]
+    short = node.eval_transforms[0].sizes
+    assert next(iter(module.eval_loader("val"))).sizes.tolist() == [[short, short]]
     with pytest.raises(ValueError, match=r"this data set has no split 'test': data.test is null"):
         module.test_dataset()
 
@@ -82,8 +81,19 @@ def test_mistakes_in_keys_and_files(toy: DataModule, tmp_path: Path) -> None:
         module.val_dataset()
 
 
-def test_a_damaged_video_stops_the_run_before_it_starts(toy: DataModule, tmp_path: Path) -> None:
-    (toy.root / "videos" / "train" / "00001.mp4").write_text("no video")
-    module = instantiate(_node("coco_vid", tmp_path, root=str(toy.root), probe_seconds=60))
-    with pytest.raises(ValueError, match=r"train\.json: .*00001\.mp4 is no video"):
+def test_a_damaged_video_stops_the_run_before_it_starts(
+    toy: DataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def probe(paths: list[Path], **settings: object) -> dict[Path, str]:
+        asked.update(settings, paths=paths)
+        return {paths[1]: f"{paths[1]} is damaged", paths[0]: "so is this"}
+
+    monkeypatch.setattr("stdetr.data.module.probe_videos", probe)
+    module = instantiate(_node("coco_vid", tmp_path, root=str(toy.root), probe_seconds=7))
+    with pytest.raises(ValueError, match=r"train\.json: .*00001\.mp4 is damaged \(2 such files of 2\)"):
         module.train_dataset()
+    assert asked["paths"] == [toy.root / f"videos/train/0000{number}.mp4" for number in (0, 1)]
+    assert (asked["seconds"], asked["backend"]) == (7, "decord")
+    assert asked["record"] == tmp_path / "cache" / "probed.json"

@@ -26,10 +26,13 @@ class AvSource:
     backend = "av"
 
     def __init__(self, path: Path) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self.name, self._path = str(path), path
         self._index: PacketIndex = scan_packets(path)
         self.size, self.fps = self._index.size, self._index.fps
         self._container: Any = None
+        self._converter = VideoReformatter()
         self._frames: Iterator[Any] = iter(())
         self._next = 0
 
@@ -72,7 +75,8 @@ class AvSource:
 
     def _array(self, picture: Any) -> np.ndarray:
         # FFmpeg's own default, and decord's: PyAV's would interpolate chroma differently where sides are odd.
-        array = picture.to_ndarray(format="rgb24", interpolation="BICUBIC")
+        # One converter for all frames, since setting one up costs as much as decoding a small frame.
+        array = self._converter.reformat(picture, format="rgb24", interpolation="BICUBIC").to_ndarray()
         if self._index.rotation:
             array = np.ascontiguousarray(np.rot90(array, self._index.rotation // 90))
         if array.shape[:2] != self.size:

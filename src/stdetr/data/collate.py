@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from stdetr.structures import Clip, ClipBatch, ClipTargets
 
@@ -39,12 +40,16 @@ class Collate:
         height, width = (
             math.ceil(max(clip.frames.shape[axis] for clip in clips) / self.pad_to) * self.pad_to for axis in (2, 3)
         )
-        frames = torch.zeros(len(clips), length, 3, height, width)
+        frames = _room(len(clips), length, 3, height, width)
         mask = torch.zeros(len(clips), length, dtype=torch.bool)
         index = torch.zeros(len(clips), length, dtype=torch.int64)
         for number, clip in enumerate(clips):
             count, _, clip_height, clip_width = clip.frames.shape
             frames[number, :count, :, :clip_height, :clip_width] = clip.frames
+            # Only the padding is set to zero: clearing the whole batch first would cost as much as filling it.
+            frames[number, :count, :, :clip_height, clip_width:] = 0
+            frames[number, :count, :, clip_height:] = 0
+            frames[number, count:] = 0
             mask[number, :count] = True
             index[number] = continue_count(clip.info.frame_index, length)
         return ClipBatch(
@@ -55,6 +60,14 @@ class Collate:
             targets=tuple(pad_targets(clip.targets, length) for clip in clips),
             infos=tuple(clip.info for clip in clips),
         )
+
+
+def _room(*shape: int) -> Tensor:
+    """An uninitialised float32 tensor; in a worker process it lies in shared memory, which saves sending a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+    return torch.empty(0).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def continue_count(frame_index: Sequence[int], length: int) -> Tensor:

@@ -14,6 +14,9 @@ from stdetr.data.av_source import AvSource
 from stdetr.data.packet_index import scan_packets
 from stdetr.data.video_source import check_indices
 
+# Frames ahead of the last read that are still reached by decoding on: what workers that take turns leave to others.
+_NEARBY = 32
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +38,7 @@ class DecordSource:
         self.size, self.fps = index.size, index.fps
         self._sequence = AvSource(path)
         self._exact = index.closed
-        self._after = -1
+        self._after = -_NEARBY - 1
         if not index.closed:
             _log.info("%s: decord cannot seek exactly in open groups of pictures, PyAV reads it", path)
 
@@ -53,7 +56,7 @@ class DecordSource:
         numbers = check_indices(self.name, self.backend, len(self), indices)
         if not numbers:
             return np.zeros((0, *self.size, 3), dtype=np.uint8)
-        continues = numbers[0] == self._after and numbers == sorted(numbers)
+        continues = 0 <= numbers[0] - self._after <= _NEARBY and numbers == sorted(numbers)
         self._after = numbers[-1] + 1
         if continues or not self._exact:
             return self._sequence.read(numbers)
@@ -83,4 +86,4 @@ class DecordSource:
     def close(self) -> None:
         """Close the file."""
         self._sequence.close()
-        self._after = -1
+        self._after = -_NEARBY - 1

@@ -94,6 +94,7 @@ def build_loader(
 
     num_workers: 0 loads in this process.  Workers start by ``spawn`` or ``forkserver``; fork would deadlock decoders
     prefetch: batches that each worker prepares ahead, which bounds the memory
+    pin_memory: where there is a GPU, batches lie in page-locked memory
     persistent: keep the workers from one epoch to the next
     timeout: seconds after which a batch that a worker does not deliver ends the run with an error; 0 waits for ever
     start_batch: batches of the first pass to leave out, for resuming
@@ -116,7 +117,7 @@ def build_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=Collate(pad_to),
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         multiprocessing_context=context,
         prefetch_factor=prefetch if num_workers else None,

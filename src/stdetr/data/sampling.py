@@ -28,9 +28,12 @@ class ClipRows:
 
 
 class ClipSampler(Protocol):
-    """Turns an index into clips.  ``frames`` is T."""
+    """Turns an index into clips."""
 
-    frames: int
+    @property
+    def frames(self) -> int:
+        """T."""
+        ...
 
     def count(self, index: CocoVid) -> int:
         """Number of clips an epoch."""
