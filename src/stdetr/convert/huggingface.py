@@ -68,7 +68,7 @@ def from_transformers(model: nn.Module, *, window: int = 1) -> ClipDetector:
             position="fixed",
             **common,
         ),
-        classes=model.class_embed[0].out_features,  # pyright: ignore[reportIndexIssue]
+        classes=state["class_embed.0.weight"].shape[0],
         share_heads=not refine,
     )
     _load(
@@ -154,7 +154,7 @@ def _backbone_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         1 + max((int(k.split(".")[1]) for k in found if k.startswith(f"layer{i}.")), default=-1) for i in range(1, 5)
     )
     bottleneck = "layer1.0.conv3.weight" in found
-    names = {
+    names: dict[tuple[tuple[int, ...], bool], str] = {
         ((2, 2, 2, 2), False): "resnet18",
         ((3, 4, 6, 3), False): "resnet34",
         ((3, 4, 6, 3), True): "resnet50",

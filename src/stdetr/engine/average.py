@@ -31,7 +31,7 @@ class WeightAverage:
                 current.append(theirs.to(mine.device))
             else:
                 mine.copy_(theirs)
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(averaged, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict:
         return {"model": self.model.state_dict(), "step": self.step}

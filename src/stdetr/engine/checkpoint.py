@@ -28,7 +28,7 @@ def save(
     metrics: Mapping[str, float | None],
     save_state: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the folder beside its final place and swap it in, so that a kill at any moment leaves a whole checkpoint."""
+    """Write the folder beside its final place and swap it in: a kill at any moment leaves a whole checkpoint."""
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from stdetr import config as configs
 from stdetr.data.module import DataModule
@@ -28,12 +28,9 @@ def run(cfg: DictConfig) -> None:
         )
     device = torch.device(_device(cfg.device))
     model, trained, classes = load_model(cfg.checkpoint, device)
-    with open_dict(cfg):
-        # The data of the training run, unless the command line says otherwise.
-        node = cfg.data if cfg.data is not None else trained.data
-        cfg.model = trained.model
-        evaluation = cfg.evaluation
-    data: DataModule = configs.instantiate(node)
+    # The data of the training run, unless the command line says otherwise.
+    data: DataModule = configs.instantiate(cfg.data if cfg.get("data") is not None else trained.data)
+    evaluation = cfg.evaluation
     data.prepare()
     if tuple(data.classes.names) != tuple(classes.names):
         raise ValueError(

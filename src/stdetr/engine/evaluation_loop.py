@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import nn
 from stdetr.data.module import DataModule
 from stdetr.engine.predictions import SplitPredictions, predict_split
 from stdetr.evaluation import evaluate
+from stdetr.inference.detector import Detector, default_overlap, eval_transform
+from stdetr.inference.samples import draw_samples
 from stdetr.structures import RunPaths
 from stdetr.tracking import Logger
 
@@ -38,19 +40,22 @@ class SplitEvaluator:
         predict: Mapping[str, Any],
         frames: int | None = None,
         causal: bool = False,
-        logger: Logger | None = None,
+        draw: Callable[[nn.Module, int], None] | None = None,
     ) -> None:
         self.data, self.split, self.paths, self.device = data, split, paths, device
         self.evaluators, self.predict, self.frames, self.causal = evaluators, dict(predict), frames, causal
-        self.logger = logger
+        self.draw = draw
         self.metrics: dict[str, float | None] = {}
 
     @classmethod
     def from_config(
         cls, cfg: DictConfig, data: DataModule, paths: RunPaths, device: torch.device, logger: Logger | None
     ) -> SplitEvaluator:
-        """From the keys ``evaluation`` and ``model.causal`` of a config."""
+        """From the keys ``evaluation``, ``viz`` and ``model.causal`` of a config; samples are drawn where a logger
+        takes them.
+        """
         settings = cfg.evaluation
+        drawn = logger is not None and int(cfg.viz.samples) > 0
         return cls(
             data=data,
             split=settings.split,
@@ -60,7 +65,7 @@ class SplitEvaluator:
             predict={k: settings[k] for k in ("top_k", "min_score", "track_score", "presence")},
             frames=settings.get("frames"),
             causal=bool(cfg.model.causal),
-            logger=logger,
+            draw=SampleDrawer(cfg, data, paths, device, logger) if drawn and logger is not None else None,
         )
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float | None]:
@@ -80,6 +85,8 @@ class SplitEvaluator:
         write_json(self.paths.root / "tubes.json", found.tubes)
         print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(self.metrics), flush=True)
+        if self.draw is not None:
+            self.draw(model, step)
         return self.metrics
 
     def predictions(self, model: nn.Module) -> SplitPredictions:
@@ -88,8 +95,45 @@ class SplitEvaluator:
         batches = self.data.eval_loader(self.split, frames=self.frames)
         return predict_split(model, batches, self.data.classes, lengths, device=self.device, **self.predict)
 
-    def finish(self) -> None:
-        """Nothing is left open."""
+
+class SampleDrawer:
+    """Draws what the model says of some videos of the evaluated split, below ``media/``, and hands it to the logger:
+    detections beside the annotation as video, and where the decoder sampled as a figure.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, data: DataModule, paths: RunPaths, device: torch.device, logger: Logger
+    ) -> None:
+        self.data, self.paths, self.device, self.logger = data, paths, device, logger
+        self.split, self.viz = cfg.evaluation.split, cfg.viz
+        self.frames = int(cfg.evaluation.get("frames") or cfg.data.frames)
+        self.transform, self.backend = eval_transform(cfg), cfg.data.backend
+
+    def __call__(self, model: nn.Module, step: int) -> None:
+        detector = Detector(
+            model,
+            self.data.classes,
+            self.transform,
+            clip_length=self.frames,
+            overlap=default_overlap(self.frames),
+            pad_to=self.data.loader.pad_to,
+            device=self.device,
+        )
+        samples = draw_samples(
+            detector,
+            self.data.index(self.split),
+            self.data.root,
+            self.paths.media / f"step{step}",
+            count=int(self.viz.samples),
+            score_threshold=float(self.viz.overlay.score_threshold),
+            sampling=dict(self.viz.sampling),
+            backend=self.backend,
+        )
+        for sample in samples:
+            self.logger.log_video(step, f"samples/{sample.video}", sample.overlay)
+            self.logger.log_image(step, f"sheets/{sample.video}", sample.sheet)
+            if sample.sampling is not None:
+                self.logger.log_image(step, f"sampling/{sample.video}", sample.sampling)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -52,7 +52,11 @@ def run(cfg: DictConfig) -> float:
     if resume is not None:
         print(f"resuming {resume} at step {checkpoint.read_meta(resume)['step']}", flush=True)
 
+    overfitted = _first_clips(data, int(cfg.overfit)) if cfg.overfit is not None else []
+
     def loader(epoch: int, start_batch: int) -> Iterator[ClipBatch]:
+        if cfg.overfit is not None:
+            return iter(overfitted[start_batch % len(overfitted) :])
         return iter(data.train_loader(epoch, start_batch=start_batch))
 
     logger = configs.instantiate(cfg.logger)
@@ -72,13 +76,19 @@ def run(cfg: DictConfig) -> float:
             resume=resume,
             seed=int(cfg.seed),
         )
-        evaluator.finish()
         exit_code = 0
     finally:
         logger.finish(exit_code)
     value = metrics.get(trainer.monitor)
     print(f"run: {paths.root}", flush=True)
     return float("nan") if value is None else float(value)
+
+
+def _first_clips(data: DataModule, clips: int) -> list[ClipBatch]:
+    """One batch of the same ``clips`` clips, over and over."""
+    if clips < 1:
+        raise ValueError(f"overfit={clips} must be at least 1 clip, or null")
+    return [next(iter(data.train_loader(0, batch_size=clips)))]
 
 
 def seed_everything(seed: int) -> None:

@@ -39,7 +39,7 @@ class TubeMatcher:
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, targets: PackedTargets) -> Tensor:
-        """logits B,Q,K; boxes B,Q,T,4 -> B,Q,N float32; tracks that are not counted have finite, meaningless columns."""
+        """logits B,Q,K; boxes B,Q,T,4 -> B,Q,N float32; columns of tracks that are not counted mean nothing."""
         probability = logits.float().sigmoid()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()

@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -182,9 +183,9 @@ class TimmBackbone(nn.Module):
     """Any timm model with ``features_only`` (extra ``timm``).
 
     weights: None (random), ``"hub"`` (timm downloads its own), or the path of a state dict file.  A file whose tensors
-        match the model in order and shape is accepted under other key names (classifier tensors left over are
-        ignored), because the same network is published under several naming schemes; ``package:NAME`` finds the one
-        file that an installed Python package ships.
+        match the whole model, classifier included, in order and shape is accepted under other key names, because the
+        same network is published under several naming schemes; ``package:NAME`` finds the one file that an installed
+        Python package ships.
     freeze: prefixes of parameter names that get no gradient
     """
 
@@ -205,27 +206,28 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(name):
             near = timm.list_models(f"*{name[:6]}*")[:5]
             raise ValueError(f"backbone.name={name!r} is not a timm model; near: {', '.join(near) or 'none'}")
-        probe = timm.create_model(name, features_only=True, pretrained=False)
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False)
         available = {info["reduction"]: i for i, info in enumerate(probe.feature_info.info)}
         unknown = [s for s in out_strides if s not in available]
         if unknown:
             raise ValueError(f"backbone.out_strides has {unknown}; {name} offers {sorted(available)}")
         indices = tuple(available[s] for s in out_strides)
-        self.body = timm.create_model(name, features_only=True, pretrained=weights == "hub", out_indices=indices)
+        body: Any = timm.create_model(name, features_only=True, pretrained=weights == "hub", out_indices=indices)
         if weights is not None and weights != "hub":
             reference = timm.create_model(name, pretrained=False).state_dict()
-            self.body.load_state_dict(_match_in_order(reference, self.body.state_dict(), weights))
+            body.load_state_dict(_match_in_order(reference, body.state_dict(), weights))
         if frozen_norm:
-            self.body = timm.layers.freeze_batch_norm_2d(self.body)
-        names = [key for key, _ in self.body.named_parameters()]
+            body = timm.layers.freeze_batch_norm_2d(body)  # pyright: ignore[reportPrivateImportUsage]
+        names = [key for key, _ in body.named_parameters()]
         for prefix in freeze:
             if not any(key.startswith(prefix) for key in names):
                 heads = sorted({".".join(key.split(".")[:2]) for key in names})
                 raise ValueError(f"backbone.freeze names {prefix!r}, no part of {name}; parts: {', '.join(heads)}")
-        for key, parameter in self.body.named_parameters():
+        for key, parameter in body.named_parameters():
             if key.startswith(tuple(freeze)):
                 parameter.requires_grad_(False)
-        self.channels = tuple(self.body.feature_info.channels())
+        self.body: nn.Module = body
+        self.channels = tuple(body.feature_info.channels())
         self.strides = tuple(out_strides)
 
     def forward(self, frames_N3hw: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from stdetr.models.attention import Samples
+from stdetr.models.attention import Samples, STDeformableAttention
 from stdetr.models.decoder import Decoder, DecoderState
 from stdetr.models.denoising import TubeDenoising
 from stdetr.models.encoder import Encoder
@@ -165,6 +165,7 @@ class ClipDetector(nn.Module):
     ) -> tuple[ModelOutput, list[SamplingRecord]]:
         """The output and, for each clip, where the last decoder layer sampled.  Arguments as ``forward``."""
         attention = self.decoder.layers[-1].cross_attention
+        assert isinstance(attention, STDeformableAttention)
         recorded: list[Samples] = []
         references: list[Tensor] = []
         hook = self.decoder.layers[-1].register_forward_pre_hook(lambda _, args: references.append(args[2]))
