@@ -19,6 +19,7 @@ from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.windows import Window
 from stdetr.structures import ModelOutput
 from stdetr.viz.sampling import sampling_figure
+from stdetr.viz.style import track_colour
 
 
 def can_record(detector: Detector) -> bool:
@@ -63,11 +64,12 @@ def draw_sampling(
     output, records = detector.model.record_sampling(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)  # pyright: ignore[reportCallIssue]
     chosen, scores, labels = surest_tubes(output, rows)
     middle = len(frame_index) // 2
-    titles = []
+    titles, colours = [], []
     for tube, score, label in zip(chosen, scores, labels, strict=True):
         name = f"{detector.classes.names[label]} {score:.2f}"
         track = _track_of(output.boxes[0, tube, middle].cpu(), video.size, predictions, frame_index[middle])
         titles.append(f"#{track} {name}" if track is not None else name)
+        colours.append(track_colour(-1 if track is None else track))  # the colour that the overlay gives it
     first, last = frame_index[0], frame_index[-1]
     return sampling_figure(
         frames,
@@ -75,6 +77,7 @@ def draw_sampling(
         path,
         tubes=chosen,
         titles=titles,
+        colours=colours,
         boxes=output.boxes[0].float().cpu(),
         seen_from=middle,
         frame_index=frame_index,
@@ -85,7 +88,7 @@ def draw_sampling(
     )
 
 
-def surest_tubes(output: ModelOutput, count: int, overlap: float = 0.7) -> tuple[list[int], list[float], list[int]]:
+def surest_tubes(output: ModelOutput, count: int, overlap: float = 0.5) -> tuple[list[int], list[float], list[int]]:
     """Tubes of the first clip by falling class score x mean presence, with score and class; one of each object.
 
     A tube that covers a surer one (mean IoU over the frames of at least ``overlap``) is passed over.

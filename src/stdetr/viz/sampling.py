@@ -59,6 +59,7 @@ def sampling_figure(
     *,
     tubes: Sequence[int],
     titles: Sequence[str] = (),
+    colours: Sequence[str] | None = None,
     boxes: Tensor | None = None,
     seen_from: int | None = None,
     frame_index: Sequence[int] | None = None,
@@ -73,6 +74,7 @@ def sampling_figure(
     frames:      T,h,w,3 uint8 RGB
     tubes:       the rows, as indices into the record's Q, most confident first
     titles:      one line a row, such as ``#3 dog 0.91``
+    colours:     one hex colour a row, such as its track's; default one after the other
     boxes:       optional Q,T,4 cxcywh in [0,1]: the final boxes, drawn dashed beside the references
     seen_from:   which of the T frames asks (default: the middle one)
     frame_index: T source frame numbers for the column heads
@@ -115,7 +117,7 @@ def sampling_figure(
     FigureCanvasAgg(figure)
 
     for row, tube in enumerate(tubes):
-        colour = TRACK_COLOURS[row % len(TRACK_COLOURS)]
+        colour = TRACK_COLOURS[row % len(TRACK_COLOURS)] if colours is None else colours[row]
         window = _window(record.boxes[tube], samples[tube], (height, width))
         bottom = (foot + (len(tubes) - 1 - row) * (cell + between)) / total_h
         for column in range(len(shown) + 1):
