@@ -54,5 +54,5 @@ def test_a_file_that_hangs_or_crashes_the_decoder(
         path.write_bytes(b"x")
     faults = probe_videos(paths, seconds=5.0)
     assert list(faults) == [paths[1], paths[3]], faults
-    assert "no frame after 5 s (data.probe_seconds)" in faults[paths[1]]
+    assert "no frame after 5 s; on a slow machine raise data.probe_seconds" in faults[paths[1]]
     assert "the decoder crashed on it" in faults[paths[3]]

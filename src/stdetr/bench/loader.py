@@ -72,7 +72,7 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for keys that do not fit.
     """
-    keys = {
+    keys: dict[str, Any] = {
         str(key): tuple(value) if _is_list(value) else value for key, value in dict(cfg.get("loader") or {}).items()
     }
     unknown = sorted(set(keys) - set(LoaderBench.__dataclass_fields__))

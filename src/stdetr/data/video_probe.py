@@ -18,18 +18,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stdetr.data.packet_index import scan_packets
 from stdetr.data.video_source import open_source
 
 _START_SECONDS = 120.0
-_PROBED = 3
 
 
 def probe_file(path: str, backend: str) -> str:
-    """Read the first, the middle and the last frame; "" when all is well, else the reason in one line."""
+    """Read the first frame and the last key frame; "" when all is well, else the reason in one line.
+
+    The last frame itself may lie thousands of frames behind a key frame: reaching it would take longer than any limit.
+    """
     try:
         source = open_source(path, backend=backend)
-        last = len(source) - 1
-        for number in sorted({0, last // 2, last})[:_PROBED]:
+        for number in sorted({0, int(scan_packets(Path(path)).keys[-1])}):
             source.read([number])
         source.close()
     except (ValueError, FileNotFoundError) as error:
@@ -76,7 +78,8 @@ class _Prober:
             self._process.stdin.flush()
         answer = self._answer(seconds)
         if answer is None:
-            return f"{path} is damaged: no frame after {seconds:g} s (data.probe_seconds)", False
+            reason = f"no frame after {seconds:g} s; on a slow machine raise data.probe_seconds"
+            return f"{path} seems damaged: {reason}", False
         if not answer:
             return f"{path} is damaged: the decoder crashed on it", False
         return json.loads(answer), True
@@ -88,7 +91,7 @@ class _Prober:
 
 
 def probe_videos(
-    paths: Iterable[Path], *, backend: str = "decord", seconds: float = 20.0, record: Path | None = None
+    paths: Iterable[Path], *, backend: str = "decord", seconds: float = 60.0, record: Path | None = None
 ) -> dict[Path, str]:
     """Check files one after the other in another process.
 
