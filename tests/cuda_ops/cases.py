@@ -152,9 +152,7 @@ def answer(inputs: Inputs, grad_out: Tensor | None = None) -> tuple[Tensor, Grad
     if grad_out is None:
         return out, None
     out.backward(grad_out.double())
-    found = {
-        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()
-    }
+    found = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
     return out.detach(), Gradients(
         found["value"], found["locations"], found["weights"], found.get("reference"), found.get("tau")
     )
