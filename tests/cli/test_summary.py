@@ -58,3 +58,13 @@ def test_columns_that_tell_jobs_apart(tmp_path: Path) -> None:
     # The CSV has everything, also what is the same in every job and per class.
     header = (tmp_path / "summary.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert set(header) >= {"data", "coco/AP/cat", "error", "objective"}
+
+
+def test_headline_metrics_come_first_and_empty_ones_not_at_all() -> None:
+    names = [f"coco/AR{n}" for n in range(9)] + ["coco/AP50_degraded", "coco/AP_large", "tube/AP", "coco/AP"]
+    row = {"job": 0, **dict.fromkeys(names, 0.5), "coco/AP_large": None}
+    shown = shown_columns([row], list(row))
+    assert {"coco/AP", "tube/AP", "coco/AP50_degraded", "coco/AR0", "coco/AR4"} <= set(shown)
+    assert "coco/AP_large" not in shown
+    assert "coco/AR5" not in shown
+    assert len(shown) == 1 + 8

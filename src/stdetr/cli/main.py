@@ -75,7 +75,8 @@ def _run_verb(name: str, rest: list[str]) -> int:
     if arguments.show:
         print(show_config(name, arguments), end="")
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("stdetr").setLevel(logging.INFO)
 
     from stdetr.cli.single import run_once
     from stdetr.cli.sweep import is_sweep, run_sweep

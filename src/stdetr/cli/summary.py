@@ -14,6 +14,7 @@ JOB_FILE = "job.json"
 METRICS_FILE = Path("eval") / "metrics.json"
 SHOWN_METRICS = 8
 """Metrics of the printed table; the CSV has all."""
+HEADLINES = ("AP", "AP50", "HOTA", "IDF1", "MOTA")
 
 
 def summarise(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
@@ -60,7 +61,8 @@ def shown_columns(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> lis
     """The columns worth a terminal's width: what differs between jobs, and the first headline metrics."""
     fixed = {"job", "status", "objective", "seconds", "error"}
     metrics = [column for column in columns if "/" in column and _is_number_column(rows, column)]
-    headline = [column for column in metrics if column.count("/") == 1][:SHOWN_METRICS]
+    headline = [column for column in metrics if any(row.get(column) is not None for row in rows)]
+    headline = sorted((column for column in headline if column.count("/") == 1), key=_rank)[:SHOWN_METRICS]
     shown = []
     for column in columns:
         values = [row.get(column) for row in rows]
@@ -73,6 +75,14 @@ def shown_columns(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> lis
         if keep:
             shown.append(column)
     return shown
+
+
+def _rank(column: str) -> int:
+    """Headline figures first, then their splits (``AP50_degraded``), then the rest."""
+    name = column.rpartition("/")[2]
+    if name in HEADLINES:
+        return 0
+    return 1 if name.startswith(("AP50_", "AP_")) else 2
 
 
 def _is_number_column(rows: Sequence[dict[str, Any]], column: str) -> bool:
