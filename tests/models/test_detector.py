@@ -36,7 +36,7 @@ def _detector(*, learned: bool = False, encoder_layers: int = 1, causal: bool = 
     ).eval()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
-        for name, parameter in model.named_parameters():  # nothing stays at an initial zero
+        for parameter in model.parameters():  # nothing stays at an initial zero
             if parameter.ndim > 1:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model

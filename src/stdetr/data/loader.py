@@ -123,4 +123,7 @@ def build_loader(
         prefetch_factor=prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
         timeout=timeout if num_workers else 0,
+        # Starting a pass draws a number.  Drawn from the global generator, it would give a run that was stopped, and so
+        # starts one pass more, other noise than a run that was not.
+        generator=torch.Generator().manual_seed(seed),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ def run(cfg: DictConfig) -> float:
     if cfg.trainer.get("threads"):
         torch.set_num_threads(int(cfg.trainer.threads))
     seed_everything(int(cfg.seed))
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of every checkpoint
 
     data: DataModule = configs.instantiate(cfg.data)
     data.prepare()

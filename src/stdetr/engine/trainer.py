@@ -42,6 +42,7 @@ class Trainer:
         so that a mistake shows early (0 = none)
     monitor: the metric whose best value picks ``checkpoints/best``
     threads: CPU threads of PyTorch; null = its own choice
+    deterministic: one seed gives bitwise equal weights, also with several threads or on a GPU; somewhat slower
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Trainer:
         monitor: str = "coco/AP",
         threads: int | None = None,
         cpu: bool = False,
+        deterministic: bool = False,
     ) -> None:
         for name, value in (("max_steps", max_steps), ("accumulate", accumulate), ("log_every", log_every)):
             if value < 1:
@@ -78,6 +80,11 @@ class Trainer:
             torch.set_num_threads(threads)
         # Weights that decay towards zero turn into denormals, which CPUs multiply many times slower.
         torch.set_flush_denormal(True)
+        if deterministic:
+            # Gathers are differentiated into sums whose order would otherwise depend on the threads.
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if precision == "auto":
             usable = torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported()
             precision = "bf16" if usable else "no"

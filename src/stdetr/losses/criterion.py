@@ -26,9 +26,9 @@ class TubeCriterion:
     For each matched tube: class (``classification``: focal or varifocal; the target is 1 or, with ``quality``, the mean
     IoU of the tube), L1 and GIoU on the frames where the track is counted, presence on every frame that is not ignored.
     ``weight_frame_class`` adds the class loss of each frame's own state, so that a clip teaches as many class samples
-    as its frames would; a frame where the track is absent teaches "nothing".  Unmatched tubes are told "nothing", except
-    those that mostly cover ignore regions.  Box losses are divided by the number of counted boxes, class losses by the
-    number of matched tubes (frames for the frame class).
+    as its frames would; a frame where the track is absent teaches "nothing".  Unmatched tubes are told "nothing",
+    except those that mostly cover ignore regions.  Box losses are divided by the number of counted boxes, class losses
+    by the number of matched tubes (frames for the frame class).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TubeCriterion:
         self.weight_dense, self.weight_denoising = weight_dense, weight_denoising
 
     def __call__(self, output: ModelOutput, targets: Sequence[ClipTargets]) -> tuple[Tensor, dict[str, Tensor]]:
-        """returns the total and every weighted term by name (``class``, ``box_0``, ``dn_class``, ``dense_giou``, ...)"""
+        """returns the total and every weighted term by name (``class``, ``box_0``, ``dn_class``, ``dense_giou``)"""
         training = output.losses_input
         assert isinstance(training, TrainingOutput), "call the model with targets to train it"
         packed = PackedTargets.pack(targets)

@@ -1,0 +1,114 @@
+"""Training: the same weights twice, the same weights after a stop, a clip learned by heart, files of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stdetr.engine import train
+
+
+def _weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / which / "model.safetensors")
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_one_seed_gives_the_same_weights_twice_and_after_a_stop(tiny, tmp_path: Path) -> None:
+    train.run(tiny("a"))
+    train.run(tiny("b"))
+    whole = _weights(tmp_path / "a")
+    assert _equal(whole, _weights(tmp_path / "b"))
+
+    # The same run, killed after the step that wrote a checkpoint (here: an error in the next batch), then resumed.
+    class StopHere(Exception):  # noqa: N818
+        pass
+
+    config = tiny("c", "trainer.save_every=2")
+    from stdetr.data.module import DataModule
+
+    original = DataModule.train_loader
+
+    def interrupted(self: DataModule, epoch: int = 0, **keys):
+        for number, batch in enumerate(original(self, epoch, **keys)):
+            if number == 3:
+                raise StopHere
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DataModule, "train_loader", interrupted)
+        with pytest.raises(StopHere):
+            train.run(config)
+    assert json.loads((tmp_path / "c" / "checkpoints" / "last" / "meta.json").read_text())["step"] == 2
+    train.run(tiny("c", "trainer.save_every=2"))
+    assert _equal(whole, _weights(tmp_path / "c"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "c" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps), "the lines of the lost step are gone"
+
+    train.run(tiny("d", "seed=1"))
+    assert not _equal(whole, _weights(tmp_path / "d"))
+
+
+def test_files_of_a_run(tiny, tmp_path: Path) -> None:
+    value = train.run(tiny("run", "trainer.eval_every=3"))
+    root = tmp_path / "run"
+    assert 0 <= value <= 1
+    lines = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in trained] == [2, 4, 6]
+    for key in ("loss", "class", "box", "giou", "presence", "dense_class", "dn_class", "grad_norm", "lr_main"):
+        assert key in trained[0], key
+    assert [line["step"] for line in lines if line["split"] == "val"] == [3, 6]
+    metrics = json.loads((root / "eval" / "metrics.json").read_text())
+    assert {"coco/AP", "coco/AP50", "tube/AP50", "coco/AP50_degraded", "coco/AP50_clean"} <= metrics.keys()
+    meta = json.loads((root / "checkpoints" / "best" / "meta.json").read_text())
+    assert len(meta["class_names"]) == 4
+    predictions = json.loads((root / "predictions.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score"} <= predictions[0].keys()
+    # A further run on the same folder is refused where the user asked for a fresh one.
+    with pytest.raises(ValueError, match="already holds a run"):
+        train.run(tiny("run", "resume=null"))
+
+
+@pytest.mark.slow
+def test_one_clip_is_learned_by_heart(tiny, tmp_path: Path) -> None:
+    train.run(
+        tiny(
+            "overfit", "overfit=1", "trainer.max_steps=60", "trainer.log_every=10", "data.train_transforms=[]",
+            "trainer.single_frame=0", "model.detector.denoising=null", "optim.lr=3e-3", "optim.schedule=constant",
+        )
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "overfit" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["box"] + line["giou"] for line in lines if line["split"] == "train"]
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_single_frame_phase_and_accumulation(tiny, tmp_path: Path) -> None:
+    train.run(tiny("run", "trainer.single_frame=0.5", "trainer.accumulate=2", "trainer.max_steps=4"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4]
+
+
+def test_init_from_takes_weights_over(tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train.run(tiny("first", "trainer.max_steps=2"))
+    train.run(tiny("second", f"init_from={tmp_path / 'first'}", "trainer.max_steps=2", "optim.lr=1e-9"))
+    a, b = _weights(tmp_path / "first"), _weights(tmp_path / "second")
+    key = "neck.level_embed"
+    torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=0)
+    assert "tensors taken over" in capsys.readouterr().out
+
+
+def test_wrong_monitor_names_what_there_is(tiny) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.monitor='coco/APP'"):
+        train.run(tiny("run", "trainer.monitor=coco/APP", "trainer.max_steps=2"))
+
+
+def test_resume_from_nowhere_is_refused(tiny, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no state"):
+        train.run(tiny("run", f"resume={tmp_path / 'nowhere'}"))
