@@ -1,0 +1,66 @@
+"""``stdetr export``: a checkpoint as an ONNX file, checked against the model it came from.
+
+Shape legend: B clips, T frames, h x w pixels, Q tubes, N classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from stdetr.inference.checkpoint import load_model
+from stdetr.ops import use_backend
+
+FORMATS = ("onnx",)
+
+
+class PlainOutputs(nn.Module):
+    """The model with tensors out: frames B,T,3,h,w -> logits B,Q,N; boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.model(frames)
+        return output.logits, output.boxes, output.presence
+
+
+def run(cfg: DictConfig) -> Path:
+    """Write ``<output_dir>/model.onnx`` for clips of one fixed size and compare it with the model in onnxruntime."""
+    if cfg.format not in FORMATS:
+        raise ValueError(f"format={cfg.format!r}; known: {', '.join(FORMATS)}")
+    if cfg.checkpoint is None:
+        raise ValueError("checkpoint is not given: stdetr export checkpoint=RUN")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError("export needs the extra `export`: pip install 'stdetr[export]'") from error
+    model, trained, classes = load_model(cfg.checkpoint, "cpu")
+    frames = int(cfg.frames or trained.data.frames)
+    height, width = (int(side) for side in cfg.size)
+    example = torch.randn(1, frames, 3, height, width, generator=torch.Generator().manual_seed(0))
+    plain = PlainOutputs(model).eval()
+    path = Path(cfg.output_dir) / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = ["logits", "boxes", "presence"]
+    with use_backend("reference"), torch.no_grad():
+        torch.onnx.export(
+            plain, (example,), str(path), input_names=["frames"], output_names=names,
+            opset_version=int(cfg.opset), dynamo=True, external_data=False,
+        )  # fmt: skip
+        expected = plain(example)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(names, {"frames": example.numpy()})
+    worst = max(float(np.abs(np.asarray(f) - e.numpy()).max()) for f, e in zip(found, expected, strict=True))
+    if worst > float(cfg.tolerance):
+        raise RuntimeError(f"{path}: onnxruntime differs from the model by {worst:.2e}, more than {cfg.tolerance}")
+    print(
+        f"wrote {path}: frames 1,{frames},3,{height},{width} -> {', '.join(names)}; {len(classes)} classes; "
+        f"onnxruntime differs by at most {worst:.1e}"
+    )
+    return path
