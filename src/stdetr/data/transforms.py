@@ -81,7 +81,6 @@ class ClipTransform(nn.Module):
             return frames.contiguous()
         if frames.is_floating_point():
             frames = frames * 255
-        # Planes first, while they are bytes: arithmetic on interleaved channels is many times slower.
         return frames.contiguous().to(torch.float32).mul_(self.scale).add_(self.shift)
 
 
