@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.converters.convert import convert
 from stdetr.data.validate import Validation
 
@@ -93,6 +94,7 @@ def run(tmp_path: Path) -> Callable[..., Converted]:
         for split in counts:
             validation = Validation(output / f"{split}.json", root=root, check_media=keys.get("check_media", True))
             assert list(validation.violations()) == []
+            assert read_coco_vid(output / f"{split}.json").images == counts[split].images
         return Converted(output, counts, problems)
 
     return _run

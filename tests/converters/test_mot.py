@@ -134,8 +134,8 @@ def test_malformed_rows_are_refused_or_skipped(tmp_path, write, video, run, row,
 
 
 def test_missing_pieces_are_named(tmp_path, write, images, video, run):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no MOT sequence"):
-        (tmp_path / "empty").mkdir()
         run("mot", tmp_path / "empty")
     source = tmp_path / "source"
     video(source / "street.avi", 4, (64, 48))

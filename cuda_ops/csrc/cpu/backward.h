@@ -49,13 +49,16 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
   const C* weights = static_cast<const C*>(a.weights);
   const St* offsets = static_cast<const St*>(a.locations);
   const St* logits = static_cast<const St*>(a.weights);
+  const uint32_t slots = a.F > 0 ? uint32_t(a.F) : 1;
   int64_t loaded = -1;  // query and head whose gradient the core holds
   Scatter<St, Const> core;
   int64_t entry = 0, k = 0;
   while (entry < count) {
     int n = 0;
     while (n < kBlock && entry < count) {
-      const int64_t q = pairs ? pairs[entry] / a.F : entry, f = pairs ? pairs[entry] % a.F : t;
+      // Unsigned 32-bit division is the cheap one.
+      const uint32_t pair = pairs ? uint32_t(pairs[entry]) : 0;
+      const int64_t q = pairs ? pair / slots : entry, f = pairs ? pair % slots : t;
       const int64_t query_head = (b * a.Q + q) * a.H + h;
       const int64_t base = ((query_head * a.F + f) * a.L + l) * a.K;
       const int take = int(a.K - k < kBlock - n ? a.K - k : kBlock - n);

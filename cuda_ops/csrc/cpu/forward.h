@@ -1,6 +1,6 @@
 // Forward kernels.  Included inside the namespace of an instruction set.
 
-// Weighted sum of pixel rows into sums (D coord numbers).  Const: the compile-time D, or 0 for any.
+// Weighted sum of pixel rows, added to D coord numbers that start() names.  Const: the compile-time D, or 0 for any.
 template <class St, int Const>
 struct Gather {
   using C = typename CoordOf<St>::type;
@@ -8,8 +8,8 @@ struct Gather {
   static constexpr int vectors = Const / Lanes<C>::n;
   V sums[vectors];
 
-  STDETR_INLINE void clear(int64_t, C*) {
-    for (int i = 0; i < vectors; ++i) sums[i] = V{};
+  STDETR_INLINE void start(const C* from, int64_t) {
+    for (int i = 0; i < vectors; ++i) sums[i] = load(from + i * Lanes<C>::n);
   }
   STDETR_INLINE void add(const St* r00, const St* r01, const St* r10, const St* r11, C w00, C w01, C w10, C w11) {
     for (int i = 0; i < vectors; ++i) {
@@ -17,10 +17,8 @@ struct Gather {
       sums[i] += (w00 * load(r00 + at) + w01 * load(r01 + at)) + (w10 * load(r10 + at) + w11 * load(r11 + at));
     }
   }
-  STDETR_INLINE void finish(St* out) const {
-    C row[Const];
-    for (int i = 0; i < vectors; ++i) store(row + i * Lanes<C>::n, sums[i]);
-    for (int c = 0; c < Const; ++c) narrow(row[c], out[c]);
+  STDETR_INLINE void finish(C* to) const {
+    for (int i = 0; i < vectors; ++i) store(to + i * Lanes<C>::n, sums[i]);
   }
 };
 
@@ -30,10 +28,9 @@ struct Gather<St, 0> {
   C* sums = nullptr;
   int64_t D = 0;
 
-  STDETR_INLINE void clear(int64_t channels, C* room) {
+  STDETR_INLINE void start(C* from, int64_t channels) {
     D = channels;
-    sums = room;
-    for (int64_t c = 0; c < D; ++c) sums[c] = C(0);
+    sums = from;  // added to in place
   }
   STDETR_INLINE void add(const St* r00, const St* r01, const St* r10, const St* r11, C w00, C w01, C w10, C w11) {
 #pragma omp simd
@@ -41,9 +38,7 @@ struct Gather<St, 0> {
       sums[c] += (w00 * widen(r00[c]) + w01 * widen(r01[c])) + (w10 * widen(r10[c]) + w11 * widen(r11[c]));
     }
   }
-  STDETR_INLINE void finish(St* out) const {
-    for (int64_t c = 0; c < D; ++c) narrow(sums[c], out[c]);
-  }
+  STDETR_INLINE void finish(C*) const {}
 };
 
 template <class St, int Const, class C>
@@ -55,110 +50,136 @@ STDETR_INLINE void add_point(
              bottom * p.right[j]);
 }
 
-// Softmax of one query and head over the unmasked frames, into probabilities (F*L*K).  Returns the log-sum-exp.
+// Log-sum-exp of one query and head over the unmasked frames; -inf where there is none.
 template <class St, class C>
-STDETR_INLINE C softmax(const St* logits, const int32_t* frames, const Problem& a, C* probabilities) {
+STDETR_INLINE C log_sum_exp(const St* logits, const int32_t* frames, const Problem& a) {
   const int64_t points = a.L * a.K;
   C highest = -C(__builtin_inf());
+  bool poisoned = false;
   for (int64_t f = 0; f < a.F; ++f) {
-    const bool masked = frames && uint32_t(frames[f]) >= uint64_t(a.T);
-    C* row = probabilities + f * points;
-    for (int64_t j = 0; j < points; ++j) row[j] = masked ? -C(__builtin_inf()) : widen(logits[f * points + j]);
-    // A NaN never wins a comparison, so it reaches the sum below through its own exponential.
-    for (int64_t j = 0; j < points; ++j) highest = row[j] > highest ? row[j] : highest;
-  }
-  const int64_t n = a.F * points;
-  if (highest == -C(__builtin_inf())) {
-    bool poisoned = false;
-    for (int64_t i = 0; i < n; ++i) poisoned |= probabilities[i] != probabilities[i];
-    if (!poisoned) {
-      for (int64_t i = 0; i < n; ++i) probabilities[i] = C(0);
-      return highest;
+    if (!reads(a, frames, f)) continue;
+    for (int64_t j = 0; j < points; ++j) {
+      const C x = widen(logits[f * points + j]);
+      highest = x > highest ? x : highest;
+      poisoned |= x != x;
     }
   }
+  if (poisoned) return C(__builtin_nan(""));
+  if (highest == -C(__builtin_inf())) return highest;
   C sum = C(0);
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) {
-    const C e = exp_of(probabilities[i] - highest);
-    probabilities[i] = e;
-    sum += e;
+  for (int64_t f = 0; f < a.F; ++f) {
+    if (!reads(a, frames, f)) continue;
+    C part = C(0);
+#pragma omp simd reduction(+ : part)
+    for (int64_t j = 0; j < points; ++j) part += exp_of(widen(logits[f * points + j]) - highest);
+    sum += part;
   }
-  const C scale = C(1) / sum;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) probabilities[i] *= scale;
   return highest + log_of(sum);
 }
 
+// Where the points of one frame slot lie: the same for all heads of a query.
+template <class C>
+struct SlotTables { C *base_x, *base_y, *scale_x, *scale_y; };
+
+// Adds what slot f of one query and head contributes to sums.
+template <class St, int Const, bool Fused, class C>
+STDETR_INLINE void add_slot(
+    const Problem& a, const St* frame, int64_t first, C lse, const SlotTables<C>& tables, const Level* levels,
+    Block<C>& p, C* sums) {
+  const int64_t points = a.L * a.K, row = a.H * a.D;
+  Gather<St, Const> gather;
+  gather.start(sums, a.D);
+  for (int64_t from = 0; from < points; from += kBlock) {
+    const int count = int(points - from < kBlock ? points - from : kBlock);
+    if (points > kBlock) set_levels(p, levels + from, count);
+    if constexpr (Fused) {
+      const St* offsets = static_cast<const St*>(a.locations) + (first + from) * 2;
+      const St* logits = static_cast<const St*>(a.weights) + first + from;
+#pragma omp simd
+      for (int j = 0; j < count; ++j) {
+        p.base_x[j] = tables.base_x[from + j];
+        p.base_y[j] = tables.base_y[from + j];
+        p.shift_x[j] = widen(offsets[2 * j]) * tables.scale_x[from + j];
+        p.shift_y[j] = widen(offsets[2 * j + 1]) * tables.scale_y[from + j];
+        p.weight[j] = exp_of(widen(logits[j]) - lse);
+      }
+    } else {
+      const C* locations = static_cast<const C*>(a.locations) + (first + from) * 2;
+      const C* weights = static_cast<const C*>(a.weights) + first + from;
+#pragma omp simd
+      for (int j = 0; j < count; ++j) {
+        p.base_x[j] = locations[2 * j];
+        p.base_y[j] = locations[2 * j + 1];
+        p.shift_x[j] = C(0);
+        p.shift_y[j] = C(0);
+        p.weight[j] = weights[j];
+      }
+    }
+    find_corners(p, count);
+    for (int j = 0; j < count; ++j)
+      if (p.inside[j]) add_point<St, Const>(gather, frame, row, p, j, p.weight[j]);
+  }
+  gather.finish(sums);
+}
+
+// Queries are taken in blocks, and within a block frame after frame: what is in the cache belongs to one frame, so a
+// point costs the same at any number of frames.
 template <class St, int Const, bool Fused>
 void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
   using C = typename CoordOf<St>::type;
-  const int64_t points = a.L * a.K, n = a.F * points, row = a.H * a.D, frame_size = a.S * row;
-  // Scratch of this range of tasks: generic sums, probabilities and the four placement tables.
-  const Scratch<C> scratch(a.D + (Fused ? 5 * n : 0));
-  C* room = scratch.data;
-  C* probabilities = room + a.D;
-  C *base_x = probabilities + n, *base_y = base_x + n, *scale_x = base_y + n, *scale_y = scale_x + n;
+  constexpr bool kHalf = sizeof(St) != sizeof(C);  // sums need room of their own
+  const int64_t points = a.L * a.K, row = a.H * a.D, frame_size = a.S * row;
+  int64_t block = row > 0 ? (int64_t(1) << 20) / (int64_t(sizeof(C)) * row) : end - begin;
+  block = block < 1 ? 1 : (block > end - begin ? end - begin : block);
+  const Scratch<C> scratch((kHalf ? block * row : 0) + (Fused ? 4 * points : 0));
+  const Scratch<Level> levels(points);
+  for (int64_t j = 0; j < points; ++j) levels.data[j] = a.levels[j / a.K];
+  SlotTables<C> tables{};
+  if (Fused) {
+    C* room = scratch.data + (kHalf ? block * row : 0);
+    tables = {room, room + points, room + 2 * points, room + 3 * points};
+  }
   Block<C> p;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t b = task / a.Q, q = task % a.Q;
-    const int32_t* frames = a.frame_index ? a.frame_index + task * a.F : nullptr;
-    if (Fused) {
-      for (int64_t f = 0, i = 0; f < a.F; ++f)
-        for (int64_t l = 0; l < a.L; ++l) {
-          const Placement<C> at = place<C>(a, b, q, f, l);
-          for (int64_t k = 0; k < a.K; ++k, ++i) {
-            base_x[i] = at.base_x, base_y[i] = at.base_y;
-            scale_x[i] = at.scale_x, scale_y[i] = at.scale_y;
-          }
+  if (points <= kBlock) set_levels(p, levels.data, int(points));
+  C* lse = static_cast<C*>(a.lse);
+  for (int64_t from = begin; from < end; from += block) {
+    const int64_t to = from + block < end ? from + block : end;
+    St* out = static_cast<St*>(a.out) + from * row;
+    C* sums = kHalf ? scratch.data : reinterpret_cast<C*>(out);
+    __builtin_memset(sums, 0, sizeof(C) * size_t((to - from) * row));
+    if constexpr (Fused) {
+      for (int64_t task = from; task < to; ++task) {
+        const int32_t* frames = a.frame_index ? a.frame_index + task * a.F : nullptr;
+        for (int64_t h = 0; h < a.H; ++h) {
+          const int64_t at = task * a.H + h;
+          lse[at] = log_sum_exp<St, C>(static_cast<const St*>(a.weights) + at * a.F * points, frames, a);
         }
+      }
     }
-    for (int64_t h = 0; h < a.H; ++h) {
-      const int64_t first = (task * a.H + h) * n;
-      Gather<St, Const> gather;
-      gather.clear(a.D, room);
-      if (Fused) {
-        const St* logits = static_cast<const St*>(a.weights) + first;
-        static_cast<C*>(a.lse)[task * a.H + h] = softmax<St, C>(logits, frames, a, probabilities);
-      }
-      for (int64_t f = 0; f < a.F; ++f) {
-        const int64_t t = frames ? frames[f] : f;
-        if (t < 0 || t >= a.T) continue;
-        const St* frame = static_cast<const St*>(a.value) + (b * a.T + t) * frame_size + h * a.D;
-        for (int64_t from = 0; from < points; from += kBlock) {
-          const int count = int(points - from < kBlock ? points - from : kBlock);
-          for (int j = 0; j < count; ++j) {
-            const Level level = a.levels[(from + j) / a.K];
-            p.width[j] = level.width, p.height[j] = level.height, p.start[j] = level.start;
-          }
-          const int64_t i = f * points + from;
-          if constexpr (Fused) {
-            const St* offsets = static_cast<const St*>(a.locations) + (first + i) * 2;
-#pragma omp simd
-            for (int j = 0; j < count; ++j) {
-              p.base_x[j] = base_x[i + j];
-              p.base_y[j] = base_y[i + j];
-              p.shift_x[j] = widen(offsets[2 * j]) * scale_x[i + j];
-              p.shift_y[j] = widen(offsets[2 * j + 1]) * scale_y[i + j];
-              p.weight[j] = probabilities[i + j];
-            }
-          } else {
-            const C* locations = static_cast<const C*>(a.locations) + (first + i) * 2;
-            const C* weights = static_cast<const C*>(a.weights) + first + i;
-#pragma omp simd
-            for (int j = 0; j < count; ++j) {
-              p.base_x[j] = locations[2 * j];
-              p.base_y[j] = locations[2 * j + 1];
-              p.shift_x[j] = C(0);
-              p.shift_y[j] = C(0);
-              p.weight[j] = weights[j];
+    for (int64_t f = 0; f < a.F; ++f) {
+      for (int64_t task = from; task < to; ++task) {
+        const int32_t* frames = a.frame_index ? a.frame_index + task * a.F : nullptr;
+        if (!reads(a, frames, f)) continue;
+        const int64_t b = task / a.Q, t = frames ? frames[f] : f;
+        if constexpr (Fused) {
+          for (int64_t l = 0, i = 0; l < a.L; ++l) {
+            const Placement<C> at = place<C>(a, b, task - b * a.Q, f, l);
+            for (int64_t k = 0; k < a.K; ++k, ++i) {
+              tables.base_x[i] = at.base_x, tables.base_y[i] = at.base_y;
+              tables.scale_x[i] = at.scale_x, tables.scale_y[i] = at.scale_y;
             }
           }
-          find_corners(p, count);
-          for (int j = 0; j < count; ++j)
-            if (p.inside[j]) add_point<St, Const>(gather, frame, row, p, j, p.weight[j]);
+        }
+        for (int64_t h = 0; h < a.H; ++h) {
+          const int64_t at = task * a.H + h;
+          const St* frame = static_cast<const St*>(a.value) + (b * a.T + t) * frame_size + h * a.D;
+          add_slot<St, Const, Fused, C>(a, frame, (at * a.F + f) * points, Fused ? lse[at] : C(0), tables, levels.data,
+                                        p, sums + (task - from) * row + h * a.D);
         }
       }
-      gather.finish(static_cast<St*>(a.out) + task * row + h * a.D);
+    }
+    if constexpr (kHalf) {
+      for (int64_t i = 0; i < (to - from) * row; ++i) narrow(sums[i], out[i]);
     }
   }
 }
@@ -168,19 +189,21 @@ void forward_continuous(const Problem& a, int64_t begin, int64_t end) {
   using C = typename CoordOf<St>::type;
   const int64_t points = a.L * a.K, row = a.H * a.D, frame_size = a.S * row;
   const Scratch<C> room(a.D);
+  const Scratch<Level> levels(points);
+  for (int64_t j = 0; j < points; ++j) levels.data[j] = a.levels[j / a.K];
   Block<C> p;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / a.Q;
     for (int64_t h = 0; h < a.H; ++h) {
+      __builtin_memset(room.data, 0, sizeof(C) * size_t(a.D));
       Gather<St, Const> gather;
-      gather.clear(a.D, room.data);
+      gather.start(room.data, a.D);
       const St* clip = static_cast<const St*>(a.value) + b * a.T * frame_size + h * a.D;
       for (int64_t from = 0; from < points && a.T > 0; from += kBlock) {
         const int count = int(points - from < kBlock ? points - from : kBlock);
         const int64_t first = (task * a.H + h) * points + from;
+        if (points > kBlock || h == 0) set_levels(p, levels.data + from, count);
         for (int j = 0; j < count; ++j) {
-          const Level level = a.levels[(from + j) / a.K];
-          p.width[j] = level.width, p.height[j] = level.height, p.start[j] = level.start;
           p.base_x[j] = static_cast<const C*>(a.locations)[(first + j) * 2];
           p.base_y[j] = static_cast<const C*>(a.locations)[(first + j) * 2 + 1];
           p.shift_x[j] = p.shift_y[j] = C(0);
@@ -196,7 +219,9 @@ void forward_continuous(const Problem& a, int64_t begin, int64_t end) {
             add_point<St, Const>(gather, clip + pair.second * frame_size, row, p, j, weight * pair.share);
         }
       }
-      gather.finish(static_cast<St*>(a.out) + task * row + h * a.D);
+      gather.finish(room.data);
+      St* out = static_cast<St*>(a.out) + task * row + h * a.D;
+      for (int64_t c = 0; c < a.D; ++c) narrow(room.data[c], out[c]);
     }
   }
 }

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
-#if STDETR_VEC_BYTES >= 32
+#if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 

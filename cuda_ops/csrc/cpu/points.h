@@ -62,6 +62,18 @@ STDETR_INLINE void find_corners(Block<C>& p, int n) {
   }
 }
 
+// The level of each point, from a table with one entry a point.
+template <class C>
+STDETR_INLINE void set_levels(Block<C>& p, const Level* levels, int n) {
+  for (int j = 0; j < n; ++j)
+    p.width[j] = levels[j].width, p.height[j] = levels[j].height, p.start[j] = levels[j].start;
+}
+
+// Whether frame slot f of a query (frames: its row of frame_index, or null) reads a frame.
+STDETR_INLINE bool reads(const Problem& a, const int32_t* frames, int64_t f) {
+  return !frames || (frames[f] >= 0 && frames[f] < a.T);
+}
+
 // The fused op places a point at  base * size + offset * scale  pixels.
 template <class C>
 struct Placement { C base_x, base_y, scale_x, scale_y; };

@@ -88,9 +88,9 @@ STDETR_INLINE FloatV load(const bf16* p) {
   return reinterpret_cast<FloatV>(__builtin_convertvector(bits, WordV) << 16);
 }
 STDETR_INLINE FloatV load(const f16* p) {
-#if STDETR_VEC_BYTES == 64
+#if STDETR_VEC_BYTES == 64 && defined(__AVX512F__)
   return reinterpret_cast<FloatV>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif STDETR_VEC_BYTES == 32
+#elif STDETR_VEC_BYTES == 32 && defined(__F16C__)
   return reinterpret_cast<FloatV>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   const HalfV bits = *reinterpret_cast<const HalfUnaligned*>(p);

@@ -86,7 +86,7 @@ __device__ __forceinline__ void add_sample(const T* value, const CornerWeights<a
 }
 
 template <typename T, Rule R, int PieceSize, int Channels>
-__global__ void __launch_bounds__(kBlockThreads, 3) forward_kernel(const __grid_constant__ Problem p) {
+__global__ void __launch_bounds__(kBlockThreads, Channels > 0 ? 3 : 2) forward_kernel(const __grid_constant__ Problem p) {
   using A = accumulator_t<T>;
   unsigned char* shared = dynamic_shared();
   LevelEntry<A>* table = reinterpret_cast<LevelEntry<A>*>(shared);

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from stdetr.data.coco_vid import DEGRADATIONS
 from stdetr.data.converters.json_stream import Record, iter_records
@@ -177,9 +177,10 @@ class Validation:
         source.close()
 
     def _image(self, value: dict[str, Any]) -> Iterator[str]:
-        video = self._videos.get(value.get("video_id"))
+        video_id = value.get("video_id")
+        video = self._videos.get(video_id) if _is_int(video_id) else None
         if video is None:
-            yield f"video_id {value.get('video_id')!r} is no video"
+            yield f"video_id {video_id!r} is no video"
             return
         self._images[value["id"]] = (value["video_id"], video.width, video.height)
         frame = value.get("frame_id")
@@ -200,15 +201,16 @@ class Validation:
             yield "has no file_name, and neither has its video"
 
     def _annotation(self, value: dict[str, Any]) -> Iterator[str]:
-        image = self._images.get(value.get("image_id"))
+        image_id = value.get("image_id")
+        image = self._images.get(image_id) if _is_int(image_id) else None
         category = value.get("category_id")
-        if category not in self._ids["categories"]:
+        if not _is_int(category) or category not in self._ids["categories"]:
             yield f"category_id {category!r} is no category"
         for key in ("iscrowd", "ignore"):
             if value.get(key, 0) not in (0, 1):
                 yield f"{key} must be 0 or 1, it is {value[key]!r}"
         if image is None:
-            yield f"image_id {value.get('image_id')!r} is no image"
+            yield f"image_id {image_id!r} is no image"
             return
         video_id, width, height = image
         if value.get("video_id", video_id) != video_id:
@@ -244,7 +246,7 @@ class Validation:
             yield f"instance_id {track} is category {category} here, and {known} elsewhere in video {video_id}"
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

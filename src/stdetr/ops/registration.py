@@ -88,7 +88,7 @@ def _register_plain() -> None:
         grad_out, value, locations, weights, frame_index = ctx.saved_tensors
         shapes = _pairs(ctx.shapes)
         grads = _second(
-            lambda *inputs: plain.st_deform_attn_reference(*inputs, frame_index, shapes),
+            lambda v, x, w: plain.st_deform_attn_reference(v, x, w, frame_index, shapes),
             (value, locations, weights),
             grad_out,
             upstream,
@@ -137,7 +137,7 @@ def _register_fused() -> None:
         grad_out, _, _, value, reference, offsets, logits, frame_index, valid_ratios = ctx.saved_tensors
         shapes = _pairs(ctx.shapes)
         grads = _second(
-            lambda *inputs: plain.st_deform_attn_fused_reference(*inputs, frame_index, valid_ratios, shapes),
+            lambda v, r, x, a: plain.st_deform_attn_fused_reference(v, r, x, a, frame_index, valid_ratios, shapes),
             (value, reference, offsets, logits),
             grad_out,
             upstream,
@@ -176,7 +176,7 @@ def _register_continuous() -> None:
         grad_out, value, locations, weights, tau, frame_mask = ctx.saved_tensors
         shapes = _pairs(ctx.shapes)
         grads = _second(
-            lambda *inputs: plain.st_deform_attn_continuous_reference(*inputs, frame_mask, shapes),
+            lambda v, x, w, t: plain.st_deform_attn_continuous_reference(v, x, w, t, frame_mask, shapes),
             (value, locations, weights, tau),
             grad_out,
             upstream,

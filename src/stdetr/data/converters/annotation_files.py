@@ -10,6 +10,8 @@ from stdetr.data.converters.options import Options
 from stdetr.data.converters.problems import MalformedField
 from stdetr.data.converters.source_tree import SourceTree
 
+# Not just any name: the same folders hold category lists, captions and the like.
+_SPLIT = r"((?:mini|sub)?(?:train|val|test|dev)[A-Za-z0-9-]*)"
 _SAME = {"valid": "val", "validation": "val"}
 
 
@@ -69,7 +71,7 @@ def choose_splits(found: dict[str, AnnotationFile] | dict[str, Path], options: O
 def _split_of(tree: SourceTree, path: Path, patterns: tuple[str, ...]) -> str | None:
     name = tree.name(path)
     for pattern in patterns:
-        expression = re.escape(pattern).replace(r"\{split\}", r"([A-Za-z0-9-]+)").replace(r"\*", r"[^/]*")
+        expression = re.escape(pattern).replace(r"\{split\}", _SPLIT).replace(r"\*", r"[^/]*")
         match = re.fullmatch(expression, name)
         if match:
             return match.group(1)

@@ -7,7 +7,6 @@ them into one JSON document next to its destination and ``publish`` renames it, 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,8 +51,6 @@ class CocoVidWriter:
                 part.unlink()
                 document.write(b"]")
             document.write(b"}\n")
-            document.flush()
-            os.fsync(document.fileno())
 
     def publish(self) -> None:
         """Give the finished document its name, replacing a former one in the same step."""

@@ -35,7 +35,7 @@ class _Task:
 @dataclass(frozen=True)
 class _Point:
     frame: int
-    corners: tuple[float, float, float, float]
+    corners: tuple[float, ...]
     outside: bool
     occluded: bool
 

@@ -88,7 +88,7 @@ class TaoReader:
             self.problems.note("videos left out: no annotated frame")
             return
         extra = {
-            key: sorted({merged.get(number, number) for number in stored.value[key]})
+            key: sorted({_after_merge(merged, number) for number in stored.value[key]})
             for key in ("neg_category_ids", "not_exhaustive_category_ids")
         }
         yield Video(
@@ -114,7 +114,7 @@ class TaoReader:
     def _boxes(self, file: AnnotationFile, store: RecordStore, merged: dict[int, int], image: Stored) -> Iterator[Box]:
         for stored in store.children("annotations", image.id):
             value = stored.value
-            category = merged.get(value["category_id"], value["category_id"])
+            category = _after_merge(merged, value["category_id"])
             if not store.has("categories", category):
                 self.problems.add(file.shown, stored.where, f"category_id {category} is no category")
                 continue
@@ -123,12 +123,16 @@ class TaoReader:
                 self.problems.add(file.shown, stored.where, f"track_id {value['track_id']} is no track")
                 continue
             kind = track.value["category_id"]
-            if merged.get(kind, kind) != category:
+            if _after_merge(merged, kind) != category:
                 reason = f"category_id is {category}, but its track {track.id} has {kind}"
                 self.problems.add(file.shown, stored.where, reason)
                 continue
             crowd = bool(value["iscrowd"])
             yield Box(category, tuple(value["bbox"]), track.id, crowd, stored.where, value["area"], stored.id)
+
+
+def _after_merge(merged: dict[int, int], category: int) -> int:
+    return merged.get(category, category)
 
 
 def _keep_video(value: dict[str, Any]) -> tuple[int, int, int, dict[str, Any]]:

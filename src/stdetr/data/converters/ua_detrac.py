@@ -37,7 +37,8 @@ class UaDetracReader:
     """``DETRAC-Train-Annotations-XML/<sequence>.xml`` with frames in
     ``Insight-MVT_Annotation_Train/<sequence>/img00001.jpg``; ``Test`` likewise.
 
-    Every frame of the folder gets an image record, those without vehicles as well; ignored regions hold for every class.
+    Every frame of the folder gets an image record, those without vehicles as well; ignored regions hold for every
+    class.
     """
 
     accepted = frozenset({"split", "frame_size", "check_media"})

@@ -81,13 +81,13 @@ class VideoFolderReader:
         return len(self.pairs)
 
     def videos(self) -> Iterator[Video]:
-        for split, path, annotations in self.pairs:
+        for split, path, beside in self.pairs:
             width, height, length = video_size(path)
-            shown = self.tree.name(annotations)
-            if annotations.suffix == ".csv":
-                boxes = self._read_csv(annotations, shown, length)
+            shown = self.tree.name(beside)
+            if beside.suffix == ".csv":
+                boxes = self._read_csv(beside, shown, length)
             else:
-                boxes = self._read_mot(annotations, shown, length)
+                boxes = self._read_mot(beside, shown, length)
             frames = (Frame(index, index, tuple(boxes.get(index, ()))) for index in range(length))
             yield Video(path.stem, width, height, length, frames, shown, path=path, split=split)
 

@@ -29,7 +29,8 @@ _PATTERNS = (
     "annotations/instances_{split}.json",
     "annotations_{split}.json",
     "{split}_instances.json",
-    "[Aa]nnotations/{split}_instances.json",
+    "annotations/{split}_instances.json",
+    "Annotations/{split}_instances.json",
 )
 
 

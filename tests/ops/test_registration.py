@@ -1,0 +1,146 @@
+"""The kernels as citizens of PyTorch: opcheck, compile, export, autocast, second derivatives, determinism."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from stdetr.ops import st_deform_attn, st_deform_attn_continuous, st_deform_attn_fused, use_backend
+from stdetr.ops import registration as registered
+
+FLAT = [5, 7, 3, 2]
+
+
+def leaf(*tensors):
+    return [t.detach().clone().requires_grad_() for t in tensors]
+
+
+@pytest.fixture
+def small(kernels, case):
+    return case(T=3, F=2, D=8, Q=5, dtype=torch.float32, reference_size=4)
+
+
+def test_opcheck_plain(kernels, small):
+    arguments = (*leaf(small.value, small.locations, small.weights), small.frame_index, FLAT)
+    opcheck(kernels.st_deform_attn_forward, arguments)
+    opcheck(kernels.st_deform_attn_backward, (*leaf(small.grad_out), *arguments, False))
+
+
+def test_opcheck_fused(kernels, small):
+    inputs = leaf(small.value, small.reference, small.offsets, small.logits)
+    arguments = (*inputs, small.frame_index, small.valid_ratios, FLAT)
+    opcheck(kernels.st_deform_attn_fused_forward, arguments)
+    out, lse = (t.detach() for t in kernels.st_deform_attn_fused_forward(*arguments))
+    opcheck(kernels.st_deform_attn_fused_backward, (*leaf(small.grad_out), out, lse, *arguments, True))
+
+
+def test_opcheck_continuous(kernels, small):
+    weights = small.weights[:, :, :, 0]
+    inputs = leaf(small.value, small.locations[:, :, :, 0], weights, torch.rand_like(weights) * 3)
+    arguments = (*inputs, torch.tensor([[True, True, False], [True] * 3]), FLAT)
+    opcheck(kernels.st_deform_attn_continuous_forward, arguments)
+    opcheck(kernels.st_deform_attn_continuous_backward, (*leaf(small.grad_out), *arguments, False))
+
+
+@pytest.mark.parametrize("backend", ["kernels", "reference"])
+def test_compile_without_a_graph_break(small, backend):
+    def run(value, reference, offsets, logits):
+        return st_deform_attn_fused(value, small.shapes, reference, offsets, logits, small.frame_index)
+
+    inputs = leaf(small.value, small.reference, small.offsets, small.logits)
+    with use_backend(backend):
+        torch._dynamo.reset()
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+        results = []
+        for call in (run, compiled):
+            out = call(*inputs)
+            results.append((out, *torch.autograd.grad(out, inputs, small.grad_out)))
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager)
+
+
+def test_export_keeps_the_operator(small):
+    class Attention(torch.nn.Module):
+        def forward(self, value, reference, offsets, logits, index):
+            return st_deform_attn_fused(value, small.shapes, reference, offsets, logits, index)
+
+    inputs = (small.value, small.reference, small.offsets, small.logits, small.frame_index)
+    program = torch.export.export(Attention(), inputs)
+    names = [str(node.target) for node in program.graph.nodes]
+    assert any("st_deform_attn_fused_forward" in name for name in names)
+    torch.testing.assert_close(program.module()(*inputs), Attention()(*inputs))
+    with use_backend("reference"):
+        program = torch.export.export(Attention(), inputs)
+    assert not any("stdetr" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("backend", ["kernels", "reference"])
+def test_autocast_casts_all_but_the_reference(small, backend, monkeypatch):
+    inputs = leaf(small.value, small.reference, small.offsets, small.logits)
+    seen = []
+    keep = registered.plain.st_deform_attn_fused_reference
+
+    def watch(value, reference, offsets, logits, *rest):
+        seen.append([t.dtype for t in (value, reference, offsets, logits)])
+        return keep(value, reference, offsets, logits, *rest)
+
+    monkeypatch.setattr(registered.plain, "st_deform_attn_fused_reference", watch)
+    with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+        out = st_deform_attn_fused(inputs[0], small.shapes, *inputs[1:], small.frame_index)
+    assert out.dtype == torch.bfloat16
+    grads = torch.autograd.grad(out, inputs, small.grad_out.bfloat16())
+    assert [g.dtype for g in grads] == [torch.float32] * 4
+    # The same with the casts written out; a reference in bfloat16 would move points by up to 1/512 of the frame.
+    value, offsets, logits = (inputs[i].detach().bfloat16() for i in (0, 2, 3))
+    with use_backend(backend):
+        by_hand = st_deform_attn_fused(value, small.shapes, small.reference, offsets, logits, small.frame_index)
+    assert torch.equal(out, by_hand)
+    if backend == "reference":
+        assert seen[0] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
+
+
+def test_second_derivatives(kernels, case):
+    c = case(B=1, Q=2, T=2, F=3, H=1, D=2, reference_size=4, masked=True, shapes=[(3, 2)])
+    inputs = leaf(c.value, c.reference, c.offsets, c.logits)
+    run = lambda *t: st_deform_attn_fused(t[0], c.shapes, *t[1:], c.frame_index)  # noqa: E731
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+    inputs = leaf(c.value, c.locations, c.weights)
+    run = lambda *t: st_deform_attn(t[0], c.shapes, *t[1:], c.frame_index)  # noqa: E731
+    assert torch.autograd.gradgradcheck(run, inputs)
+    weights = c.weights[:, :, :, 0]
+    inputs = leaf(c.value, c.locations[:, :, :, 0], weights, torch.rand_like(weights))
+    run = lambda *t: st_deform_attn_continuous(t[0], c.shapes, *t[1:])  # noqa: E731
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2, 3), (0, 1, 2, 3)])
+def test_only_what_needs_a_gradient_gets_one(small, wanted):
+    tensors = [small.value, small.reference, small.offsets, small.logits]
+    inputs = [t.clone().requires_grad_(place in wanted) for place, t in enumerate(tensors)]
+    st_deform_attn_fused(inputs[0], small.shapes, *inputs[1:], small.frame_index).backward(small.grad_out)
+    assert [place for place, t in enumerate(inputs) if t.grad is not None] == list(wanted)
+
+
+def test_deterministic_mode_reaches_the_backward_operator(small, monkeypatch):
+    flags = []
+    monkeypatch.setattr(registered, "_deterministic", lambda: flags.append(1) or True)
+    (value,) = leaf(small.value)
+    st_deform_attn(value, small.shapes, small.locations, small.weights, small.frame_index).sum().backward()
+    assert flags == [1]
+    monkeypatch.undo()
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(True)
+        assert registered._deterministic() is True
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_a_direct_call_with_wrong_shapes_is_refused_by_the_library(kernels, small):
+    with pytest.raises(RuntimeError, match="weights has size"):
+        kernels.st_deform_attn_forward(small.value, small.locations, small.weights[:, :4], small.frame_index, FLAT)
+    with pytest.raises(RuntimeError, match="spatial_shapes"):
+        kernels.st_deform_attn_forward(small.value, small.locations, small.weights, small.frame_index, [5, 7, 3, 3])
