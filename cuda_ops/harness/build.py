@@ -43,11 +43,14 @@ def nvcc() -> str | None:
     return next((str(path) for path in candidates if path.exists()), None)
 
 
-def _fingerprint(*parts: str) -> str:
+def _fingerprint(folders: tuple[Path, ...], *parts: str) -> str:
+    """Of what the kernels' translation units can include from ``folders``, and of the command."""
     digest = hashlib.sha256()
-    for path in sorted([*KERNELS.iterdir(), *HARNESS.iterdir()]):
-        if path.suffix in {".cu", ".cuh", ".h", ".cpp"}:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            # csrc/cuda/library.cpp meets torch, not the kernels.
+            if path.suffix in {".cu", ".cuh", ".h"} or (folder == HARNESS and path.suffix == ".cpp"):
+                digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:16]
 
@@ -66,7 +69,7 @@ def host_library(extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     if cxx is None:
         raise FileNotFoundError("no C++ compiler found: install g++ or set CXX")
     flags = [*HOST_FLAGS, *extra_flags, "-DSTDETR_HOST_HARNESS", f"-I{HARNESS}", f"-I{KERNELS}"]
-    target = STORE / f"host-{_fingerprint(cxx, *flags)}" / "libstdetr_host.so"
+    target = STORE / f"host-{_fingerprint((KERNELS, HARNESS), cxx, *flags)}" / "libstdetr_host.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -135,7 +138,7 @@ def compile_for_device(source: Path) -> tuple[Path, str]:
     if compile_with is None:
         raise FileNotFoundError("no nvcc found: install the CUDA toolkit or set CUDA_HOME")
     flags = [*device_flags(), "-Xptxas", "-v", "-Xcompiler", "-fPIC", f"-I{KERNELS}"]
-    folder = STORE / f"device-{_fingerprint(compile_with, *flags)}"
+    folder = STORE / f"device-{_fingerprint((KERNELS,), compile_with, *flags)}"
     target, log = folder / f"{source.stem}.o", folder / f"{source.stem}.log"
     if not (target.exists() and log.exists()):
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,17 +23,59 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 
 MODES = {"plain": 0, "fused": 1, "continuous": 2}
 GUARD = 256
 
-_NUMBERS = (
-    "dtype mode batch clip tokens heads channels queries frames levels points reference_size "
-    "stride_b stride_q stride_f deterministic "
-    "processors shared_bytes split_points split_frames coarse_levels coarse_parts tile_rows force_scalar "
-    "order seed ignore_warp_barriers ignore_block_barriers"
-).split()
-_POINTERS = (
-    "shapes value locations weights tau reference valid_ratios frame_index frame_mask out lse grad_out "
-    "grad_value grad_value_sum grad_value_fixed largest "
-    "grad_locations grad_weights grad_tau grad_reference grad_reference_heads"
-).split()
+_NUMBERS = [
+    "dtype",
+    "mode",
+    "batch",
+    "clip",
+    "tokens",
+    "heads",
+    "channels",
+    "queries",
+    "frames",
+    "levels",
+    "points",
+    "reference_size",
+    "stride_b",
+    "stride_q",
+    "stride_f",
+    "deterministic",
+    "processors",
+    "shared_bytes",
+    "split_points",
+    "split_frames",
+    "coarse_levels",
+    "coarse_parts",
+    "tile_rows",
+    "force_scalar",
+    "order",
+    "seed",
+    "ignore_warp_barriers",
+    "ignore_block_barriers",
+]
+_POINTERS = [
+    "shapes",
+    "value",
+    "locations",
+    "weights",
+    "tau",
+    "reference",
+    "valid_ratios",
+    "frame_index",
+    "frame_mask",
+    "out",
+    "lse",
+    "grad_out",
+    "grad_value",
+    "grad_value_sum",
+    "grad_value_fixed",
+    "largest",
+    "grad_locations",
+    "grad_weights",
+    "grad_tau",
+    "grad_reference",
+    "grad_reference_heads",
+]
 
 
 class _Call(ctypes.Structure):
@@ -157,7 +199,7 @@ def _run(library: ctypes.CDLL, call: _Call, backward: bool) -> None:
         raise RuntimeError(library.stdetr_last_error().decode())
 
 
-def forward(inputs: Inputs, schedule: Schedule = Schedule()) -> tuple[Tensor, Tensor]:  # noqa: B008 (frozen)
+def forward(inputs: Inputs, schedule: Schedule = Schedule()) -> tuple[Tensor, Tensor]:
     """Output B,Q,H*D and log-sum-exp B,Q,H (of the fused operator; else empty)."""
     library, memory = host_library(), _Memory()
     call = _describe(library, inputs, schedule, memory)
@@ -185,7 +227,7 @@ class Gradients:
 def backward(
     inputs: Inputs,
     grad_out: Tensor,
-    schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+    schedule: Schedule = Schedule(),
     *,
     out: Tensor | None = None,
     lse: Tensor | None = None,
@@ -236,4 +278,4 @@ def counters() -> dict[str, int]:
     library = host_library()
     library.stdetr_counters.restype = _Counters
     seen = library.stdetr_counters()
-    return {name: int(getattr(seen, name)) for name, _ in _Counters._fields_}
+    return {name: int(getattr(seen, name)) for name, *_ in _Counters._fields_}

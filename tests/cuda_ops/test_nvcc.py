@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,12 +47,13 @@ def test_compiles_without_spills(source: Path) -> None:
     assert {kernel.architecture for kernel in kernels} == {"sm_80", "sm_90"}
     spilling = [kernel for kernel in kernels if kernel.spill_stores or kernel.spill_loads]
     assert not spilling
-    # Blocks of the hot kernels: three of 256 threads fit on a processor's 65536 registers.
-    hot = [k for k in kernels if "forward_kernel" in k.name]
-    assert len(hot) >= 8
-    assert all(kernel.registers <= 80 for kernel in hot)
     storage = STORAGE[source.stem]
-    assert all(f"forward_kernelI{storage}" in kernel.name for kernel in hot)
+    forward = [kernel for kernel in kernels if f"forward_kernelI{storage}" in kernel.name]
+    assert len(forward) >= 8  # four rules, two architectures
+    hot = [kernel for kernel in forward if "ELi32E" in kernel.name]  # D = 32 at compile time
+    assert bool(hot) == (source.stem != "kernels_f64")
+    # Three blocks of 256 threads fit on a processor's 65536 registers.
+    assert all(kernel.registers <= 80 for kernel in hot)
 
 
 @needs_nvcc
@@ -61,10 +61,4 @@ def test_compiles_without_spills(source: Path) -> None:
 def test_machine_code_and_ptx_are_in_the_object() -> None:
     """The object holds images for sm_80 and sm_90, and PTX that later processors compile."""
     made, _ = build.compile_for_device(next(source for source in SOURCES if source.stem == "kernels_f64"))
-    strings = subprocess.run(["strings", "-n", "6", str(made)], capture_output=True, text=True, check=False)
-    if strings.returncode != 0:
-        pytest.skip("no strings command to look into the object")
-    found = made.read_bytes()
-    assert b"sm_80" in found
-    assert b"sm_90" in found
-    assert b"compute_90" in found or b"-arch compute_90" in found
+    assert {"sm_80", "sm_90", "compute_90"} <= build.images(made)

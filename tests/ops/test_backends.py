@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stdetr.ops import backend, use_backend
+from stdetr.ops import backend, ms_deform_attn, use_backend
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL = (
@@ -44,11 +44,11 @@ def test_the_context_manager_chooses_and_restores():
 
 def test_other_devices_run_the_reference():
     assert backend("meta").name == "reference"
+    value = torch.ones(1, 1, 1, 1, device="meta")
+    locations = torch.ones(1, 1, 1, 1, 1, 2, device="meta")
+    assert ms_deform_attn(value, [(1, 1)], locations, value[..., None]).shape == (1, 1, 1)
     with use_backend("kernels"), pytest.raises(ValueError, match="meta has none"):
-        from stdetr.ops import ms_deform_attn
-
-        value = torch.ones(1, 1, 1, 1, device="meta")
-        ms_deform_attn(value, [(1, 1)], torch.ones(1, 1, 1, 1, 1, 2, device="meta"), value[..., None])
+        ms_deform_attn(value, [(1, 1)], locations, value[..., None])
 
 
 def test_the_environment_variable_chooses():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from stdetr.ops import st_deform_attn, st_deform_attn_continuous, st_deform_attn_fused, use_backend
 from stdetr.ops import registration as registered
+from stdetr.ops import st_deform_attn, st_deform_attn_continuous, st_deform_attn_fused, use_backend
 
 FLAT = [5, 7, 3, 2]
 
