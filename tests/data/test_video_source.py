@@ -25,9 +25,10 @@ FILES = {
     "mpeg2 program stream": ("a.mpg", ("-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-pix_fmt", "yuv420p"), {}),
     "odd sides": ("odd.mkv", ("-c:v", "libx264", "-pix_fmt", "yuv444p"), {"odd": "101:75"}),
     "odd sides 4:2:0": ("odd.webm", ("-c:v", "libvpx-vp9", "-pix_fmt", "yuv420p"), {"odd": "101:75", "frames": 30}),
+    "a width that decord fails on": ("w48.mp4", (*H264, "-g", "12"), {"size": "48x32", "frames": 30}),
     "one frame": ("one.mp4", H264, {"frames": 1}),
 }  # fmt: skip
-SIZES = {"odd sides": (75, 101), "odd sides 4:2:0": (75, 101)}
+SIZES = {"a width that decord fails on": (32, 48), "odd sides": (75, 101), "odd sides 4:2:0": (75, 101)}
 
 
 def _agrees(source: VideoSource, truth: np.ndarray) -> None:

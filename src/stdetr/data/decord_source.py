@@ -26,7 +26,8 @@ class DecordSource:
     decord is the faster of the two at fetching frames from anywhere, but its reader goes on decoding while nobody
     asks (hundreds of megabytes within seconds at 720p), so it is dropped after each read.  Reads that continue where
     the last one stopped, and :meth:`iterate`, therefore decode on with PyAV, which holds one picture; both give the
-    same pixels.  In files with open groups of pictures decord's frame numbers are wrong, so PyAV reads those.
+    same pixels.  In files with open groups of pictures decord's frame numbers are wrong, and at a few small widths it
+    fails, so PyAV reads those.
     """
 
     backend = "decord"
@@ -70,6 +71,11 @@ class DecordSource:
             reader = decord.VideoReader(self.name, ctx=decord.cpu(0), num_threads=1)
             frames = reader.get_batch(numbers).asnumpy()
         except (RuntimeError, decord.DECORDError) as error:
+            if "size must exactly match" in str(error):
+                # decord 3.4 cannot copy frames whose rows are padded in memory: widths of 16, 24, 48 and 72 px.
+                _log.info("%s: decord cannot read frames %d px wide, PyAV reads it", self.name, self.size[1])
+                self._exact = False
+                return self._sequence.read(numbers)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f"{self.name}: frames {numbers[0]} to {numbers[-1]} cannot be decoded (backend decord): {lines[-1]}"
