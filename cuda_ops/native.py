@@ -84,6 +84,19 @@ def find_nvcc() -> str | None:
     return next((found for found in map(shutil.which, [*names, "nvcc", "/usr/local/cuda/bin/nvcc"]) if found), None)
 
 
+def toolkit_include(nvcc: str) -> Path:
+    """The folder of ``cuda_runtime_api.h``.  ``nvcc`` may be a script that starts another one, so it is asked first."""
+    done = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    tops = [line.split("=", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("#$ TOP=")]
+    here = [line.split("=", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("#$ _HERE_=")]
+    homes = [*map(Path, tops), *(Path(path).parent for path in here), Path(nvcc).resolve().parent.parent]
+    for home in homes:
+        for folder in (home / "include", *sorted(home.glob("targets/*/include"))):
+            if (folder / "cuda_runtime_api.h").is_file():
+                return folder
+    raise BuildError(f"{nvcc} was found, but no cuda_runtime_api.h near {', '.join(map(str, homes))}; set CUDA_HOME")
+
+
 def _torch_root() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
@@ -161,7 +174,7 @@ class Builder:
         harness = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = harness
         spec.loader.exec_module(harness)
-        include = Path(nvcc).resolve().parent.parent / "include"
+        include = toolkit_include(nvcc)
         work: list[tuple[Sequence[str], Path]] = []
         for source in sorted(CUDA.glob("*.cu")):
             torch_flags = [*self.torch_flags, "-DUSE_CUDA"] if "<torch/" in source.read_text(encoding="utf-8") else []
@@ -211,7 +224,16 @@ def build(folder: Path) -> Report:
         report.missing["cuda"] = "csrc/cuda holds no source"
     else:
         report.nvcc = _version(nvcc)
-        builder.cuda(compiler, nvcc, folder / "_C_cuda.so")
+        try:
+            builder.cuda(compiler, nvcc, folder / "_C_cuda.so")
+        except BuildError as error:
+            if asked == "1":
+                raise
+            # The CPU part stands; the report keeps the reason, and `stdetr doctor` shows it.
+            print(error, file=sys.stderr)
+            lines = str(error).splitlines()
+            wrong = next((line.strip() for line in lines if "error" in line), lines[0])
+            report.missing["cuda"] = f"the build with {nvcc} failed: {wrong}"
     if asked == "1" and "cuda" in report.missing:
         raise BuildError(f"STDETR_OPS_CUDA=1, but the CUDA part cannot be built: {report.missing['cuda']}")
     return report

@@ -1,9 +1,14 @@
 #!/bin/sh
-# The checks that need a GPU: build the kernels with this machine's nvcc, then run tests/gpu and the op's own tests.
-# Works with any Python that has torch: PYTHON=python3 sh scripts/gpu_check.sh [pytest arguments]
+# Everything that needs a GPU, in one command: build the CUDA kernels with this machine's nvcc, run tests/gpu, run
+# compute-sanitizer (memcheck, racecheck, initcheck) on a small script, and measure the op into a JSON file.
+# Works with any Python that has torch:  PYTHON=python3 sh scripts/gpu_check.sh [pytest arguments]
+#
+#   GPU_CHECK_BENCH   the JSON file (default benchmarks/op_h200.json); empty: no measurement
+#   GPU_CHECK_SANITIZE=0   leave compute-sanitizer out
 set -eu
 cd "$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)"
 python=${PYTHON:-python3}
+bench=${GPU_CHECK_BENCH-benchmarks/op_h200.json}
 
 "$python" - <<'CHECK'
 import sys
@@ -19,12 +24,40 @@ CHECK
 
 target=$(pwd)/build/gpu-check
 rm -rf "$target"
-if [ -f cuda_ops/pyproject.toml ]; then
-    uv=.bootstrap/bin/uv
-    if [ -x "$uv" ]; then
-        "$uv" pip install --quiet --python "$python" --no-deps --no-build-isolation --target "$target" ./cuda_ops
-    else
-        "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target "$target" ./cuda_ops
-    fi
+# Without the CUDA library there is nothing to check: fail instead of skipping.
+export STDETR_OPS_CUDA=1
+uv=.bootstrap/bin/uv
+if [ -x "$uv" ]; then
+    "$uv" pip install --quiet --python "$python" --no-deps --no-build-isolation --target "$target" ./cuda_ops
+else
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target "$target" ./cuda_ops
 fi
-PYTHONPATH="$target:$(pwd)/src${PYTHONPATH:+:$PYTHONPATH}" "$python" -m pytest -m gpu tests "$@"
+export PYTHONPATH="$target:$(pwd)/src${PYTHONPATH:+:$PYTHONPATH}"
+
+echo "== tests"
+"$python" -m pytest -m gpu tests "$@"
+
+if [ "${GPU_CHECK_SANITIZE:-1}" != 0 ]; then
+    sanitizer=$(command -v compute-sanitizer || true)
+    for candidate in "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
+        "${CUDA_HOME:-/usr/local/cuda}/compute-sanitizer/compute-sanitizer"; do
+        [ -z "$sanitizer" ] && [ -x "$candidate" ] && sanitizer=$candidate
+    done
+    if [ -z "$sanitizer" ]; then
+        echo "error: compute-sanitizer not found; install the CUDA toolkit's, or set GPU_CHECK_SANITIZE=0" >&2
+        exit 1
+    fi
+    for tool in memcheck racecheck initcheck; do
+        echo "== compute-sanitizer $tool"
+        # PyTorch's caching allocator would hide accesses past a tensor's end.
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 --kernel-regex kns=stdetr \
+            "$python" cuda_ops/harness/sanitize.py
+    done
+fi
+
+if [ -n "$bench" ]; then
+    echo "== measurement"
+    "$python" -m stdetr bench suite=op device=cuda output="$bench"
+    # The backward pass may sum coarse levels in shared memory; without it, for comparison.
+    STDETR_COARSE_LEVELS=0 "$python" -m stdetr bench suite=op device=cuda output="${bench%.json}_no_coarse.json"
+fi

@@ -30,8 +30,8 @@ def toy() -> list[str]:
     gain = found["gain_AP50_degraded"]
     lines += [
         "",
-        f"On degraded frames the clip gains {100 * min(gain):.0f} to {100 * max(gain):.0f} AP50 over its twin; on clean "
-        "frames the twin's boxes are more exact, which is what the clip detector has to learn next.",
+        f"On degraded frames the clip gains {100 * min(gain):.0f} to {100 * max(gain):.0f} AP50 over its twin; on "
+        "clean frames the boxes of the twin are more exact, which is what the clip detector has to learn next.",
         "",
     ]
     return lines

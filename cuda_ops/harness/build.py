@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -148,3 +149,24 @@ def compile_for_device(source: Path) -> tuple[Path, str]:
             log.write_text(messages)
             made.replace(target)
     return target, log.read_text()
+
+
+def images(made: Path) -> set[str]:
+    """What a compiled object holds for the GPU, such as ``{"sm_80", "sm_90", "compute_90"}`` (machine code and PTX).
+
+    Read from the fat binary's own headers: magic, version, header size, size; then one header an image, with its kind
+    (1 = PTX, 2 = machine code) and architecture.
+    """
+    data = made.read_bytes()
+    start = data.find(0xBA55ED50.to_bytes(4, "little"))
+    if start < 0:
+        return set()
+    header, size = struct.unpack_from("<HQ", data, start + 6)
+    at, end = start + header, start + header + size
+    found = set()
+    while at < end:
+        kind, _, image_header, image_size = struct.unpack_from("<HHIQ", data, at)
+        (architecture,) = struct.unpack_from("<I", data, at + 28)
+        found.add(f"{'compute' if kind == 1 else 'sm'}_{architecture}")
+        at += image_header + image_size
+    return found

@@ -251,7 +251,9 @@ def test_locks_have_versions_and_hashes_and_no_addresses(name: str) -> None:
 def make(*words: str) -> str:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    result = subprocess.run(["make", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    # Under `make test` the outer make would otherwise add its own words and hand down its variables.
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("MAKE") and key != "MFLAGS"}
+    result = subprocess.run(["make", *words], cwd=REPOSITORY, env=clean, capture_output=True, text=True, check=True)
     return result.stdout
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Size, answer, error, make
 from harness import build
 from harness.host import Schedule, backward, forward, host_library
+from kernel_cases import Size, answer, error, make
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 

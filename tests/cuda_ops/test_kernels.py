@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Size, answer, error, log_sum_exp, make
 from harness import build
 from harness.host import Gradients, Inputs, Schedule, backward, forward
+from kernel_cases import Size, answer, error, log_sum_exp, make
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")

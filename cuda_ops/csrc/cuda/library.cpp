@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -41,6 +42,17 @@ DType dtype_of(const Tensor& value) {
 int small(const char* name, int64_t size) {
   STD_TORCH_CHECK(size <= std::numeric_limits<int32_t>::max(), name, " = ", size, " is 2^31 or more");
   return static_cast<int>(size);
+}
+
+// STDETR_COARSE_LEVELS: how many of the last levels the backward pass sums in shared memory; unset: it chooses.
+int asked_coarse_levels() {
+  const char* text = std::getenv("STDETR_COARSE_LEVELS");
+  if (text == nullptr || *text == '\0') return -1;
+  char* end = nullptr;
+  const long number = std::strtol(text, &end, 10);
+  STD_TORCH_CHECK(*end == '\0' && number >= 0 && number <= kMaxLevels,
+                  "STDETR_COARSE_LEVELS must be a number of levels, got ", text);
+  return static_cast<int>(number);
 }
 
 // One operator call: the numbers, and the tensors that its pointers look into.
@@ -197,6 +209,7 @@ class Call {
                "reading the number of processors");
     check_cuda(cudaDeviceGetAttribute(&machine.device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index),
                "reading the size of shared memory");
+    machine.device.coarse_levels = asked_coarse_levels();
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
     machine.stream = static_cast<Stream>(stream);

@@ -96,8 +96,9 @@ inline void plan_coarse(Problem& p, bool allowed, int64_t room, const Device& de
   int first = p.levels;
   while (first > 0 && static_cast<int64_t>(p.tokens - p.level[first - 1].start) * step <= room) --first;
   if (device.coarse_levels > 0) {
-    if (p.levels - device.coarse_levels < first) refuse("coarse levels do not fit in shared memory");
-    first = p.levels - device.coarse_levels;
+    const int asked = device.coarse_levels < p.levels ? p.levels - device.coarse_levels : 0;
+    if (asked < first) refuse("coarse levels do not fit in shared memory");
+    first = asked;
   }
   if (first == p.levels) return;
   const int64_t tokens = p.tokens - p.level[first].start;

@@ -1,0 +1,79 @@
+"""A small run of every CUDA operator and schedule, for compute-sanitizer.
+
+python cuda_ops/harness/sanitize.py
+
+Shape legend
+    B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
+    Q queries  F frames a query samples    L levels    K points a head, level and frame
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+import stdetr_ops
+
+SHAPES = [(9, 13), (5, 7), (2, 3)]
+
+
+def _finite(tensors: tuple[Tensor, ...], what: str) -> None:
+    torch.cuda.synchronize()
+    for tensor in tensors:
+        if not tensor.isfinite().all():
+            sys.exit(f"error: {what} gave a number that is not finite")
+
+
+def run(queries: int, channels: int, dtype: torch.dtype, deterministic: bool) -> None:
+    """Forward and backward of the three operators."""
+    batch, clip, heads, frames, points = 2, 3, 2, 2, 3
+    tokens = sum(height * width for height, width in SHAPES)
+    flat = [size for pair in SHAPES for size in pair]
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    make = torch.randn
+
+    value = make(batch, clip, tokens, heads, channels, device="cuda").to(dtype)
+    index = torch.randint(-1, clip, (batch, queries, frames), device="cuda", dtype=torch.int32)
+    grid = (batch, queries, heads, frames, len(SHAPES), points)
+    locations, weights = torch.rand(*grid, 2, device="cuda").to(real), make(grid, device="cuda").to(real)
+    grad = make(batch, queries, heads * channels, device="cuda").to(dtype)
+    ops = torch.ops.stdetr
+    out = ops.st_deform_attn_forward(value, locations, weights, index, flat)
+    grads = ops.st_deform_attn_backward(grad, value, locations, weights, index, flat, deterministic)
+    _finite((out, *grads), "st_deform_attn")
+
+    for size in (2, 4):
+        reference = torch.rand(batch, queries, frames, size, device="cuda").to(real)
+        ratios = torch.rand(batch, len(SHAPES), 2, device="cuda").to(real)
+        fused = (value, reference, make(*grid, 2, device="cuda").to(dtype), weights.to(dtype), index, ratios, flat)
+        out, lse = ops.st_deform_attn_fused_forward(*fused)
+        grads = ops.st_deform_attn_fused_backward(grad, out, lse, *fused, deterministic)
+        _finite((out, *grads), "st_deform_attn_fused")
+
+    mask = torch.tensor([[True, False, True], [True, True, True]], device="cuda")
+    tau = torch.rand(weights[:, :, :, 0].shape, device="cuda").to(real) * (clip + 1) - 1
+    timed = (value, locations[:, :, :, 0], weights[:, :, :, 0], tau, mask, flat)
+    out = ops.st_deform_attn_continuous_forward(*timed)
+    grads = ops.st_deform_attn_continuous_backward(grad, *timed, deterministic)
+    _finite((out, *grads), "st_deform_attn_continuous")
+
+
+def main() -> None:
+    stdetr_ops.load("cuda")
+    torch.manual_seed(0)
+    for coarse in ("0", "2"):
+        os.environ["STDETR_COARSE_LEVELS"] = coarse
+        for queries in (5, 1201):
+            for channels, dtype in ((32, torch.bfloat16), (32, torch.float32), (24, torch.float16), (5, torch.float32)):
+                run(queries, channels, dtype, deterministic=False)
+    del os.environ["STDETR_COARSE_LEVELS"]
+    run(37, 32, torch.bfloat16, deterministic=True)
+    run(37, 3, torch.float64, deterministic=True)
+    print("every operator ran and gave finite numbers")
+
+
+if __name__ == "__main__":
+    main()
