@@ -30,7 +30,7 @@ def _autocast(value: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """Under autocast: value and ``others`` in the autocast dtype (float64 stays); else unchanged."""
     kind = value.device.type
     tensors = (value, *others)
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)

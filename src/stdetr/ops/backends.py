@@ -104,7 +104,8 @@ def use_kernels(kind: str) -> bool:
     if not have and not torch.compiler.is_compiling():
         if _choice == "kernels":
             raise ValueError(f"backend=kernels, but {kind} has none: {backend(kind).reason}")
-        _tell(kind)
+        if kind in _available:
+            _tell(kind)
     return have
 
 

@@ -13,6 +13,8 @@ outside the frame or whose frame is masked adds nothing and gets zero gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,11 @@ Shapes = Sequence[tuple[int, int]]
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and coordinates for values of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """Switches autocast off on device type ``kind``, where there is such a thing (meta tensors have none)."""
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _level_table(spatial_shapes: Shapes, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +109,7 @@ def st_deform_attn_reference(
 ) -> Tensor:
     """``st_deform_attn`` on checked arguments; ``frame_index`` is B,Q,F or None.  Returns B,Q,H*D."""
     precise = accumulation_dtype(value.dtype)
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device.type):
         frames, usable = _frames_of(frame_index, value.shape[1], value.device)
         tokens, corners = _corners(sampling_locations.to(precise), usable, spatial_shapes)
         weights = attention_weights.to(precise)[..., None] * corners
@@ -170,7 +177,7 @@ def st_deform_attn_fused_reference(
 ) -> Tensor:
     """``st_deform_attn_fused`` on checked arguments; ``frame_index`` is B,Q,F or None.  Returns B,Q,H*D."""
     precise = accumulation_dtype(value.dtype)
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device.type):
         locations = locate(reference, offsets, valid_ratios, spatial_shapes, precise)
         weights = masked_softmax(logits, frame_index, value.shape[1], precise)
         return st_deform_attn_reference(value, locations, weights, frame_index, spatial_shapes)
@@ -187,7 +194,7 @@ def st_deform_attn_continuous_reference(
     """``st_deform_attn_continuous`` on checked arguments.  Returns B,Q,H*D."""
     precise = accumulation_dtype(value.dtype)
     clip = value.shape[1]
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device.type):
         tau = tau.to(precise)
         usable = ~tau.isnan()
         if clip == 0:
