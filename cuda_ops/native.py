@@ -168,22 +168,22 @@ class Builder:
 
     def cuda(self, compiler: str, nvcc: str, target: Path) -> None:
         """Builds ``_C_cuda`` from every .cu and .cpp of csrc/cuda."""
-        # The harness owns the device flags: its tests read the ptxas log of what is shipped.
+        # The harness compiles for the device and keeps the objects: its tests read the ptxas log of what is shipped.
         spec = importlib.util.spec_from_file_location("stdetr_ops_harness_build", ROOT / "harness" / "build.py")
         assert spec is not None and spec.loader is not None
         harness = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = harness
         spec.loader.exec_module(harness)
         include = toolkit_include(nvcc)
-        work: list[tuple[Sequence[str], Path]] = []
-        for source in sorted(CUDA.glob("*.cu")):
-            torch_flags = [*self.torch_flags, "-DUSE_CUDA"] if "<torch/" in source.read_text(encoding="utf-8") else []
-            flags = [*harness.device_flags(), *torch_flags, "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{CUDA}"]
-            work.append(([nvcc, *flags], source))
-        for source in sorted(CUDA.glob("*.cpp")):
-            extra = [*self.torch_flags, "-DUSE_CUDA", f"-I{CUDA}", "-isystem", str(include)]
-            work.append(([compiler, *SHARED_FLAGS, *extra], source))
+        extra = [*self.torch_flags, "-DUSE_CUDA", f"-I{CUDA}", "-isystem", str(include)]
+        work = [([compiler, *SHARED_FLAGS, *extra], source) for source in sorted(CUDA.glob("*.cpp"))]
         objects = self.compile_all(work)
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                made = list(pool.map(harness.compile_for_device, sorted(CUDA.glob("*.cu"))))
+        except RuntimeError as error:
+            raise BuildError(str(error)) from error
+        objects += [str(target) for target, _ in made]
         self._link([nvcc, "-cudart", "static"], objects, target, ("torch", "torch_cpu", "torch_cuda", "c10"))
 
 
