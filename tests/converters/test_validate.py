@@ -49,7 +49,7 @@ def set_in(section, place, **values):
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [
-        (set_in("annotations", 1, bbox=[1, 2, 3]), [r":49: annotations\[1\] \(id 2\): bbox must be four finite"]),
+        (set_in("annotations", 1, bbox=[1, 2, 3]), [r":51: annotations\[1\] \(id 2\): bbox must be four finite"]),
         (set_in("annotations", 1, bbox=[1, 2, 0, 4]), [r"bbox \[1, 2, 0, 4\] has no area"]),
         (set_in("annotations", 1, bbox=[60, 2, 5, 4]), [r"bbox \[60, 2, 5, 4\] leaves its 64x48 frame"]),
         (set_in("annotations", 1, bbox=[-0.5, 2, 5, 4]), ["leaves its"]),

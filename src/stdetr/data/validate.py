@@ -140,6 +140,8 @@ class Validation:
             listed = value.get(key, [])
             if not isinstance(listed, list):
                 yield f"{key} must be a list, it is {type(listed).__name__}"
+            elif not all(_is_int(item) for item in listed):
+                yield f"{key} must hold whole numbers only"
             elif self._ids["categories"] and not set(listed) <= self._ids["categories"]:
                 yield f"{key} has {sorted(set(listed) - self._ids['categories'])[0]}, which is no category"
         file_name = value.get("file_name")

@@ -10,7 +10,7 @@ from typing import Any
 
 from stdetr.data.converters.archive import extract, is_archive
 from stdetr.data.converters.conversion import Conversion, Counts, work_folder
-from stdetr.data.converters.media import MediaLinker
+from stdetr.data.converters.media import MediaLinker, check_link
 from stdetr.data.converters.options import Options
 from stdetr.data.converters.problems import Problems
 from stdetr.data.converters.source_tree import SourceTree
@@ -76,6 +76,7 @@ def convert(
         FileNotFoundError: the source, or a file that the format requires, is missing.
     """
     reader_type = reader_class(format)
+    check_link(link)
     source, output = Path(source), Path(output)
     keys = dict(options or {})
     rules = SplitRules(splits)
@@ -99,7 +100,7 @@ def convert(
         tree = SourceTree(root, follow_links)
         problems = Problems(strict, work / "skipped.txt")
         reader = reader_type(tree, chosen, problems, work)
-        info = {"format": format, "source": root.resolve().name}
+        info = {"format": format, "source": source.resolve().name}
         counts = Conversion(reader, output, MediaLinker(tree, output, link), rules, problems, info).run(work)
         listed = output / "skipped.txt"
         if problems.skipped:

@@ -18,6 +18,14 @@ VIDEOS = "videos"
 """Folder below the output that holds (or leads to) videos and frames."""
 
 
+def check_link(link: str) -> None:
+    """Raises ValueError, with the nearest valid name, when ``link`` is no way to place files."""
+    if link not in LINKS:
+        close = difflib.get_close_matches(str(link), LINKS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"link={link} is not one of {', '.join(LINKS)}{hint}")
+
+
 class MediaLinker:
     """Gives each video or image file its name relative to the data set's root.
 
@@ -29,10 +37,7 @@ class MediaLinker:
     """
 
     def __init__(self, tree: SourceTree, output: Path, link: str) -> None:
-        if link not in LINKS:
-            close = difflib.get_close_matches(str(link), LINKS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"link={link!r} is not one of {', '.join(LINKS)}{hint}")
+        check_link(link)
         self.tree = tree
         self.link = link
         self.target = output / VIDEOS

@@ -40,13 +40,14 @@ class RecordStore:
         """Raises MalformedField when the table has the number already."""
         if table not in self._tables:
             self._create(table)
+        for value_of in (number, parent, order):
+            if not -(2**63) <= value_of < 2**63:
+                raise MalformedField(f"id {value_of} does not fit 64 bits")
         row = (number, parent, order, where, json.dumps(value, separators=(",", ":")))
         try:
             self._connection.execute(f"INSERT INTO {table} VALUES (?,?,?,?,?)", row)
         except sqlite3.IntegrityError:
             raise MalformedField(f"id {number} was already used") from None
-        except OverflowError:
-            raise MalformedField(f"id {number} does not fit 64 bits") from None
 
     def _create(self, table: str) -> None:
         assert table.isidentifier(), table
