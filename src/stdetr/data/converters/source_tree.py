@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -28,6 +29,7 @@ class SourceTree:
         self.root = root
         self.resolved = root.resolve()
         self.follow_links = follow_links
+        self._folder_is_inside = functools.lru_cache(maxsize=4096)(self._is_inside)
 
     def name(self, path: Path) -> str:
         """The path relative to the source, with forward slashes: what messages and file names show."""
@@ -54,12 +56,17 @@ class SourceTree:
         """Raises MalformedInputError when ``path`` really lies outside the source (through a link)."""
         if self.follow_links:
             return
-        real = path.resolve()
-        if real != self.resolved and self.resolved not in real.parents:
+        # Resolving a path asks for each of its folders; millions of frames share a few thousand of them.
+        inside = self._is_inside(path) if path.is_symlink() else self._folder_is_inside(path.parent)
+        if path != self.root and not inside:
             raise MalformedInputError(
                 f"{locate(file, record)}: {self.name(path)} is a link that leads outside the source; refused "
                 "(follow_links=true accepts your own links)"
             )
+
+    def _is_inside(self, path: Path) -> bool:
+        real = path.resolve()
+        return real == self.resolved or self.resolved in real.parents
 
     def require(self, relative: str, what: str) -> Path:
         """An existing file or folder below the source; a missing one gets the nearest name that is there."""
