@@ -63,6 +63,8 @@ def _convert(keys: Mapping[Any, Any]) -> int:
         for line in problems.first:
             print(f"  {line}")
     print(f"written to {output}")
+    if keys.get("link") == "none":
+        print(f"frames stay where they are: data.root={keys['source']} data.train={output.resolve() / 'train.json'}")
     return 0
 
 
