@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from PIL import Image
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.converters.convert import convert
 from stdetr.data.validate import Validation
+
+# The formats' source folders are fixtures of their test files, and test_trains.py needs them all.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 @pytest.fixture

@@ -171,12 +171,17 @@ def argoverse() -> dict:
     }
 
 
-def test_argoverse_hd(tmp_path, write, images, run):
-    source = tmp_path / "argo"
-    annotations = source / "Argoverse-HD/annotations/val.json"
-    write(annotations, json.dumps(argoverse(), indent=1))
-    images(source / "Argoverse-1.1/tracking/train1/aaaa/ring_front_center", ["a_315.jpg", "a_316.jpg"], (64, 48))
-    images(source / "Argoverse-1.1/tracking/train1/bbbb/ring_front_center", ["b_1.jpg"], (64, 48))
+@pytest.fixture
+def argoverse_source(tmp_path, write, images) -> Path:
+    root = tmp_path / "argo"
+    write(root / "Argoverse-HD/annotations/val.json", json.dumps(argoverse(), indent=1))
+    images(root / "Argoverse-1.1/tracking/train1/aaaa/ring_front_center", ["a_315.jpg", "a_316.jpg"], (64, 48))
+    images(root / "Argoverse-1.1/tracking/train1/bbbb/ring_front_center", ["b_1.jpg"], (64, 48))
+    return root
+
+
+def test_argoverse_hd(argoverse_source, write, run):
+    source, annotations = argoverse_source, argoverse_source / "Argoverse-HD/annotations/val.json"
     converted = run("argoverse_hd", source)
     document = converted.document("val")
     assert [(v["id"], v["name"], v["length"]) for v in document["videos"]] == [(1, "aaaa", 2), (2, "bbbb", 1)]

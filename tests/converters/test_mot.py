@@ -19,11 +19,16 @@ SINGLE = """1,1,10,5,20,30,1,-1,-1,-1
 """
 
 
-def test_one_video_with_its_ground_truth(tmp_path, write, video, run):
-    source = tmp_path / "source"
-    video(source / "street.avi", 4, (64, 48))
-    write(source / "gt.txt", SINGLE)
-    converted = run("mot", source)
+@pytest.fixture
+def mot_source(tmp_path, write, video) -> Path:
+    root = tmp_path / "source"
+    video(root / "street.avi", 4, (64, 48))
+    write(root / "gt.txt", SINGLE)
+    return root
+
+
+def test_one_video_with_its_ground_truth(mot_source, run):
+    converted = run("mot", mot_source)
     assert converted.boxes() == [
         (0, 1, 1, [10, 5, 20, 30], 0),
         (0, 1, 2, [50, 8, 14, 10], 0),
@@ -42,11 +47,8 @@ def test_one_video_with_its_ground_truth(tmp_path, write, video, run):
     assert (count.boxes, count.ignore_regions, count.tracks, count.clipped) == (4, 1, 2, 2)
 
 
-def test_frame_ranges_keep_decoded_frame_numbers(tmp_path, write, video, run):
-    source = tmp_path / "source"
-    video(source / "street.avi", 4, (64, 48))
-    write(source / "gt.txt", SINGLE)
-    converted = run("mot", source, splits={"train": [1, 2], "val": [4, 4], "test": None}, classes=["walker"])
+def test_frame_ranges_keep_decoded_frame_numbers(mot_source, run):
+    converted = run("mot", mot_source, splits={"train": [1, 2], "val": [4, 4], "test": None}, classes=["walker"])
     assert sorted(path.name for path in converted.folder.glob("*.json")) == [
         "all.json",
         "conversion.json",
@@ -97,6 +99,20 @@ def test_mot17_classes_detectors_and_splits(tmp_path, write, images, run):
     assert set(run("mot", source, output=tmp_path / "only", split=["train"]).counts) == {"train"}
     with pytest.raises(ValueError, match="split=val is not in the source; it has test, train"):
         run("mot", source, split=["val"])
+
+
+@pytest.fixture
+def dancetrack_source(tmp_path, write, images) -> Path:
+    # DanceTrack's rows end with class and visibility 1,1; its sequences are train/dancetrack0001 and so on.
+    rows = "1,1,10,5,20,30,1,1,1\n1,2,40,8,20,30,1,1,1\n2,1,12,5,20,30,1,1,1\n3,2,44,8,20,30,1,1,1\n"
+    mot_tree(tmp_path / "dance", write, images, "train/dancetrack0001", rows)
+    return tmp_path / "dance"
+
+
+def test_dancetrack(dancetrack_source, run):
+    converted = run("dancetrack", dancetrack_source)
+    assert [box[:3] for box in converted.boxes("train")] == [(0, 1, 1), (0, 1, 2), (1, 1, 1), (2, 1, 2)]
+    assert converted.counts["train"].tracks == 2
 
 
 def test_mot20_non_motorised_vehicles_are_ignored(tmp_path, write, images, run):

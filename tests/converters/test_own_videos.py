@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from stdetr.data.converters.problems import MalformedInputError
@@ -38,10 +40,15 @@ TRACKS = (
 )
 
 
-def test_cvat_tracks(tmp_path, write, video, run):
+@pytest.fixture
+def cvat_source(tmp_path, write, video) -> Path:
     video(tmp_path / "s/street.avi", 6, (64, 48))
     write(tmp_path / "s/street.xml", cvat(TRACKS))
-    converted = run("cvat", tmp_path / "s")
+    return tmp_path / "s"
+
+
+def test_cvat_tracks(cvat_source, run):
+    converted = run("cvat", cvat_source)
     boxes = converted.boxes()
     # Frame 1 is half way between the key frames 0 and 2; the box of frame 2 stays on frame 3, until outside on 4.
     assert [b for b in boxes if not b[-1]] == [
@@ -83,7 +90,8 @@ def test_cvat_without_its_video(tmp_path, write, run):
         run("cvat", tmp_path / "s")
 
 
-def test_videos_with_csv_and_mot(tmp_path, write, video, run):
+@pytest.fixture
+def videos_source(tmp_path, write, video) -> Path:
     source = tmp_path / "mine"
     video(source / "train/a.mp4", 3, (64, 48))
     write(
@@ -92,7 +100,11 @@ def test_videos_with_csv_and_mot(tmp_path, write, video, run):
     )
     video(source / "val/b.avi", 2, (64, 48))
     write(source / "val/b.txt", "1,7,5,5,10,10\n2,7,6,5,10,10,1,2\n2,8,6,5,10,10,0,-1\n")
-    converted = run("videos", source)
+    return source
+
+
+def test_videos_with_csv_and_mot(videos_source, run):
+    converted = run("videos", videos_source)
     assert converted.boxes("train") == [
         (0, 1, 4, [1, 2, 10, 20], 0),
         (1, 2, 5, [1, 1, 1, 1], 0),

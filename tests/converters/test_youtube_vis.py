@@ -70,16 +70,22 @@ def test_tracks_become_boxes(source, run):
     assert converted.counts["val"].boxes == 0
 
 
-def test_ovis_layout(tmp_path, write, images, run):
+@pytest.fixture
+def ovis_source(tmp_path, write, images) -> Path:
     document = ytvis()
     document["videos"][0]["file_names"] = [f"2fb5a55b/img_{number:07d}.jpg" for number in (1, 2, 3)]
     write(tmp_path / "OVIS/annotations_train.json", json.dumps(document))
     images(tmp_path / "OVIS/train", document["videos"][0]["file_names"], (64, 48))
-    converted = run("ovis", tmp_path / "OVIS")
+    return tmp_path / "OVIS"
+
+
+def test_ovis_layout(ovis_source, run):
+    converted = run("ovis", ovis_source)
     assert converted.document("train")["images"][0]["file_name"] == "videos/train/2fb5a55b/img_0000001.jpg"
 
 
-def test_lvvis_is_federated_in_train_only(tmp_path, write, images, run):
+@pytest.fixture
+def lvvis_source(tmp_path, write, images) -> Path:
     document = ytvis()
     mask = np.zeros((48, 64), dtype=np.uint8, order="F")
     mask[10:20, 30:34] = 1
@@ -93,7 +99,11 @@ def test_lvvis_is_federated_in_train_only(tmp_path, write, images, run):
     for split in ("train", "val"):
         write(tmp_path / f"LVVIS/Annotations/{split}_instances.json", json.dumps(document))
         images(tmp_path / f"LVVIS/JPEGImages/{split}/00000", [f"{number:05d}.jpg" for number in range(3)], (64, 48))
-    converted = run("lvvis", tmp_path / "LVVIS")
+    return tmp_path / "LVVIS"
+
+
+def test_lvvis_is_federated_in_train_only(lvvis_source, run):
+    converted = run("lvvis", lvvis_source)
     # Rows 10..19 and columns 30..33 of the mask: x 30, y 10, w 4, h 10.
     assert converted.boxes("train") == [(0, 22, 1, [30, 10, 4, 10], 0)]
     video = converted.document("train")["videos"][0]
