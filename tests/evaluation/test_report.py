@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stdetr.cli import main
 from stdetr.evaluation import evaluate
 from stdetr.evaluation.compare import bootstrap, collect
 from stdetr.evaluation.curve import ScoredMatches
@@ -196,6 +197,27 @@ def test_compare_finds_what_a_run_was_scored_with(files: Path, capsys) -> None:
     values = run({"compare": f"{files / 'a'},{files / 'b'}", "bootstrap_draws": 20, "evaluators": ["coco"]})
     assert values == {"compare/coco/AP": 0.0, "compare/coco/AP50": 0.0}
     assert "videos, too few for a reliable interval)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["compare={a},{b}", "compare=[{a},{b}]", "compare='{a},{b}'"])
+def test_compare_on_the_command_line(form: str, files: Path, capsys) -> None:
+    for name in ("a", "b=2"):  # an equals sign in a folder's name, as sweeps make them, needs no quotes
+        (files / name).mkdir()
+        (files / name / "predictions.json").write_text((files / "predictions.json").read_text())
+    if "[" in form:
+        (files / "b=2").rename(files / "b")
+    words = form.format(a=files / "a", b=files / ("b" if "[" in form else "b=2"))
+    keys = [f"annotations={files / 'annotations.json'}", "bootstrap_draws=10", "evaluators=[coco]"]
+    assert main(["eval", words, *keys, f"output_dir={files / 'out'}"]) == 0
+    assert "within noise" in capsys.readouterr().out
+    document = json.loads((files / "out" / "eval" / "compare.json").read_text())
+    assert [d["difference"] for d in document["differences"]] == [0.0, 0.0]
+    assert document["runs"]["A"]["predictions"] == str(files / "a" / "predictions.json")
+
+
+def test_compare_of_one_run_on_the_command_line(files: Path, capsys) -> None:
+    assert main(["eval", "compare=a", f"output_dir={files}"]) == 2
+    assert "compare=a names 1 run(s); give two: compare=RUN_A,RUN_B" in capsys.readouterr().err
 
 
 def test_compare_mistakes(files: Path, new_scene) -> None:

@@ -17,6 +17,10 @@ FLAGS = {
     "-h, --help": "this text",
 }
 
+LISTS = ("compare",)
+"""Keys whose value is a list even where it is written without brackets, ``compare=RUN_A,RUN_B``: Hydra alone would
+read the comma as a sweep."""
+
 
 @dataclass
 class Arguments:
@@ -57,10 +61,19 @@ class Arguments:
             elif parsed.show and word in {"job", "all"} and "=" not in word:
                 continue  # `--cfg job`, as Hydra writes it
             else:
-                parsed.overrides.append(word)
+                parsed.overrides.append(_as_list(word))
         if (parsed.resolve or parsed.package) and not parsed.show:
             raise ValueError("--resolve and --package need --cfg")
         return parsed
+
+
+def _as_list(word: str) -> str:
+    """``key=a,b`` of a key of ``LISTS`` as ``key=["a","b"]``; every other word unchanged."""
+    key, _, value = word.partition("=")
+    if key not in LISTS or "," not in value or value.lstrip().startswith(("[", '"', "'", "$")):
+        return word
+    escaped = (item.strip().replace("\\", "\\\\").replace('"', '\\"') for item in value.split(","))
+    return f"{key}=[" + ",".join(f'"{item}"' for item in escaped) + "]"
 
 
 def _value(flag: str, rest: object) -> str:
