@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stdetr.data.module import DataModule
 from stdetr.engine import train
 
 
@@ -20,39 +21,47 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_one_seed_gives_the_same_weights_twice_and_after_a_stop(tiny, tmp_path: Path) -> None:
-    train.run(tiny("a"))
-    train.run(tiny("b"))
+@pytest.mark.parametrize(
+    ("save_every", "batches", "saved"), [(2, 3, 2), (3, 4, 3), (2, 5, 4)],
+    ids=["among single frames", "between the phases", "among clips"],
+)  # fmt: skip
+def test_one_seed_gives_the_same_weights_twice_and_after_a_stop(
+    tiny, tmp_path: Path, save_every: int, batches: int, saved: int
+) -> None:
+    phases = "trainer.single_frame=3"
+    train.run(tiny("a", phases))
     whole = _weights(tmp_path / "a")
-    assert _equal(whole, _weights(tmp_path / "b"))
+    if saved == 2:
+        train.run(tiny("b", phases))
+        assert _equal(whole, _weights(tmp_path / "b"))
+        train.run(tiny("d", phases, "seed=1"))
+        assert not _equal(whole, _weights(tmp_path / "d"))
 
-    # The same run, killed after the step that wrote a checkpoint (here: an error in the next batch), then resumed.
+    # The same run, killed after the step that wrote a checkpoint (here: an error in a later batch), then resumed.
     class StopHere(Exception):  # noqa: N818
         pass
 
-    config = tiny("c", "trainer.save_every=2")
-    from stdetr.data.module import DataModule
-
+    drawn = 0
     original = DataModule.train_loader
 
     def interrupted(self: DataModule, epoch: int = 0, **keys):
-        for number, batch in enumerate(original(self, epoch, **keys)):
-            if number == 3:
+        nonlocal drawn
+        for batch in original(self, epoch, **keys):
+            if drawn == batches:
                 raise StopHere
+            drawn += 1
             yield batch
 
+    stopped = (phases, f"trainer.save_every={save_every}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DataModule, "train_loader", interrupted)
         with pytest.raises(StopHere):
-            train.run(config)
-    assert json.loads((tmp_path / "c" / "checkpoints" / "last" / "meta.json").read_text())["step"] == 2
-    train.run(tiny("c", "trainer.save_every=2"))
+            train.run(tiny("c", *stopped))
+    assert json.loads((tmp_path / "c" / "checkpoints" / "last" / "meta.json").read_text())["step"] == saved
+    train.run(tiny("c", *stopped))
     assert _equal(whole, _weights(tmp_path / "c"))
     steps = [json.loads(line)["step"] for line in (tmp_path / "c" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps), "the lines of the lost step are gone"
-
-    train.run(tiny("d", "seed=1"))
-    assert not _equal(whole, _weights(tmp_path / "d"))
 
 
 def test_files_of_a_run(tiny, tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ def run(cfg: DictConfig) -> float:
 
     overfitted = _first_clips(data, int(cfg.overfit)) if cfg.overfit is not None else []
 
-    def loader(epoch: int, start_batch: int) -> Iterator[ClipBatch]:
+    def loader(epoch: int, start_batch: int, single_frames: bool) -> Iterator[ClipBatch]:
         if cfg.overfit is not None:
-            return iter(overfitted[start_batch % len(overfitted) :])
-        return iter(data.train_loader(epoch, start_batch=start_batch))
+            return iter([batch.split_frames() if single_frames else batch for batch in overfitted])
+        return iter(data.train_loader(epoch, frames=1 if single_frames else None, start_batch=start_batch))
 
     logger = configs.instantiate(cfg.logger)
     evaluator = SplitEvaluator.from_config(cfg, data, paths, trainer.device, logger)

@@ -34,8 +34,8 @@ class Trainer:
     """Trains for ``max_steps`` optimiser steps.
 
     max_steps: optimiser steps of the whole run, however often it is stopped and resumed
-    single_frame: the first steps (a fraction of the run below 1, else a number) take each frame of a batch as a clip of
-        its own: the same frames, many more matched queries
+    single_frame: the first steps (a fraction of the run below 1, else a number) train on as many frames, but each from
+        anywhere and a clip of its own: far more different objects a step, and many more matched queries
     accumulate: batches an optimiser step; precision: ``no | bf16 | fp16 | auto`` (bf16 on GPUs that have it)
     ema_decay: decay of the averaged weights that are evaluated and saved; null = none
     eval_every, save_every, log_every: in steps; 0 = only at the end; eval_start: one evaluation after that many steps,
@@ -103,7 +103,7 @@ class Trainer:
         *,
         model: nn.Module,
         criterion: TubeCriterion,
-        loader: Callable[[int, int], Any],
+        loader: Callable[[int, int, bool], Any],
         optim: Optimisation,
         evaluate: Evaluate,
         logger: Logger,
@@ -114,7 +114,8 @@ class Trainer:
         seed: int = 0,
     ) -> dict[str, float | None]:
         """
-        loader: (epoch, first batch) -> batches of that epoch from there on, in an order that only epoch decides
+        loader: (epoch, first batch, single frames?) -> batches of that epoch from there on, in an order that only epoch
+            decides
         resume: a checkpoint folder with state to go on from
         returns the metrics of the last evaluation
         """
@@ -142,8 +143,9 @@ class Trainer:
         )  # fmt: skip
         model.train()
         while progress.step < self.max_steps:
-            batches = iter(loader(progress.epoch, progress.batch))
-            for batch in batches:
+            single = progress.step < self.single_frame_steps
+            phase_end = self.single_frame_steps if single else self.max_steps
+            for batch in loader(progress.epoch, progress.batch, single):
                 progress.batch += 1
                 with accelerator.accumulate(model):
                     terms, norm = self._step(model, criterion, optimizer, scheduler, batch, progress.step, optim)
@@ -155,6 +157,9 @@ class Trainer:
                 progress.step += 1
                 bar.update()
                 step = progress.step
+                if single and step == phase_end:
+                    # Clips begin with an epoch of their own; known before the state is saved, for a run that resumes.
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
                 if step % self.log_every == 0 or step == self.max_steps:
                     self._log(logger, step, meter, optimizer, bar, started, first_step)
                 last = step >= self.max_steps
@@ -163,7 +168,7 @@ class Trainer:
                     meter.restart()
                 if last or (self.save_every and step % self.save_every == 0):
                     self._save(shown, paths, classes, progress, metrics)
-                if last:
+                if step >= phase_end:
                     break
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
@@ -182,8 +187,6 @@ class Trainer:
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         accelerator, norm = self.accelerator, None
         batch = batch.to(accelerator.device, non_blocking=True)
-        if step < self.single_frame_steps:
-            batch = batch.split_frames()
         with accelerator.autocast():
             output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index, targets=batch.targets)
         total, terms = criterion(output, batch.targets)
