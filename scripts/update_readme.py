@@ -57,15 +57,71 @@ def pets() -> list[str]:
     return [*lines, ""]
 
 
+def op() -> list[str]:
+    """The attention op on the CPU: ours, and how many times longer the others take in the same run."""
+    file = ROOT / "benchmarks" / "op_cpu.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text())
+    machine = found["machine"]
+    lines = [
+        f"**The op**, {found['dtype']}, inference (forward) and a training step (both), medians; "
+        f"`{found['command']}`, commit `{found['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}, {found['backend']}:",
+        "",
+        "| case, sampling locations | forward | both | grid_sample takes | reference takes | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str, str], dict[str, dict]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["case"], row["locations"], row["kind"]), {})[row["implementation"]] = row
+    for (case, locations, kind), rows in groups.items():
+        ours = rows["stdetr"]
+        name = f"{case.replace('_', ' ')}, {locations}" + (", fused" if kind == "fused" else "")
+        cells = [f"{ours['forward_ms']:.1f} ms", f"{ours['both_ms']:.1f} ms"]
+        cells += [_times(rows.get(peer, {})) for peer in ("grid_sample", "reference")]
+        peak = ours.get("memory_peak")
+        cells.append("-" if peak is None else f"{peak / 2**20:.0f} MiB, {peak / ours['memory_needed']:.2f} of needed")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for kind, sweep in found.get("sweep", {}).items():
+        grown = sweep["exponents"].get("stdetr")
+        if grown is not None:
+            memory = "" if "memory_peak" not in grown else f", peak memory {grown['memory_peak']:.2f}"
+            frames = sorted({row["frames"] for row in sweep["rows"]})
+            lines += [
+                "",
+                f"Growth with the number of frames, T = {', '.join(map(str, frames))}, {kind} op, as an exponent (1 is "
+                f"linear): forward {grown['forward_ms']:.2f}, both {grown['both_ms']:.2f}{memory}. Needed memory: "
+                "inputs, outputs and gradients.",
+            ]
+    absent = ", ".join(f"{name} ({why})" for name, why in found["absent"].items())
+    return [*lines, "", *([f"Not in this run: {absent}.", ""] if absent else [])]
+
+
+def _times(row: dict) -> str:
+    if "skipped" in row:
+        return row["skipped"]
+    if "forward_times_ours" not in row:
+        return "-"
+    return f"{row['forward_times_ours']:.1f}x, {row['both_times_ours']:.1f}x"
+
+
+START, END = "<!-- measured -->", "<!-- /measured -->"
+
+
+def updated(text: str) -> str:
+    """``text`` with everything between the marks made again; without the end mark, the start mark is replaced."""
+    body = "\n".join([START, "", *op(), *toy(), *pets(), END])
+    if END in text:
+        return re.sub(f"{START}.*{END}", lambda _: body, text, flags=re.S)
+    if START not in text:
+        raise ValueError(f"the README has no {START}: put it where the results belong")
+    return text.replace(START, body)
+
+
 def main() -> None:
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    body = "\n".join(["<!-- measured -->", "", *toy(), *pets(), "<!-- /measured -->"])
-    if "<!-- /measured -->" in text:
-        text = re.sub(r"<!-- measured -->.*<!-- /measured -->", lambda _: body, text, flags=re.S)
-    else:
-        text = text.replace("<!-- measured -->", body)
-    readme.write_text(text)
+    readme.write_text(updated(readme.read_text()))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
 
   const int64_t count = a.pairs ? a.pair_starts[frame_task + 1] - a.pair_starts[frame_task] : a.Q;
   const int32_t* pairs = a.pairs ? a.pairs + a.pair_starts[frame_task] : nullptr;
+  // Many points keep their slice in the cache; few find their pixels elsewhere, and ask for them in advance.
+  const bool scattered = count * a.K < tokens;
   Block<C> p;
   int64_t where[kBlock];   // index of the point among B,Q,H,F,L,K
   int64_t source[kBlock];  // index of its query and head among B,Q,H
@@ -98,7 +100,9 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
       }
     }
     find_corners(p, n);
+    for (int j = 0; scattered && j < n && j < kAhead; ++j) fetch_corners<St, Const>(value, row, p, j);
     for (int j = 0; j < n; ++j) {
+      if (scattered && j + kAhead < n) fetch_corners<St, Const>(value, row, p, j + kAhead);
       Slopes<C> slopes{C(0), C(0), C(0)};
       if (p.inside[j]) {
         if (source[j] != loaded) {

@@ -81,45 +81,66 @@ STDETR_INLINE C log_sum_exp(const St* logits, const int32_t* frames, const Probl
 template <class C>
 struct SlotTables { C *base_x, *base_y, *scale_x, *scale_y; };
 
-// Adds what slot f of one query and head contributes to sums.
-template <class St, int Const, bool Fused, class C>
-STDETR_INLINE void add_slot(
-    const Problem& a, const St* frame, int64_t first, C lse, const SlotTables<C>& tables, const Level* levels,
-    Block<C>& p, C* sums) {
-  const int64_t points = a.L * a.K, row = a.H * a.D;
-  Gather<St, Const> gather;
-  gather.start(sums, a.D);
-  for (int64_t from = 0; from < points; from += kBlock) {
-    const int count = int(points - from < kBlock ? points - from : kBlock);
-    if (points > kBlock) set_levels(p, levels + from, count);
-    if constexpr (Fused) {
-      const St* offsets = static_cast<const St*>(a.locations) + (first + from) * 2;
-      const St* logits = static_cast<const St*>(a.weights) + first + from;
+// A block of points of one query, head and frame slot: placed, and not yet read.
+template <class St, class C>
+struct Pending {
+  Block<C> p;
+  const St* frame;
+  C* sums;
+  int count = 0;
+};
+
+// Places points from..from+count-1 of a slot, whose first point is number `first` among B,Q,H,F,L,K.
+template <class St, bool Fused, class C>
+STDETR_INLINE void place_points(
+    const Problem& a, int64_t first, int64_t from, C lse, const SlotTables<C>& tables, Pending<St, C>& to) {
+  Block<C>& p = to.p;
+  const int count = to.count;
+  if constexpr (Fused) {
+    const St* offsets = static_cast<const St*>(a.locations) + (first + from) * 2;
+    const St* logits = static_cast<const St*>(a.weights) + first + from;
 #pragma omp simd
-      for (int j = 0; j < count; ++j) {
-        p.base_x[j] = tables.base_x[from + j];
-        p.base_y[j] = tables.base_y[from + j];
-        p.shift_x[j] = widen(offsets[2 * j]) * tables.scale_x[from + j];
-        p.shift_y[j] = widen(offsets[2 * j + 1]) * tables.scale_y[from + j];
-        p.weight[j] = exp_of(widen(logits[j]) - lse);
-      }
-    } else {
-      const C* locations = static_cast<const C*>(a.locations) + (first + from) * 2;
-      const C* weights = static_cast<const C*>(a.weights) + first + from;
-#pragma omp simd
-      for (int j = 0; j < count; ++j) {
-        p.base_x[j] = locations[2 * j];
-        p.base_y[j] = locations[2 * j + 1];
-        p.shift_x[j] = C(0);
-        p.shift_y[j] = C(0);
-        p.weight[j] = weights[j];
-      }
+    for (int j = 0; j < count; ++j) {
+      p.base_x[j] = tables.base_x[from + j];
+      p.base_y[j] = tables.base_y[from + j];
+      p.shift_x[j] = widen(offsets[2 * j]) * tables.scale_x[from + j];
+      p.shift_y[j] = widen(offsets[2 * j + 1]) * tables.scale_y[from + j];
+      p.weight[j] = exp_of(widen(logits[j]) - lse);
     }
-    find_corners(p, count);
-    for (int j = 0; j < count; ++j)
-      if (p.inside[j]) add_point<St, Const>(gather, frame, row, p, j, p.weight[j]);
+  } else {
+    const C* locations = static_cast<const C*>(a.locations) + (first + from) * 2;
+    const C* weights = static_cast<const C*>(a.weights) + first + from;
+#pragma omp simd
+    for (int j = 0; j < count; ++j) {
+      p.base_x[j] = locations[2 * j];
+      p.base_y[j] = locations[2 * j + 1];
+      p.shift_x[j] = C(0);
+      p.shift_y[j] = C(0);
+      p.weight[j] = weights[j];
+    }
   }
-  gather.finish(sums);
+  find_corners(p, count);
+}
+
+// Adds a block of points to its sums.  Meanwhile it asks for the pixels of the points that come kAhead later, which may
+// belong to the next block: the rows of a few queries are scattered over the frame and would each be waited for.
+template <class St, int Const, class C>
+__attribute__((noinline)) void gather_points(const Problem& a, const Pending<St, C>& work, const Pending<St, C>* next) {
+  if (work.count == 0) return;
+  const int64_t row = a.H * a.D;
+  const int ahead = work.count < kAhead ? work.count : kAhead, coming = next ? next->count : 0;
+  Gather<St, Const> gather;
+  gather.start(work.sums, a.D);
+  for (int j = 0; j < work.count; ++j) {
+    const int i = j + ahead;
+    if (i < work.count) {
+      fetch_corners<St, Const>(work.frame, row, work.p, i);
+    } else if (i - work.count < coming) {
+      fetch_corners<St, Const>(next->frame, row, next->p, i - work.count);
+    }
+    if (work.p.inside[j]) add_point<St, Const>(gather, work.frame, row, work.p, j, work.p.weight[j]);
+  }
+  gather.finish(work.sums);
 }
 
 // Queries are taken in blocks, and within a block frame after frame: what is in the cache belongs to one frame, so a
@@ -139,8 +160,10 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
     C* room = scratch.data + (kHalf ? block * row : 0);
     tables = {room, room + points, room + 2 * points, room + 3 * points};
   }
-  Block<C> p;
-  if (points <= kBlock) set_levels(p, levels.data, int(points));
+  Pending<St, C> work[2];  // one is gathered while the pixels of the other are on their way
+  Pending<St, C>*next = &work[0], *current = &work[1];
+  if (points <= kBlock)
+    for (Pending<St, C>& one : work) set_levels(one.p, levels.data, int(points));
   C* lse = static_cast<C*>(a.lse);
   for (int64_t from = begin; from < end; from += block) {
     const int64_t to = from + block < end ? from + block : end;
@@ -156,6 +179,7 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
         }
       }
     }
+    current->count = 0;
     for (int64_t f = 0; f < a.F; ++f) {
       for (int64_t task = from; task < to; ++task) {
         const int32_t* frames = a.frame_index ? a.frame_index + task * a.F : nullptr;
@@ -172,12 +196,21 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
         }
         for (int64_t h = 0; h < a.H; ++h) {
           const int64_t at = task * a.H + h;
-          const St* frame = static_cast<const St*>(a.value) + (b * a.T + t) * frame_size + h * a.D;
-          add_slot<St, Const, Fused, C>(a, frame, (at * a.F + f) * points, Fused ? lse[at] : C(0), tables, levels.data,
-                                        p, sums + (task - from) * row + h * a.D);
+          for (int64_t part = 0; part < points; part += kBlock) {
+            next->count = int(points - part < kBlock ? points - part : kBlock);
+            next->frame = static_cast<const St*>(a.value) + (b * a.T + t) * frame_size + h * a.D;
+            next->sums = sums + (task - from) * row + h * a.D;
+            if (points > kBlock) set_levels(next->p, levels.data + part, next->count);
+            place_points<St, Fused, C>(a, (at * a.F + f) * points, part, Fused ? lse[at] : C(0), tables, *next);
+            gather_points<St, Const, C>(a, *current, next);
+            Pending<St, C>* done = current;
+            current = next;
+            next = done;
+          }
         }
       }
     }
+    gather_points<St, Const, C>(a, *current, nullptr);
     if constexpr (kHalf) {
       for (int64_t i = 0; i < (to - from) * row; ++i) narrow(sums[i], out[i]);
     }

@@ -5,6 +5,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -151,8 +156,25 @@ void list_pairs(Call& call) {
 // Tasks are cut so that a thread gets some ten thousand multiply-adds at least.
 int64_t grain(int64_t work_of_a_task) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work_of_a_task)); }
 
+// Large results are fresh memory, and a page fault for each 4 KiB of it costs more than the arithmetic of a few queries:
+// asks the system for large pages, where it gives them on request.
+void prefer_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t kWorthIt = int64_t(4) << 20;
+  if (bytes < kWorthIt) return;
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE)), begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + page - 1) / page * page, last = (begin + uintptr_t(bytes)) / page * page;
+  // A refusal changes nothing but the speed.
+  (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+  Tensor made = torch::stable::new_empty(like, shape, dtype);
+  if (made.numel() > 0) prefer_large_pages(made.mutable_data_ptr(), made.numel() * int64_t(made.element_size()));
+  return made;
 }
 
 Tensor empty_as(const Tensor& like) {

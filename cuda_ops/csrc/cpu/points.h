@@ -62,6 +62,22 @@ STDETR_INLINE void find_corners(Block<C>& p, int n) {
   }
 }
 
+// How many points ahead of the one that is read its pixels are asked for.
+constexpr int kAhead = 16;
+
+// Asks for the four pixel rows of a point.  Corners outside were clamped into the level, so every address exists.
+template <class St, int Const, class C>
+STDETR_INLINE void fetch_corners(const St* frame, int64_t stride, const Block<C>& p, int j) {
+  if constexpr (Const > 0) {
+    for (int at = 0; at < Const; at += 64 / int(sizeof(St))) {
+      __builtin_prefetch(frame + p.token00[j] * stride + at);
+      __builtin_prefetch(frame + p.token01[j] * stride + at);
+      __builtin_prefetch(frame + p.token10[j] * stride + at);
+      __builtin_prefetch(frame + p.token11[j] * stride + at);
+    }
+  }
+}
+
 // The level of each point, from a table with one entry a point.
 template <class C>
 STDETR_INLINE void set_levels(Block<C>& p, const Level* levels, int n) {

@@ -7,7 +7,6 @@ Implementations take turns, so that a busy machine disturbs all of them alike; f
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from stdetr.bench.op_measure import (
     time_once,
 )
 from stdetr.bench.op_peers import Implementation, implementations
-from stdetr.bench.report import draw_table, machine
+from stdetr.bench.report import draw_table, fit_exponent, machine
 from stdetr.ops import backend
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -209,14 +208,6 @@ def _sweep(
                 }
         result[kind] = {"rows": rows, "exponents": exponents}
     return result
-
-
-def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The slope of log(cost) over log(size), by least squares."""
-    x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
-    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
-    across = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return across / sum((a - mean_x) ** 2 for a in x)
 
 
 def _progress(row: Mapping[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,6 +98,14 @@ def flat_lines(node: object, name: str = "") -> Iterator[str]:
             yield from flat_lines(value, f"{name}[{place}]")
     else:
         yield f"{name}: {node:.4g}" if isinstance(node, float) else f"{name}: {node}"
+
+
+def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The slope of log(cost) over log(size), by least squares."""
+    x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
+    across = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return across / sum((a - mean_x) ** 2 for a in x)
 
 
 def draw_table(header: Sequence[str], rows: Sequence[Row]) -> str:

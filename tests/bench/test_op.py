@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from stdetr.bench import run
-from stdetr.bench.op import fit_exponent
 from stdetr.bench.op_cases import CASES, CPU_CASES, GPU_CASES, SWEEP, OpCase, find_cases, make_inputs
 from stdetr.bench.op_measure import peak_memory_in_process
 from stdetr.bench.op_peers import grid_sample_attention
-from stdetr.bench.report import draw_table, flat_lines
+from stdetr.bench.report import draw_table, fit_exponent, flat_lines
 from stdetr.config import compose
 from stdetr.ops import st_deform_attn, st_deform_attn_fused
 
