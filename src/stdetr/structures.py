@@ -129,16 +129,34 @@ class Clip:
         return f"Clip(frames={tuple(self.frames.shape)}, targets={self.targets!r}, video={self.info.video_name!r})"
 
 
+@dataclass(frozen=True)
+class PixelScale:
+    """How a uint8 pixel becomes a network's input: ``x * scale + shift``, one number for each of R, G and B."""
+
+    scale: tuple[float, float, float]
+    shift: tuple[float, float, float]
+
+    def apply(self, frames: Tensor) -> Tensor:
+        """...,3,h,w uint8 or float32 (0 to 255) -> float32 of the same shape, contiguous; the input is left alone."""
+        # One pass converts and, where the channels are the innermost axis in memory, sorts them into planes.
+        out = torch.empty(frames.shape, dtype=torch.float32, device=frames.device).copy_(frames)
+        scale, shift = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self.scale, self.shift))
+        return out.mul_(scale).add_(shift)
+
+
 @dataclass(frozen=True, repr=False)
 class ClipBatch:
     """B clips, padded to one size at the bottom, the right and the end of time.
 
-    frames:      B,T,3,h,w float32, RGB, normalised with the backbone's mean and deviation; padding is 0
+    frames:      B,T,3,h,w float32, RGB, normalised with the backbone's mean and deviation; padding is 0.  As a loader
+                 gives them: uint8, not yet normalised (a quarter of the memory to fill, send and copy), with ``pixels``
+                 that tells how; :meth:`to` normalises them on the device that it moves them to
     sizes:       B,2 int64 (h, w) of the unpadded frames inside the padded ones
     frame_mask:  B,T bool, True for real frames, False for frames that only pad a shorter clip
     frame_index: B,T int64 decoded frame number in the source; padding continues the count
     targets:     B ClipTargets, padded in time with present = False
     infos:       B ClipInfo, not padded
+    pixels:      how uint8 ``frames`` are normalised; None: they are
     """
 
     frames: Tensor
@@ -147,6 +165,7 @@ class ClipBatch:
     frame_index: Tensor
     targets: tuple[ClipTargets, ...]
     infos: tuple[ClipInfo, ...]
+    pixels: PixelScale | None = None
 
     def __post_init__(self) -> None:
         _check("frames", self.frames, (None, None, 3, None, None))
@@ -162,10 +181,20 @@ class ClipBatch:
         return _shapes(self, ("frames", "sizes", "frame_mask", "frame_index"))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
+        """The batch on ``device``, its frames normalised."""
         names = ("frames", "sizes", "frame_mask", "frame_index")
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
         targets = tuple(target.to(device, non_blocking=non_blocking) for target in self.targets)
-        return replace(self, targets=targets, **moved)
+        if self.pixels is not None:
+            moved["frames"] = self.pixels.apply(moved["frames"])
+            # From the sizes as they are here: reading them back from a device would wait for it.
+            for clip, ((height, width), mask) in enumerate(
+                zip(self.sizes.tolist(), self.frame_mask.tolist(), strict=True)
+            ):
+                moved["frames"][clip, :, :, height:] = 0
+                moved["frames"][clip, :, :, :height, width:] = 0
+                moved["frames"][clip, sum(mask) :] = 0
+        return replace(self, targets=targets, pixels=None, **moved)
 
     def split_frames(self) -> ClipBatch:
         """The real frames of the batch, each as a clip of its own (T = 1), clip by clip."""

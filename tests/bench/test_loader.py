@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from stdetr.bench.loader import run
+from stdetr.bench.loader import _Pass, _summary, run, table
 
-SMALL = {"size": [48, 32], "length": 12, "gop": 6, "frames": 3, "workers": [0], "reads": 6, "limit": 12}
+SMALL = {"size": [48, 32], "length": 12, "gop": 6, "frames": 3, "workers": [0], "reads": 6, "limit": 12, "repeats": 1}
 
 
 def test_a_small_run_gives_json() -> None:
@@ -19,13 +19,33 @@ def test_a_small_run_gives_json() -> None:
     for measured in result["backends"].values():
         raw = measured["raw_sequential"]["frames_per_s"]
         assert measured["raw_sequential"]["ratio_to_raw"] == 1
-        for name in ("source_contiguous", "loader_contiguous_workers_0", "loader_random_workers_0"):
+        names = ("source_contiguous", "loader_contiguous_workers_0", "loader_random_workers_0")
+        for name in (*names, "loader_contiguous_normalised_on_cpu"):
             entry = measured[name]
             assert entry["ratio_to_raw"] == pytest.approx(entry["frames_per_s"] / raw, abs=0.002)
             assert entry["frames_per_s"] == pytest.approx(3 * entry["clips_per_s"], rel=0.02)
+            assert entry["cpu_ms_per_frame"] > 0
     assert result["memory"]["reads"] == 6
     assert result["memory"]["peak_mb"] >= result["memory"]["before_mb"] > 0
     assert set(result["caches"]) == {"memory", "disk"}
+    lines = table(result).splitlines()
+    assert lines[0] == "made film, 48x32, 12 frames, clips of 3"
+    assert sum(line.startswith("| decord") for line in lines) == 5
+    assert lines[-1].startswith("memory over 6 random clips (decord): ")
+
+
+def test_the_fastest_pass_counts_and_workers_have_no_cpu_figure() -> None:
+    passes = {
+        "raw_sequential": [_Pass(2.0, 1.0, 100), _Pass(1.0, 1.5, 100)],
+        "loader_contiguous_workers_0": [_Pass(1.25, 1.6, 100), _Pass(4.0, 1.25, 100)],
+        "loader_contiguous_workers_2": [_Pass(0.5, 0.1, 100)],
+    }
+    found = _summary(passes, clip=5)
+    assert found["raw_sequential"]["frames_per_s"] == 100
+    here = found["loader_contiguous_workers_0"]
+    assert (here["frames_per_s"], here["clips_per_s"], here["ratio_to_raw"]) == (80, 16, 0.8)
+    assert (here["cpu_ms_per_frame"], here["cpu_ratio_to_raw"]) == (12.5, 0.8)
+    assert found["loader_contiguous_workers_2"] == {"frames_per_s": 200, "clips_per_s": 40, "ratio_to_raw": 2}
 
 
 @pytest.mark.parametrize(

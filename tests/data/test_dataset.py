@@ -135,6 +135,34 @@ def test_collation_refuses_raw_frames_and_nothing() -> None:
         Collate()([])
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_batch_of_bytes_is_normalised_where_it_goes(interleaved: bool) -> None:
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+    transform = ClipTransform(mean=mean.tolist(), std=std.tolist())
+    generator = torch.Generator().manual_seed(0)
+    clips = []
+    for frames, height, width in ((2, 17, 30), (4, 20, 9)):
+        clip = _clip(frames, height, width, 1)
+        pixels = torch.randint(0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=generator)
+        planes = pixels.permute(0, 3, 1, 2)
+        clips.append(Clip(planes if interleaved else planes.contiguous(), clip.targets, clip.info))
+    raw = Collate(16, transform.pixels)(clips)
+    assert raw.frames.dtype == torch.uint8
+    assert (raw.frames.stride(2) == 1) == interleaved
+    ready = raw.to("cpu")
+    assert ready.frames.is_contiguous()
+    for number, clip in enumerate(clips):
+        count, _, height, width = clip.frames.shape
+        inner = ready.frames[number, :count, :, :height, :width]
+        wanted = (clip.frames.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        torch.testing.assert_close(inner.double(), wanted, rtol=0, atol=1e-6)
+        assert torch.equal(inner, transform.normalise(clip.frames))
+        assert ready.frames[number].count_nonzero() == inner.count_nonzero()  # all padding is exactly 0
+    again = ready.to("cpu")
+    assert torch.equal(again.frames, ready.frames)
+    assert raw.frames.dtype == torch.uint8
+
+
 def test_batches_by_epoch() -> None:
     batches = EpochBatches(10, 4, shuffle=True, seed=1)
     assert len(batches) == 3

@@ -34,6 +34,9 @@ def clip_seed(seed: int, epoch: int, number: int) -> int:
 class ClipDataset(Dataset[Clip]):
     """Clips of a CocoVID index, cut by a sampler and changed by transforms.
 
+    Frames stay uint8 where the transforms leave them so: batches normalise them where they are used, see
+    :class:`~stdetr.structures.ClipBatch`.
+
     index:   the annotation file; root: folder that its file names are relative to
     sampler: which frames make clip ``number`` of an epoch
     seed:    of the random transforms
@@ -96,11 +99,13 @@ class ClipDataset(Dataset[Clip]):
             state = torch.get_rng_state()
             torch.default_generator.manual_seed(clip_seed(self.seed, epoch, number))
             try:
-                video, moved, keep = self.transforms(frames, boxes)
+                video, moved, keep = self.transforms.move(frames, boxes)
             finally:
                 torch.set_rng_state(state)
         else:
-            video, moved, keep = self.transforms(frames, boxes)
+            video, moved, keep = self.transforms.move(frames, boxes)
+        if video.is_floating_point():
+            video = self.transforms.normalise(video)
         height, width = video.shape[-2:]
         normalised = box_convert(moved, "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
         targets = pack_tracks(
@@ -128,8 +133,9 @@ class ClipDataset(Dataset[Clip]):
                 f"{frames.shape[1]}, but {self.index.path} says {width}x{height} (videos id "
                 f"{self.index.video_ids[video]}): its boxes would be wrong"
             )
-        # Planes, while they are bytes: transforms on interleaved channels are several times slower.
-        return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+        planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
+        # Transforms on interleaved channels are several times slower; where there are none, normalisation sorts them.
+        return planes.contiguous() if self.transforms.transforms else planes
 
     def _info(self, rows: np.ndarray, clip: ClipRows) -> ClipInfo:
         video = self.index.video_of(int(rows[0]))

@@ -39,7 +39,7 @@ class DecordSource:
         self.size, self.fps = index.size, index.fps
         self._sequence = AvSource(path)
         self._exact = index.closed
-        self._after = -_NEARBY - 1
+        self._after = 0  # a closed file stands before its first frame
         if not index.closed:
             _log.info("%s: decord cannot seek exactly in open groups of pictures, PyAV reads it", path)
 
@@ -92,4 +92,4 @@ class DecordSource:
     def close(self) -> None:
         """Close the file."""
         self._sequence.close()
-        self._after = -_NEARBY - 1
+        self._after = 0  # a closed file stands before its first frame

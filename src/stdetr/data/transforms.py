@@ -20,6 +20,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as functional_v2
 
+from stdetr.structures import PixelScale
+
 
 class ClipTransform(nn.Module):
     """Applies v2 transforms to a clip, cleans the boxes and normalises the frames at the end.
@@ -53,20 +55,36 @@ class ClipTransform(nn.Module):
         self.scale = None if std is None else (1 / (255 * torch.tensor(std))).view(1, 3, 1, 1)
         self.shift = None if std is None or mean is None else (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1)
 
+    @property
+    def pixels(self) -> PixelScale | None:
+        """How frames are normalised; None when they are not."""
+        if self.scale is None or self.shift is None:
+            return None
+        red, green, blue = self.scale.flatten().tolist()
+        shift_red, shift_green, shift_blue = self.shift.flatten().tolist()
+        return PixelScale((red, green, blue), (shift_red, shift_green, shift_blue))
+
     def forward(self, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """frames T,3,h,w uint8; boxes M,4 xyxy px.
 
         Returns frames T,3,h',w' (float32 when normalising), boxes M,4 xyxy px clipped to them, and keep M bool.
         """
-        video: Any = tv_tensors.Image(frames)
+        video, clipped, keep = self.move(frames, boxes)
+        return self.normalise(video), clipped, keep
+
+    def move(self, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`forward`, but frames stay what the transforms leave: uint8, or floats in [0,1]."""
+        moved = boxes
         height, width = frames.shape[-2:]
-        wrapped: Any = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue] - None is a clamping mode
-            boxes, format="XYXY", canvas_size=(height, width), clamping_mode=None
-        )
-        for transform in self.transforms:
-            video, wrapped = transform(video, wrapped)
-        height, width = video.shape[-2:]
-        moved = wrapped.as_subclass(Tensor)
+        if self.transforms:
+            video: Any = tv_tensors.Image(frames)
+            wrapped: Any = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue] - None is a clamping mode
+                boxes, format="XYXY", canvas_size=(height, width), clamping_mode=None
+            )
+            for transform in self.transforms:
+                video, wrapped = transform(video, wrapped)
+            frames, moved = video.as_subclass(Tensor), wrapped.as_subclass(Tensor)
+            height, width = frames.shape[-2:]
         clipped = torch.stack([moved[:, 0::2].clamp(0, width), moved[:, 1::2].clamp(0, height)], dim=2).flatten(1)
         side = clipped[:, 2:] - clipped[:, :2]
         # Boxes come back unclipped (clamping_mode=None), so what a crop left of each can be measured.
@@ -74,14 +92,13 @@ class ClipTransform(nn.Module):
         if self.min_share > 0:
             whole = (moved[:, 2:] - moved[:, :2]).clamp(min=0).prod(dim=1)
             keep &= side.prod(dim=1) >= self.min_share * whole
-        return self._normalise(video.as_subclass(Tensor)), clipped, keep
+        return frames, clipped, keep
 
-    def _normalise(self, frames: Tensor) -> Tensor:
-        if self.scale is None or self.shift is None:
+    def normalise(self, frames: Tensor) -> Tensor:
+        """T,3,h,w uint8 or float in [0,1] -> float32 normalised; unchanged without mean and std."""
+        if self.pixels is None:
             return frames.contiguous()
-        if frames.is_floating_point():
-            frames = frames * 255
-        return frames.contiguous().to(torch.float32).mul_(self.scale).add_(self.shift)
+        return self.pixels.apply(frames * 255 if frames.is_floating_point() else frames)
 
 
 class ResizeShortSide(nn.Module):
