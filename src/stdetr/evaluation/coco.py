@@ -18,6 +18,7 @@ from .boxes import paired_iou
 from .coco_rules import LIMITS, THRESHOLDS, Candidates, mean_curve, score_class, size_ranges, twelve
 from .curve import RECALL_POINTS, mean_defined
 from .detections import BoundDetections
+from .excuses import federation_note, not_exhaustive
 from .ground_truth import GroundTruth
 from .matching import ImageJoin, chunks
 from .protocol import Inputs, MatchTable, Result
@@ -34,7 +35,7 @@ class CocoEvaluator:
 
     backend: ``pycocotools``; ``faster-coco-eval`` (its extra must be installed); ``columnar``, the same rules on
         numpy columns for very large inputs; ``auto`` takes pycocotools where it is practical, ``columnar`` beyond.
-        The numbers are equal.
+        The numbers are equal.  Federated annotation (LVIS's rule) is known to ``columnar`` alone.
     """
 
     name = "coco"
@@ -56,7 +57,8 @@ class CocoEvaluator:
                 part, _, _, _ = self._tables(gt.subset(images), detections.subset(images))
                 metrics[f"AP_{name}"], metrics[f"AP50_{name}"] = mean_defined(part[0]), mean_defined(part[0, :, 0])
                 details[f"frames_{name}"] = int(images.sum())
-        return Result(metrics, per_class, {"coco/AP50": curve} if len(curve[0]) else {}, details)
+        curves = {"coco/AP50": curve} if len(curve[0]) else {}
+        return Result(metrics, per_class, curves, details, note=federation_note(gt))
 
     def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
         classes = [score_class(c, size_ranges(32, 96)[:1], len(inputs.gt.video_ids)) for c in _candidates(inputs)]
@@ -66,6 +68,13 @@ class CocoEvaluator:
     def _tables(self, gt: GroundTruth, detections: BoundDetections) -> tuple[Any, Any, Any, str]:
         """AP (A,C,T), recall (A,C,T,K), the mean curve at IoU 0.5 and the backend that was used."""
         backend = self.backend
+        if gt.federation is not None:
+            if backend not in ("auto", "columnar"):
+                raise ValueError(
+                    f"coco_backend={backend} knows no federated annotation (neg_category_ids, "
+                    "not_exhaustive_category_ids), and the annotations have it; use coco_backend=columnar"
+                )
+            backend = "columnar"
         if backend == "auto":
             visits = len(gt.image_ids) * max(len(gt.category_ids), 1)
             small = len(detections) <= _MOST_DETECTIONS and visits <= _MOST_VISITS
@@ -118,6 +127,7 @@ def _candidates(inputs: Inputs) -> Iterator[Candidates]:
             det=np.concatenate([*det, np.zeros(0, np.int64)]),
             gt=np.concatenate([*truth, np.zeros(0, np.int64)]),
             iou=np.concatenate([*iou, np.zeros(0)]),
+            det_excused=not_exhaustive(gt, gt.image_video[image], category),
         )
 
 

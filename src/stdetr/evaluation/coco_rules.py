@@ -37,6 +37,7 @@ class Candidates:
     det_group: n integers, image (or video) inside which the limit of detections counts
     det_area: n     det_video: n int    gt_area: g      gt_crowd: g bool    gt_video: g int
     det, gt: p positions; iou: p float64
+    det_excused: n bool, detections that count as nothing unless they are matched
     """
 
     det_group: np.ndarray
@@ -48,6 +49,7 @@ class Candidates:
     det: np.ndarray
     gt: np.ndarray
     iou: np.ndarray
+    det_excused: np.ndarray
 
     def limited(self, limit: int) -> Candidates:
         """At most ``limit`` detections of each group."""
@@ -66,6 +68,7 @@ class Candidates:
             place[self.det[pairs]],
             self.gt[pairs],
             self.iou[pairs],
+            self.det_excused[keep],
         )
 
 
@@ -93,7 +96,7 @@ def score_class(candidates: Candidates, ranges: np.ndarray, videos: int) -> Clas
         ignored = c.gt_crowd | (c.gt_area < low) | (c.gt_area > high)
         positives = np.bincount(c.gt_video[~ignored], minlength=videos)
         total = positives.sum()
-        counts = (c.det_area >= low) & (c.det_area <= high)
+        counts = (c.det_area >= low) & (c.det_area <= high) & ~c.det_excused
         order = np.lexsort((-c.gt, -c.iou, ignored[c.gt], c.det))
         det, gt, iou = c.det[order], c.gt[order], c.iou[order]
         for t, threshold in enumerate(THRESHOLDS):

@@ -94,6 +94,8 @@ def prepare(
 ) -> Inputs:
     """Read and check everything; where ``tubes`` is None they are built from the predictions' ``track_id``.
 
+    Detections and tubes of classes that a federated video was not searched for are left out.
+
     build_tubes: False leaves that out, for evaluators that need none (then a ``track_id`` need not be unique a frame)
     timestamps, latency_ms, frame_rate: see ``evaluate``
     """
@@ -109,6 +111,11 @@ def prepare(
         tubes = TubeResults.from_tracks(bound, gt) if build_tubes else None
     elif not isinstance(tubes, TubeResults):
         tubes = TubeResults.load(tubes, gt)
+    if gt.federation is not None:
+        # After the tubes are built: the class of a track is what most of its detections say, not of those left.
+        scored = gt.federation.scored
+        bound = bound.take(scored[gt.image_video[bound.image], bound.category])
+        tubes = None if tubes is None else tubes.select(scored[tubes.video, tubes.category])
     if timestamps is not None and latency_ms is not None:
         raise ValueError("give timestamps or latency_ms, not both")
     if timestamps is None and latency_ms is None:

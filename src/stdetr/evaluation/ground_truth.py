@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .columns import box_column, check_boxes, column, flags, index_of, load_json, optional_integers
+from .excuses import Federation, read_federation
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +35,8 @@ class GroundTruth:
     crowd: A bool, ``iscrowd`` or ``ignore``: the box neither rewards nor punishes
     track: A int64, number of the track (unique over all videos); boxes without ``instance_id`` are tracks of one box
     has_tracks: whether any annotation carries an ``instance_id``
+    region: A bool, the ``ignore`` ones among ``crowd``; None when there are none
+    federation: which classes were looked for in which video; None when all were in all
     """
 
     video_ids: np.ndarray
@@ -53,6 +56,8 @@ class GroundTruth:
     crowd: np.ndarray
     track: np.ndarray
     has_tracks: bool
+    region: np.ndarray | None = None
+    federation: Federation | None = None
 
     def __repr__(self) -> str:
         sizes = f"{len(self.video_ids)} videos, {len(self.image_ids)} frames, {len(self.boxes)} boxes"
@@ -86,8 +91,17 @@ class GroundTruth:
             frame_ids=self.frame_ids[images],
             degraded=None if self.degraded is None else self.degraded[images],
             image=position[self.image[keep]],
+            region=None if self.region is None else self.region[keep],
             **{name: getattr(self, name)[keep] for name in names},
         )
+
+    def objects(self) -> GroundTruth:
+        """Without the ignore regions."""
+        if self.region is None:
+            return self
+        keep = ~self.region
+        names = ("annotation_ids", "image", "category", "boxes", "area", "crowd", "track")
+        return replace(self, region=None, **{name: getattr(self, name)[keep] for name in names})
 
     @classmethod
     def from_coco(cls, source: Path | str | dict[str, Any]) -> GroundTruth:
@@ -169,12 +183,15 @@ def _read(document: dict[str, Any], what: str) -> GroundTruth:
         if all("area" in record for record in annotations)
         else boxes[:, 2] * boxes[:, 3]
     )
-    crowd = flags(annotations, "iscrowd", here) | flags(annotations, "ignore", here)
+    region = flags(annotations, "ignore", here)
+    crowd = flags(annotations, "iscrowd", here) | region
     instance = optional_integers(annotations, "instance_id", here, -1)
     keep = np.argsort(image, kind="stable")
     image, instance = image[keep], instance[keep]
     track = _tracks(image_video[order][image], instance)
     _one_box_per_frame(image_ids[order][image], instance, what)
+    looked_for = (image_video[order][image], category[keep])
+    federation = read_federation(document.get("videos") or [], category_ids, looked_for, what)
     return GroundTruth(
         video_ids=video_ids,
         video_names=names,
@@ -193,6 +210,8 @@ def _read(document: dict[str, Any], what: str) -> GroundTruth:
         crowd=crowd[keep],
         track=track,
         has_tracks=bool((instance >= 0).any()),
+        region=region[keep] if region.any() else None,
+        federation=federation,
     )
 
 

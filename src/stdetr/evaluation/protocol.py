@@ -40,6 +40,7 @@ class Result:
     curves:    label to (recall, precision), each k float64, mean over classes
     details:   further JSON-able numbers (per video, per threshold, counts)
     undefined: why the metrics are not defined, one line; empty when they are
+    note: where the numbers go beyond the public rules on these annotations, one line; empty when they do not
     """
 
     metrics: dict[str, float]
@@ -47,6 +48,7 @@ class Result:
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     undefined: str = ""
+    note: str = ""
 
 
 class Evaluator(Protocol):

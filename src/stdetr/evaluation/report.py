@@ -146,13 +146,21 @@ def markdown(found: Evaluation) -> str:
     undefined = [f"- {evaluator.name}: {r.undefined}" for evaluator, r in found.results if r.undefined]
     if undefined:
         head += ["Not defined here (null in metrics.json):", "", *undefined, ""]
+    head += _notes(found)
     return "\n".join(head) + "\n" + "\n".join(table.markdown() for table in tables(found).values())
+
+
+def _notes(found: Evaluation) -> list[str]:
+    """Lines on what goes beyond the public rules; none where nothing does."""
+    notes = [f"- {evaluator.name}: {result.note}" for evaluator, result in found.results if result.note]
+    return ["Beyond the public rules:", "", *notes, ""] if notes else []
 
 
 def summary(found: Evaluation) -> str:
     """The tables that every report prints: all variants side by side, motion, sizes, degradation, tracking."""
     wanted = tables(found)
-    return "\n".join(wanted[name].markdown() for name in wanted if name not in ("per_class", "per_video"))
+    shown = [wanted[name].markdown() for name in wanted if name not in ("per_class", "per_video")]
+    return "\n".join([*shown, *_notes(found)])
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -185,6 +193,7 @@ def as_document(found: Evaluation) -> dict[str, Any]:
                 "name": evaluator.name,
                 "rule": evaluator.rule,
                 "undefined": result.undefined or None,
+                "note": result.note or None,
                 "metrics": {name: _cell(value) for name, value in result.metrics.items()},
                 "details": result.details,
             }

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .boxes import paired_iou
 from .detections import NO_TRACK, BoundDetections
+from .excuses import federation_note
 from .ground_truth import GroundTruth
 from .protocol import Inputs, Result
 from .tubes import check_one_box_per_frame
@@ -76,7 +77,13 @@ class TrackEvaluator:
                 alone, _ = score_videos(gt, tracked.take(theirs), mine)
                 for name in PER_CLASS:
                     per_class[name][category] = alone[name]
-        return Result(combined, per_class, details={"per_video": per_video, "tracked_detections": len(tracked)})
+        details = {"per_video": per_video, "tracked_detections": len(tracked)}
+        note = federation_note(gt)
+        if note:
+            note = (
+                f"{note.partition(', unmatched')[0]}; unmatched ones of its not_exhaustive_category_ids count as false"
+            )
+        return Result(combined, per_class, details=details, note=note)
 
 
 def score_videos(

@@ -17,6 +17,7 @@ import numpy as np
 
 from .boxes import paired_intersection
 from .coco_rules import THRESHOLDS, Candidates, ClassScores, mean_curve, score_class, size_ranges, summarise
+from .excuses import federation_note, not_exhaustive
 from .ground_truth import GroundTruth
 from .matching import ImageJoin
 from .protocol import Inputs, MatchTable, Result
@@ -57,7 +58,7 @@ class TubeEvaluator:
             "predicted_tubes": len(inputs.tubes or ()),
             "ground_truth_tubes_per_class": np.bincount(counted, minlength=len(inputs.gt.category_ids)).tolist(),
         }
-        return Result(summarise(classes), per_class, {"tube/AP50": curve}, counts)
+        return Result(summarise(classes), per_class, {"tube/AP50": curve}, counts, note=federation_note(inputs.gt))
 
     def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
         if _undefined(inputs):
@@ -124,6 +125,7 @@ def _candidates(
         det=det[near],
         gt=gt_tube[near],
         iou=iou[near],
+        det_excused=not_exhaustive(gt, tubes.video[theirs], category),
     )
 
 

@@ -44,6 +44,22 @@ class TubeResults:
     def __repr__(self) -> str:
         return f"TubeResults({len(self)} tubes, {len(self.boxes)} boxes)"
 
+    def select(self, keep: np.ndarray) -> TubeResults:
+        """The tubes that the mask (N bool) names."""
+        if keep.all():
+            return self
+        rows, place = keep[self.tube], np.cumsum(keep) - 1
+        return TubeResults(
+            self.video[keep],
+            self.category[keep],
+            self.scores[keep],
+            self.crowd[keep],
+            place[self.tube[rows]],
+            self.image[rows],
+            self.boxes[rows],
+            self.ignored[rows],
+        )
+
     @classmethod
     def from_ground_truth(cls, gt: GroundTruth) -> TubeResults:
         """The annotated tracks.  A track is crowd when all of its boxes are; a single crowd box of another track

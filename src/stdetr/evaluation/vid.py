@@ -20,13 +20,14 @@ import numpy as np
 from .boxes import paired_iou
 from .curve import ScoredMatches, mean_defined, sample_curve
 from .detections import BoundDetections
+from .excuses import excused, federation_note, region_note
 from .ground_truth import GroundTruth
 from .matching import ImageJoin, chunks, greedy_match
 from .motion import Split, motion_splits
 from .protocol import Inputs, MatchTable, Result
 
 PAIRS = 1 << 20  # pairs whose overlaps are held at a time
-NO_CROWD = "ImageNet VID rules know no crowd or ignore boxes, and the annotations hold {count}"
+NO_CROWD = "ImageNet VID rules know no crowd boxes, and the annotations hold {count} (iscrowd without ignore)"
 
 
 def split_names(motion: bool) -> tuple[str, ...]:
@@ -36,12 +37,13 @@ def split_names(motion: bool) -> tuple[str, ...]:
 
 def undefined(inputs: Inputs, motion: bool) -> str:
     """Why the ImageNet VID evaluators cannot score these annotations; empty when they can."""
-    count = int(inputs.gt.crowd.sum())
+    gt = inputs.gt.objects()
+    count = int(gt.crowd.sum())
     if count:
         return NO_CROWD.format(count=count)
-    if not len(inputs.gt.boxes):
+    if not len(gt.boxes):
         return "the annotations have no box"
-    return "motion splits need instance_id in the annotations" if motion and not inputs.gt.has_tracks else ""
+    return "motion splits need instance_id in the annotations" if motion and not gt.has_tracks else ""
 
 
 class VidEvaluator:
@@ -59,7 +61,7 @@ class VidEvaluator:
     def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
         if undefined(inputs, False):
             return {}
-        splits = motion_splits(inputs.gt, ("all",))
+        splits = motion_splits(inputs.gt.objects(), ("all",))
         return {"vid/AP50": MatchTable("area", [[c[0] for c in score_classes(inputs, splits)]])}
 
 
@@ -76,8 +78,9 @@ def summarise(
     reason = undefined(inputs, False)
     if reason:
         return Result(dict.fromkeys(keys.values(), float("nan")), undefined=reason)
-    splits = motion_splits(inputs.gt, names if motion_defined else ("all",))
-    classes = len(inputs.gt.category_ids)
+    gt = inputs.gt.objects()
+    splits = motion_splits(gt, names if motion_defined else ("all",))
+    classes = len(gt.category_ids)
     table = {split: np.full(classes, np.nan) for split in names}
     curves = []
     for c, matches in enumerate(score_classes(inputs, splits)):
@@ -89,7 +92,7 @@ def summarise(
         "ground_truth": {split.name: int((~split.ignored).sum()) for split in splits},
         "empty_weight": {split.name: split.empty_weight for split in splits},
         "ground_truth_per_class": {
-            split.name: np.bincount(inputs.gt.category[~split.ignored], minlength=classes).tolist() for split in splits
+            split.name: np.bincount(gt.category[~split.ignored], minlength=classes).tolist() for split in splits
         },
     }
     return Result(
@@ -98,6 +101,7 @@ def summarise(
         {f"{name}/AP50": (np.linspace(0, 1, 101), np.mean(curves, axis=0))} if curves else {},
         details,
         undefined(inputs, True) if motion and not motion_defined else "",
+        "; ".join(note for note in (region_note(inputs.gt), federation_note(inputs.gt)) if note),
     )
 
 
@@ -138,8 +142,8 @@ def class_rows(
 
 
 def score_classes(inputs: Inputs, splits: list[Split]) -> Iterator[list[ScoredMatches]]:
-    """For each class in turn, its matches in each split."""
-    gt = inputs.gt
+    """For each class in turn, its matches in each split (of ``inputs.gt.objects()``)."""
+    gt = inputs.gt.objects()
     width, height = gt.boxes[:, 2] + 1, gt.boxes[:, 3] + 1
     threshold = np.minimum(0.5, width * height / ((width + 10) * (height + 10)))
     join = ImageJoin(gt.image, len(gt.image_ids))
@@ -162,11 +166,13 @@ def score_classes(inputs: Inputs, splits: list[Split]) -> Iterator[list[ScoredMa
         pairs = [np.concatenate([*part, np.zeros(0, kind)]) for part, kind in ((det, int), (truth, int), (iou, float))]
         order = np.lexsort((pairs[1], -pairs[2], pairs[0]))
         taker, taken = greedy_match(pairs[0][order], pairs[1][order], n, len(gt.boxes))
+        nought = excused(inputs.gt, category, rows.image, rows.boxes)
         results = []
         for s, split in enumerate(splits):
             weight = np.where(inside[s] > outside[s], 1.0, np.where(inside[s] < outside[s], 0.0, shares[s][rows.image]))
             weight[nothing[rows.image]] = split.empty_weight if split.name != "all" else 1.0
             weight[taker] = 0.0
+            weight[nought] = 0.0
             true = np.zeros(n, dtype=bool)
             true[taker] = ~split.ignored[taken]
             mine = (gt.category == category) & ~split.ignored

@@ -16,6 +16,8 @@ import numpy as np
 
 from .boxes import paired_iou
 from .curve import ScoredMatches
+from .excuses import excused
+from .ground_truth import GroundTruth
 from .matching import ImageJoin, chunks, greedy_match
 from .motion import Split, motion_splits
 from .protocol import Inputs, MatchTable, Result
@@ -39,13 +41,13 @@ class VidMegaEvaluator:
     def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
         if undefined(inputs, False):
             return {}
-        splits = motion_splits(inputs.gt, ("all",))
+        splits = motion_splits(inputs.gt.objects(), ("all",))
         return {"vid_mega/AP50": MatchTable("area", [[c[0] for c in score_classes(inputs, splits)]])}
 
 
 def score_classes(inputs: Inputs, splits: list[Split]) -> Iterator[list[ScoredMatches]]:
-    """For each class in turn, its matches in each split."""
-    gt = inputs.gt
+    """For each class in turn, its matches in each split (of ``inputs.gt.objects()``)."""
+    gt = inputs.gt.objects()
     for category in range(len(gt.category_ids)):
         rows, turn = class_rows(inputs.detections, gt, category, reverse=True)
         n = len(rows.image)
@@ -63,11 +65,12 @@ def score_classes(inputs: Inputs, splits: list[Split]) -> Iterator[list[ScoredMa
             truth.append(g[near])
             iou.append(overlap[near])
         pairs = [np.concatenate([*part, np.zeros(0, kind)]) for part, kind in ((det, int), (truth, int), (iou, float))]
+        nought = excused(inputs.gt, category, rows.image, rows.boxes)
         results = []
         for s, split in enumerate(splits):
-            results.append(
-                _match(pairs, turn, rows.image, join, split, inside[s], outside[s], mine, rows.video, inputs)
-            )
+            found = _match(pairs, turn, rows.image, join, split, inside[s], outside[s], mine, rows.video, gt)
+            found.fp[nought] = 0.0
+            results.append(found)
         yield results
 
 
@@ -81,10 +84,10 @@ def _match(
     outside: np.ndarray,
     mine: np.ndarray,
     video: np.ndarray,
-    inputs: Inputs,
+    gt: GroundTruth,
 ) -> ScoredMatches:
     """One class in one split."""
-    gt, n = inputs.gt, len(image)
+    n = len(image)
     det, truth, iou = pairs
     ignored = split.ignored[mine]
     # On equal overlap: the first ground truth in range, otherwise the last one out of it.
