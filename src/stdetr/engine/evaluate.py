@@ -9,18 +9,29 @@ from omegaconf import DictConfig
 
 from stdetr import config as configs
 from stdetr.data.module import DataModule
+from stdetr.engine import checkpoint
+from stdetr.engine.evaluation_log import log_evaluation, tracked
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.evaluation import offline
-from stdetr.inference.checkpoint import load_model
+from stdetr.inference.checkpoint import find_weights, load_model
 from stdetr.structures import RunPaths
+from stdetr.tracking import Logger
 
 
 def run(cfg: DictConfig) -> None:
     """With ``annotations`` and ``predictions`` (or ``compare``): no model is run.  With ``checkpoint``: it is run over
     ``evaluation.split`` of the data set it was trained on, or of ``data`` where the command line names one.
     """
-    if cfg.get("compare") or cfg.get("annotations") or cfg.get("predictions"):
+    if cfg.get("compare"):
         offline.run(cfg)
+        return
+    paths = RunPaths(Path(cfg.output_dir))
+    logger: Logger = configs.instantiate(cfg.logger)
+    if cfg.get("annotations") or cfg.get("predictions"):
+        found, figures = offline.score_files(cfg)
+        with tracked(logger, cfg, paths):
+            logger.log(0, "files", found.flat())
+            log_evaluation(logger, 0, "files", found, figures)
         return
     if cfg.checkpoint is None:
         raise ValueError(
@@ -37,7 +48,6 @@ def run(cfg: DictConfig) -> None:
             f"checkpoint={cfg.checkpoint} knows the classes {', '.join(classes.names)}, but the data set has "
             f"{', '.join(data.classes.names)}"
         )
-    paths = RunPaths(Path(cfg.output_dir))
     evaluator = SplitEvaluator(
         data=data,
         split=evaluation.split,
@@ -47,8 +57,11 @@ def run(cfg: DictConfig) -> None:
         predict={k: evaluation[k] for k in ("top_k", "min_score", "track_score", "presence")},
         frames=cfg.frames,
         causal=bool(trained.model.causal),
+        logger=logger,
     )
-    evaluator(model, 0)
+    step = int(checkpoint.read_meta(find_weights(cfg.checkpoint).parent)["step"])
+    with tracked(logger, cfg, paths):
+        logger.log(step, evaluation.split, evaluator(model, step))
     print(f"wrote {paths.evaluation / 'metrics.json'} and {paths.root / 'predictions.json'}", flush=True)
 
 

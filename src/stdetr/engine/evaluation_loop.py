@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from stdetr.data.module import DataModule
+from stdetr.engine.evaluation_log import log_evaluation
 from stdetr.engine.predictions import SplitPredictions, predict_split
-from stdetr.evaluation import evaluate
+from stdetr.evaluation.evaluate import score
+from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
 from stdetr.inference.samples import draw_samples
 from stdetr.structures import RunPaths
@@ -27,6 +29,7 @@ class SplitEvaluator:
 
     frames: T at evaluation, None = the T of the data config
     seeds: how many training runs the numbers stand for (one, unless somebody averages)
+    logger: gets the tables and figures of the report
     """
 
     def __init__(
@@ -41,10 +44,11 @@ class SplitEvaluator:
         frames: int | None = None,
         causal: bool = False,
         draw: Callable[[nn.Module, int], None] | None = None,
+        logger: Logger | None = None,
     ) -> None:
         self.data, self.split, self.paths, self.device = data, split, paths, device
         self.evaluators, self.predict, self.frames, self.causal = evaluators, dict(predict), frames, causal
-        self.draw = draw
+        self.draw, self.logger = draw, logger
         self.metrics: dict[str, float | None] = {}
 
     @classmethod
@@ -66,25 +70,29 @@ class SplitEvaluator:
             frames=settings.get("frames"),
             causal=bool(cfg.model.causal),
             draw=SampleDrawer(cfg, data, paths, device, logger) if drawn and logger is not None else None,
+            logger=logger,
         )
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float | None]:
         started = time.perf_counter()
         found = self.predictions(model)
         annotations = self.data.annotations(self.split)
-        self.metrics = evaluate(
+        scored = score(
             annotations,
             found.frames,
             found.tubes,
-            output_dir=self.paths.root,
             evaluators=tuple(self.evaluators),
             causal=self.causal,
             seeds=1,
         )
+        self.metrics = scored.flat()
+        figures = write_reports(scored, self.paths.root)
         write_json(self.paths.root / "predictions.json", found.frames)
         write_json(self.paths.root / "tubes.json", found.tubes)
         print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(self.metrics), flush=True)
+        if self.logger is not None:
+            log_evaluation(self.logger, step, self.split, scored, figures)
         if self.draw is not None:
             self.draw(model, step)
         return self.metrics

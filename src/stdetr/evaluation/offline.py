@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .compare import LEVEL, as_table, compare_runs, run_files
-from .evaluate import EVALUATORS, score
+from .evaluate import EVALUATORS, Evaluation, score
 from .report import summary, write_json, write_reports, write_text
 
 
@@ -28,9 +28,18 @@ def run(cfg: Mapping[str, Any]) -> dict[str, float | None]:
 
     Returns the flat metrics (for ``compare``: ``compare/<metric>`` to the difference B - A).
     """
-    evaluators = _names(cfg.get("evaluators"))
     if cfg.get("compare"):
-        return _compare(cfg, evaluators)
+        return _compare(cfg, _names(cfg.get("evaluators")))
+    found, _ = score_files(cfg)
+    return found.flat()
+
+
+def score_files(cfg: Mapping[str, Any]) -> tuple[Evaluation, list[Path]]:
+    """Score the files that ``cfg`` names, print the tables, write the reports.
+
+    Returns everything that was found, and the figures that were drawn.
+    """
+    evaluators = _names(cfg.get("evaluators"))
     for key in ("annotations", "predictions"):
         if not cfg.get(key):
             raise ValueError(f"{key} is not given: stdetr eval annotations=FILE predictions=FILE [tubes=FILE]")
@@ -47,11 +56,12 @@ def run(cfg: Mapping[str, Any]) -> dict[str, float | None]:
         frame_rate=cfg.get("frame_rate"),
     )
     print(summary(found))
-    if cfg.get("output_dir"):
-        output_dir = Path(str(cfg["output_dir"]))
-        write_reports(found, output_dir)
-        print(f"wrote {output_dir / 'eval' / 'metrics.json'}, report.json, report.md and figures")
-    return found.flat()
+    if not cfg.get("output_dir"):
+        return found, []
+    output_dir = Path(str(cfg["output_dir"]))
+    figures = write_reports(found, output_dir)
+    print(f"wrote {output_dir / 'eval' / 'metrics.json'}, report.json, report.md and figures")
+    return found, figures
 
 
 def _names(value: Any) -> tuple[str, ...]:

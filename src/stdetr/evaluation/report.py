@@ -211,16 +211,20 @@ def as_document(found: Evaluation) -> dict[str, Any]:
     }
 
 
-def write_reports(found: Evaluation, output_dir: Path, *, figures: bool = True) -> None:
-    """``<output_dir>/eval/{metrics.json, report.json, report.md}`` and ``precision_recall.png``, ``per_class.png``."""
+def write_reports(found: Evaluation, output_dir: Path, *, figures: bool = True) -> list[Path]:
+    """``<output_dir>/eval/{metrics.json, report.json, report.md}`` and ``precision_recall.png``, ``per_class.png``.
+
+    Returns the figures that were drawn: none where no AP is defined.
+    """
     folder = output_dir / "eval"
     write_json(folder / "metrics.json", found.flat())
     write_json(folder / "report.json", _finite(as_document(found)))
     write_text(folder / "report.md", markdown(found))
-    if figures:
-        from .figures import write_figures
+    if not figures:
+        return []
+    from .figures import write_figures
 
-        write_figures(found, folder)
+    return write_figures(found, folder)
 
 
 def _finite(value: Any) -> Any:

@@ -52,7 +52,7 @@ class WandbLogger:
         group: str | None = None,
         tags: Sequence[str] = (),
         notes: str | None = None,
-        splits: Sequence[str] = ("train", "val", "test", "media", "table"),
+        splits: Sequence[str] = ("train", "val", "test", "files", "media", "table"),
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"logger.wandb.mode={mode!r} is not one of {', '.join(MODES)}")
