@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stdetr.inference.stitching import Stitcher, StitchRules
+from stdetr.inference.rules import StitchRules
+from stdetr.inference.stitching import Stitcher
 from stdetr.structures import Tubes
 
 Path = Callable[[int], tuple[float, float] | None]  # centre of a 20x20 box on a frame, None where it is not seen
@@ -279,8 +280,11 @@ def test_mistakes_are_named():
         Stitcher(-1)
     with pytest.raises(ValueError, match=r"stitch.min_similarity=1.5 must lie in \[0, 1\]"):
         StitchRules(min_similarity=1.5)
-    with pytest.raises(ValueError, match="max_gap >= 0"):
-        StitchRules(max_gap=-1)
+    for name, value in (("max_gap", -1), ("motion_frames", 1), ("match_frames", 0)):
+        with pytest.raises(ValueError, match=f"stitch.{name}={value} must be at least"):
+            StitchRules(**{name: value})
+    with pytest.raises(ValueError, match=r"stitch.max_distance=0 must be above 0"):
+        StitchRules(max_distance=0)
     stitcher = Stitcher(1)
     stitcher.push(window([4, 5, 6], ()))
     with pytest.raises(ValueError, match="windows must advance: frame 6 after frame 6"):

@@ -11,7 +11,7 @@ from stdetr import config as configs
 from stdetr.data.module import DataModule
 from stdetr.engine import checkpoint
 from stdetr.engine.evaluation_log import log_evaluation, tracked
-from stdetr.engine.evaluation_loop import SplitEvaluator
+from stdetr.engine.evaluation_loop import SplitEvaluator, prediction_settings
 from stdetr.evaluation import offline
 from stdetr.inference.checkpoint import find_weights, load_model
 from stdetr.structures import RunPaths
@@ -54,7 +54,7 @@ def run(cfg: DictConfig) -> None:
         paths=paths,
         device=device,
         evaluators=list(evaluation.evaluators),
-        predict={k: evaluation[k] for k in ("top_k", "min_score", "track_score", "presence")},
+        predict=prediction_settings(evaluation),
         frames=cfg.frames,
         causal=bool(trained.model.causal),
         logger=logger,

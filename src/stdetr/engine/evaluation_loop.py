@@ -12,12 +12,14 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from stdetr import config as configs
 from stdetr.data.module import DataModule
 from stdetr.engine.evaluation_log import log_evaluation
 from stdetr.engine.predictions import SplitPredictions, predict_split
 from stdetr.evaluation.evaluate import score
 from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
+from stdetr.inference.rules import StitchRules
 from stdetr.inference.samples import draw_samples
 from stdetr.structures import RunPaths
 from stdetr.tracking import Logger
@@ -66,7 +68,7 @@ class SplitEvaluator:
             paths=paths,
             device=device,
             evaluators=list(settings.evaluators),
-            predict={k: settings[k] for k in ("top_k", "min_score", "track_score", "presence")},
+            predict=prediction_settings(settings),
             frames=settings.get("frames"),
             causal=bool(cfg.model.causal),
             draw=SampleDrawer(cfg, data, paths, device, logger) if drawn and logger is not None else None,
@@ -104,6 +106,12 @@ class SplitEvaluator:
         return predict_split(model, batches, self.data.classes, lengths, device=self.device, **self.predict)
 
 
+def prediction_settings(settings: DictConfig) -> dict[str, Any]:
+    """What ``predict_split`` takes, from the config node ``evaluation``."""
+    names = ("top_k", "min_score", "track_score", "presence", "fill_gap", "prior_frames")
+    return {name: settings[name] for name in names} | {"rules": StitchRules(**configs.instantiate(settings.stitch))}
+
+
 class SampleDrawer:
     """Draws what the model says of some videos of the evaluated split, below ``media/``, and hands it to the logger:
     detections beside the annotation as video, and where the decoder sampled as a figure.
@@ -116,6 +124,7 @@ class SampleDrawer:
         self.split, self.viz = cfg.evaluation.split, cfg.viz
         self.frames = int(cfg.evaluation.get("frames") or cfg.data.frames)
         self.transform, self.backend = eval_transform(cfg), cfg.data.backend
+        self.rules = StitchRules(**configs.instantiate(cfg.evaluation.stitch))
 
     def __call__(self, model: nn.Module, step: int) -> None:
         detector = Detector(
@@ -124,6 +133,7 @@ class SampleDrawer:
             self.transform,
             clip_length=self.frames,
             overlap=default_overlap(self.frames),
+            rules=self.rules,
             pad_to=self.data.loader.pad_to,
             device=self.device,
         )

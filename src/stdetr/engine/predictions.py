@@ -5,14 +5,18 @@ Shape legend: N tubes of a clip or video, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from stdetr.inference.gaps import fill_gaps
+from stdetr.inference.rules import StitchRules
 from stdetr.inference.stitching import Stitcher
+from stdetr.inference.tubes import best_class_only, visible_frames
 from stdetr.models.postprocess import to_tubes
 from stdetr.structures import ClassNames, ClipBatch, ClipInfo, Tubes
 
@@ -38,7 +42,9 @@ def predict_split(
     min_score: float = 0.001,
     track_score: float = 0.05,
     presence: float = 0.3,
-    stitcher: Callable[[], Stitcher] | None = None,
+    fill_gap: int = 2,
+    prior_frames: float = 5,
+    rules: StitchRules | None = None,
 ) -> SplitPredictions:
     """
     batches: windows that cover every frame of every video once and in order (repeated frames have image id -1)
@@ -46,29 +52,25 @@ def predict_split(
     min_score: frame detections below it are left out
     track_score, presence: a clip's tube is stitched into a video's tube when its best frame reaches ``track_score``;
         frames whose share of the tube's score (its presence) is lower than ``presence`` are null
+    rules, fill_gap, prior_frames: see ``VideoTubes``
     """
     was_training = model.training
     model.eval()
     result = SplitPredictions()
-    make = stitcher if stitcher is not None else lambda: Stitcher(0)
+    collected: VideoTubes | None = None
     video: int | None = None
-    stitch, builder = make(), _VideoTubes()
-
-    def finish() -> None:
-        if video is not None:
-            builder.add(stitch.flush())
-            result.tubes.extend(builder.results(video, video_lengths[video], classes))
-
     for batch in batches:
         batch = batch.to(device)
         output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
         for tubes, info in zip(to_tubes(output, batch.infos, top_k), batch.infos, strict=True):
             result.frames.extend(_frame_detections(tubes, info, classes, min_score))
-            if video != info.video_id:
-                finish()
-                video, stitch, builder = info.video_id, make(), _VideoTubes()
-            builder.add(stitch.push(_trackable(tubes, track_score, presence)))
-    finish()
+            if video != info.video_id or collected is None:
+                if collected is not None and video is not None:
+                    result.tubes.extend(collected.results(video, video_lengths[video], classes))
+                video, collected = info.video_id, VideoTubes(rules, fill_gap=fill_gap, prior_frames=prior_frames)
+            collected.add(_trackable(tubes, track_score, presence))
+    if collected is not None and video is not None:
+        result.tubes.extend(collected.results(video, video_lengths[video], classes))
     model.train(was_training)
     return result
 
@@ -91,55 +93,64 @@ def _frame_detections(tubes: Tubes, info: ClipInfo, classes: ClassNames, min_sco
 
 def _trackable(tubes: Tubes, track_score: float, presence: float) -> Tubes:
     """Each box sequence once, under its best class, and only the frames on which it is there."""
-    kept: list[int] = []
-    seen: set[bytes] = set()
-    for n in tubes.tube_scores.argsort(descending=True, stable=True).tolist():
-        key = tubes.boxes[n].numpy().tobytes()
-        if key not in seen and float(tubes.scores[n].max()) >= track_score:
-            kept.append(n)
-        seen.add(key)
-    chosen = tubes.select(torch.tensor(kept, dtype=torch.int64))
-    there = chosen.scores >= presence * chosen.tube_scores[:, None]
-    return Tubes(
-        boxes=chosen.boxes,
-        scores=chosen.scores,
-        labels=chosen.labels,
-        track_ids=chosen.track_ids,
-        frame_index=chosen.frame_index,
-        tube_scores=chosen.tube_scores,
-        present=there,
-    )
+    sure = best_class_only(tubes.select(tubes.scores.amax(1) >= track_score))
+    return visible_frames(sure, score_threshold=0.0, presence=presence)
 
 
-class _VideoTubes:
-    """Collects the stitched frames of one video."""
+class VideoTubes:
+    """The tubes of one video, from the tubes of its clips.
 
-    def __init__(self) -> None:
-        self._boxes: dict[int, dict[int, list[float]]] = {}
-        self._scores: dict[int, list[float]] = {}
-        self._votes: dict[int, dict[int, float]] = {}
+    rules: when a clip's tube continues the video's; every one but a duplicate is kept, however weak (``birth_score`` is
+        not used): for average precision a weak tube costs nothing
+    fill_gap: boxes are interpolated where a tube is unseen for at most so many frames
+    prior_frames: a tube's score is the sum of its frames' scores over (their number + this), the mean shrunk to 0 as if
+        that many frames without the object had been seen: a fragment can never match a whole annotated tube, so the
+        longer of two equally sure tubes has to rank above
+    """
+
+    def __init__(self, rules: StitchRules | None = None, *, fill_gap: int = 2, prior_frames: float = 5) -> None:
+        if fill_gap < 0 or prior_frames < 0:
+            raise ValueError(
+                f"evaluation.fill_gap={fill_gap} and evaluation.prior_frames={prior_frames} must not be negative"
+            )
+        self.fill_gap, self.prior_frames = fill_gap, prior_frames
+        self._stitcher = Stitcher(0, replace(rules if rules is not None else StitchRules(), birth_score=0.0))
+        self._rows: dict[int, list[tuple[int, list[float], float, int]]] = {}
 
     def add(self, tubes: Tubes) -> None:
+        """The next clip of the video."""
+        self._collect(self._stitcher.push(tubes))
+
+    def _collect(self, tubes: Tubes) -> None:
         xywh = tubes.boxes.clone()
         xywh[..., 2:] -= xywh[..., :2]
-        for n, (label, track) in enumerate(zip(tubes.labels.tolist(), tubes.track_ids.tolist(), strict=True)):
-            for t, frame in enumerate(tubes.frame_index.tolist()):
-                if bool(tubes.present[n, t]):
-                    score = float(tubes.scores[n, t])
-                    self._boxes.setdefault(track, {})[frame] = xywh[n, t].tolist()
-                    self._scores.setdefault(track, []).append(score)
-                    votes = self._votes.setdefault(track, {})
-                    votes[label] = votes.get(label, 0.0) + score
+        boxes, scores = xywh.tolist(), tubes.scores.tolist()
+        labels, tracks, frames = tubes.labels.tolist(), tubes.track_ids.tolist(), tubes.frame_index.tolist()
+        for n, t in tubes.present.nonzero().tolist():
+            if tracks[n] < 0:
+                continue  # a twin of another tube
+            self._rows.setdefault(tracks[n], []).append((frames[t], boxes[n][t], scores[n][t], labels[n]))
 
     def results(self, video: int, length: int, classes: ClassNames) -> list[dict[str, Any]]:
-        """One tube a track: its mean score, the class with most score, a box or null for each frame of the video."""
-        return [
-            {
-                "video_id": video,
-                "category_id": classes.ids[max(self._votes[track], key=lambda label: self._votes[track][label])],
-                "score": sum(self._scores[track]) / len(self._scores[track]),
-                "track_id": track,
-                "bboxes": [boxes.get(frame) for frame in range(length)],
-            }
-            for track, boxes in self._boxes.items()
-        ]
+        """One tube a track: its score, the class with most score, a box or null for each frame of the video."""
+        self._collect(self._stitcher.flush())
+        return [self._result(video, track, rows, length, classes) for track, rows in self._rows.items()]
+
+    def _result(
+        self, video: int, track: int, rows: list[tuple[int, list[float], float, int]], length: int, classes: ClassNames
+    ) -> dict[str, Any]:
+        frames = np.array([row[0] for row in rows])
+        boxes = np.array([row[1] for row in rows], dtype=np.float64)
+        scores = np.array([row[2] for row in rows])
+        votes = np.bincount([row[3] for row in rows], weights=scores)
+        line: list[list[float] | None] = [None] * length
+        filled, between, _ = fill_gaps(frames, boxes, scores, self.fill_gap)
+        for frame, box in zip([*frames.tolist(), *filled.tolist()], [*boxes.tolist(), *between.tolist()], strict=True):
+            line[frame] = box
+        return {
+            "video_id": video,
+            "category_id": classes.ids[int(votes.argmax())],
+            "score": float(scores.sum() / (len(scores) + self.prior_frames)),
+            "track_id": track,
+            "bboxes": line,
+        }

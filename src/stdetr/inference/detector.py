@@ -23,7 +23,8 @@ from stdetr.data.transforms import ClipTransform
 from stdetr.data.video_source import VideoSource, open_source
 from stdetr.inference.checkpoint import load_model
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
-from stdetr.inference.stitching import Stitcher, StitchRules
+from stdetr.inference.rules import StitchRules
+from stdetr.inference.stitching import Stitcher
 from stdetr.inference.tubes import best_class_only, visible_frames
 from stdetr.inference.windows import Window, iterate_windows
 from stdetr.models.postprocess import to_tubes

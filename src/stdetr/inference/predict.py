@@ -16,7 +16,7 @@ from stdetr.inference.detector import Detector
 from stdetr.inference.looking import can_record, draw_sampling, surest_window
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.render import render_video
-from stdetr.inference.stitching import StitchRules
+from stdetr.inference.rules import StitchRules
 from stdetr.inference.writers import image_ids_of
 from stdetr.structures import Tubes
 
@@ -57,7 +57,7 @@ def run(cfg: DictConfig) -> VideoPredictions:
     total = _frames_ahead(video, cfg.start, cfg.max_frames, detector.step)
     predictions = VideoPredictions.from_clips(
         _with_progress(clips, total), detector.info(cfg.source, video), detector.classes
-    )
+    ).filled(cfg.fill_gap)
     speed = len(predictions.info.frame_index) / max(time.perf_counter() - started, 1e-9)
     print(f"{predictions.info.name}: {_counts(predictions)}, {speed:.1f} frames/s on {detector.device}", flush=True)
     if not predictions.info.frame_index:

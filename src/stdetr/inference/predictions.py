@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from stdetr.inference.gaps import fill_gaps
 from stdetr.structures import ClassNames, Tubes
 
 if TYPE_CHECKING:
@@ -106,6 +107,26 @@ class VideoPredictions:
         """The detections that the boolean mask ``keep`` (D) names."""
         names = ("frame_index", "boxes", "scores", "labels", "track_ids", "tube_scores")
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
+
+    def filled(self, max_gap: int) -> VideoPredictions:
+        """With boxes on the frames on which a confirmed track was not seen, where that was for at most ``max_gap`` of
+        the frames that were looked at; 0 fills nothing."""
+        if max_gap < 0:
+            raise ValueError(f"fill_gap={max_gap} must not be negative")
+        names = ("frame_index", "boxes", "scores", "labels", "track_ids", "tube_scores")
+        columns = {name: [getattr(self, name)] for name in names}
+        frames = np.array(self.info.frame_index, dtype=np.int64)
+        for track in np.unique(self.track_ids[self.track_ids >= 0]).tolist():
+            rows = np.flatnonzero(self.track_ids == track)
+            seen = np.searchsorted(frames, self.frame_index[rows])
+            new, boxes, scores = fill_gaps(seen, self.boxes[rows], self.scores[rows], max_gap)
+            before = rows[np.searchsorted(seen, new) - 1]  # the track's last row before each filled frame
+            added = (frames[new], boxes, scores, self.labels[before], self.track_ids[before], self.tube_scores[before])
+            for name, values in zip(names, added, strict=True):
+                columns[name].append(values)
+        joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+        order = np.lexsort((-joined["scores"], joined["frame_index"]))
+        return replace(self, **{name: values[order] for name, values in joined.items()})
 
     def tubes(self) -> Tubes:
         """The confirmed tracks over all frames that were looked at, one row each (dense: N x T boxes)."""

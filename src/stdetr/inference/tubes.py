@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from stdetr.structures import Tubes
 
@@ -36,3 +37,33 @@ def visible_frames(tubes: Tubes, *, score_threshold: float, presence: float) -> 
     score; tubes without such a frame are dropped."""
     there = (tubes.scores >= score_threshold) & (tubes.scores >= presence * tubes.tube_scores[:, None]) & tubes.present
     return replace(tubes, present=there).select(there.any(1))
+
+
+def iou_per_frame(first: Tensor, second: Tensor) -> Tensor:
+    """M,N,T IoU of M,T,4 and N,T,4 xyxy boxes, frame by frame."""
+    first, second = first[:, None], second[None]
+    low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
+    inter = (high - low).clamp_min(0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).clamp_min(0).prod(-1) for box in (first, second)]
+    return inter / (areas[0] + areas[1] - inter).clamp_min(1e-6)
+
+
+def duplicates(tubes: Tubes, *, iou: float, iou_other_class: float) -> Tensor:
+    """N bool, by greedy non-maximum suppression of whole tubes, surest first (sum of a tube's scores over its frames).
+
+    A tube is a duplicate when a surer one covers it: the mean, over the weaker one's frames, of the IoU with the other
+    (0 on a frame that the other does not report) exceeds ``iou``, or ``iou_other_class`` where the classes differ.
+    Frames count by the weaker one's scores.  1 finds none.
+    """
+    weight = tubes.scores.clamp_min(1e-6) * tubes.present
+    covered = iou_per_frame(tubes.boxes, tubes.boxes) * tubes.present[:, None]  # by N (first), of N (second)
+    share = (covered * weight[None]).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+    same = tubes.labels[:, None] == tubes.labels[None]
+    covers = share > torch.where(same, iou, iou_other_class)
+    kept: list[int] = []
+    for row in weight.sum(1).argsort(descending=True, stable=True).tolist():
+        if not covers[kept, row].any():
+            kept.append(row)
+    found = torch.ones(len(tubes), dtype=torch.bool)
+    found[kept] = False
+    return found
