@@ -11,6 +11,8 @@ from stdetr.bench import run
 from stdetr.bench.allocations import addresses, peak_allocated, saved_bytes
 from stdetr.bench.model import ModelBench, build_detector, growth, make_part
 from stdetr.config import compose
+from stdetr.ops import use_backend
+from stdetr.ops.temporal import formed_outside
 
 CPU = torch.device("cpu")
 TINY = ['model.overrides=["model.encoder_layers=1","model.width=32"]', "model.size=[64,96]", "model.repeats=1"]
@@ -37,8 +39,6 @@ def test_peak_allocated_is_the_most_held_at_once():
 
 @pytest.mark.parametrize("backend", ["kernels", "reference"])
 def test_memory_of_the_encoder_per_frame_is_flat_with_a_fixed_window(backend, kernels):
-    from stdetr.ops import use_backend
-
     settings = ModelBench(overrides=("model.encoder_layers=1", "model.width=32"), size=(64, 96))
     detector = build_detector(settings)
     weights = addresses(*detector.parameters())
@@ -53,15 +53,19 @@ def test_memory_of_the_encoder_per_frame_is_flat_with_a_fixed_window(backend, ke
     assert peak[4] <= 1.02 * peak[2] and peak[8] <= 1.02 * peak[4]
 
 
-def test_memory_grows_where_the_window_is_the_clip():
-    """The test above can fail: with every frame sampling every other, a frame costs more in a longer clip."""
+def test_memory_grows_where_offsets_of_all_frames_exist(kernels):
+    """The test above can fail: formed outside, the offsets of a window that spans the clip grow with its length."""
     settings = ModelBench(overrides=("model.encoder_layers=1", "model.width=32"), size=(64, 96), window=7)
     detector = build_detector(settings)
-    kept = {}
+    inside, outside = {}, {}
     for frames in (2, 4, 8):
         part = make_part(detector, "encoder", frames, settings, CPU)
-        kept[frames] = saved_bytes(part.run, part.given) / frames
-    assert kept[4] > 1.1 * kept[2] and kept[8] > 1.1 * kept[4]
+        inside[frames] = saved_bytes(part.run, part.given) / frames
+        with formed_outside():
+            outside[frames] = saved_bytes(part.run, part.given) / frames
+    assert outside[4] > 1.3 * outside[2] and outside[8] > 1.3 * outside[4]
+    # Reference points, distances and frame numbers still exist for each sampled frame.
+    assert inside[4] < 1.1 * inside[2] and inside[8] < 1.2 * inside[4]
 
 
 def test_growth_is_fitted_beyond_the_window():
@@ -97,6 +101,9 @@ def test_a_run_prints_tables_and_writes_json(tmp_path, capsys):
         ours, other = (pairs["whole", 4, name] for name in ("kernels", "reference"))
         assert other["both_times_kernels"] == pytest.approx(other["both_ms"] / ours["both_ms"])
         assert pairs["encoder", 4, "reference"]["peak_times_kernels"] > 1.5
+        # Offsets and logits without the factor F, which is 3 here.
+        assert pairs["encoder", 4, "composed"]["kept_times_kernels"] > 1
+        assert pairs["encoder", 4, "composed"]["peak_times_kernels"] > 1
     assert "growth with T at window=1" in capsys.readouterr().out
 
 
@@ -104,7 +111,7 @@ def test_a_run_prints_tables_and_writes_json(tmp_path, capsys):
     ("override", "text"),
     [
         ("model.parts=[neck]", "model.parts may have encoder, decoder, whole, got 'neck'"),
-        ("model.backends=[cuda]", "model.backends may have kernels, reference"),
+        ("model.backends=[cuda]", "model.backends may have kernels, composed, reference"),
         ("model.frames=[]", "model.frames must hold numbers from 1 on"),
         ("model.size=[8,8]", "model.size must be height and width"),
         ("model.repeats=0", "model.repeats must be at least 1"),

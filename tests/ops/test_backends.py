@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stdetr.ops import backend, ms_deform_attn, use_backend
+from stdetr.ops import backend, backends, ms_deform_attn, use_backend
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL = (
@@ -102,3 +102,10 @@ def test_a_broken_library_is_told_and_survived(tmp_path):
     done = python(CALL + "print(backend('cpu')); print(run().item())", PYTHONPATH=str(tmp_path))
     assert "does not load" in done.stdout
     assert done.stdout.splitlines()[-1] == "1.0"
+
+
+def test_an_installation_of_an_older_source_is_not_used(kernels, monkeypatch):
+    monkeypatch.setattr(backends, "NEWEST", "st_deform_attn_of_tomorrow")
+    found = backends._load()
+    assert {one.name for one in found.values()} == {"reference"}
+    assert "lacks st_deform_attn_of_tomorrow" in found["cpu"].reason and "make ops" in found["cpu"].reason

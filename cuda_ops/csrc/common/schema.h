@@ -31,3 +31,15 @@
   "st_deform_attn_continuous_backward(Tensor grad_out, Tensor value, "                     \
   "Tensor sampling_locations, Tensor attention_weights, Tensor tau, Tensor? frame_mask, "  \
   "int[] spatial_shapes, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)"
+
+#define STDETR_SCHEMA_TEMPORAL_FORWARD                                                     \
+  "st_deform_attn_temporal_forward(Tensor value, Tensor reference, Tensor offsets, "       \
+  "Tensor velocity, Tensor logits, Tensor offset_table, Tensor logit_table, Tensor dt, "   \
+  "Tensor? frame_index, Tensor? valid_ratios, int[] spatial_shapes) -> (Tensor, Tensor)"
+
+#define STDETR_SCHEMA_TEMPORAL_BACKWARD                                                    \
+  "st_deform_attn_temporal_backward(Tensor grad_out, Tensor out, Tensor lse, "             \
+  "Tensor value, Tensor reference, Tensor offsets, Tensor velocity, Tensor logits, "       \
+  "Tensor offset_table, Tensor logit_table, Tensor dt, Tensor? frame_index, "              \
+  "Tensor? valid_ratios, int[] spatial_shapes, bool reference_gradient, "                  \
+  "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"

@@ -141,7 +141,21 @@ void backward_discrete(const Problem& a, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) backward_slice<St, Const, Fused>(a, task, scratch.data);
 }
 
-// Before the slices: zeros for masked frames, which belong to no slice, and delta = sum of grad_out * out.
+// The sum over channels of grad_out * out, for each query and head.
+template <class St>
+void prepare_delta(const Problem& a, int64_t begin, int64_t end) {
+  using C = typename CoordOf<St>::type;
+  for (int64_t query_head = begin * a.H; query_head < end * a.H; ++query_head) {
+    const St* grad_out = static_cast<const St*>(a.grad_out) + query_head * a.D;
+    const St* out = static_cast<const St*>(a.saved_out) + query_head * a.D;
+    C sum = C(0);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t c = 0; c < a.D; ++c) sum += widen(grad_out[c]) * widen(out[c]);
+    static_cast<C*>(a.delta)[query_head] = sum;
+  }
+}
+
+// Before the slices: zeros for masked frames, which belong to no slice, and delta.
 template <class St, bool Fused>
 void prepare_discrete(const Problem& a, int64_t begin, int64_t end) {
   using C = typename CoordOf<St>::type;
@@ -157,16 +171,9 @@ void prepare_discrete(const Problem& a, int64_t begin, int64_t end) {
         __builtin_memset(static_cast<Point*>(a.grad_locations) + first * 2, 0, sizeof(Point) * size_t(points * 2));
         __builtin_memset(static_cast<Point*>(a.grad_weights) + first, 0, sizeof(Point) * size_t(points));
       }
-      if constexpr (Fused) {
-        const St* grad_out = static_cast<const St*>(a.grad_out) + query_head * a.D;
-        const St* out = static_cast<const St*>(a.saved_out) + query_head * a.D;
-        C sum = C(0);
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < a.D; ++c) sum += widen(grad_out[c]) * widen(out[c]);
-        static_cast<C*>(a.delta)[query_head] = sum;
-      }
     }
   }
+  if constexpr (Fused) prepare_delta<St>(a, begin, end);
 }
 
 // After the slices (fused): pixel gradients become offset gradients, and add up to the reference's.

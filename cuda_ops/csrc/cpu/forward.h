@@ -79,7 +79,11 @@ STDETR_INLINE C log_sum_exp(const St* logits, const int32_t* frames, const Probl
 
 // Where the points of one frame slot lie: the same for all heads of a query.
 template <class C>
-struct SlotTables { C *base_x, *base_y, *scale_x, *scale_y; };
+struct SlotTables {
+  C *base_x, *base_y, *scale_x, *scale_y;
+  C dt;         // temporal
+  int64_t row;  // temporal: of the tables
+};
 
 // A block of points of one query, head and frame slot: placed, and not yet read.
 template <class St, class C>
@@ -91,12 +95,29 @@ struct Pending {
 };
 
 // Places points from..from+count-1 of a slot, whose first point is number `first` among B,Q,H,F,L,K.
-template <class St, bool Fused, class C>
+template <class St, Kind kind, class C>
 STDETR_INLINE void place_points(
-    const Problem& a, int64_t first, int64_t from, C lse, const SlotTables<C>& tables, Pending<St, C>& to) {
+    const Problem& a, int64_t first, int64_t from, C lse, const SlotTables<C>& tables, int64_t h, Pending<St, C>& to) {
   Block<C>& p = to.p;
   const int count = to.count;
-  if constexpr (Fused) {
+  if constexpr (kind == Kind::temporal) {
+    // `first` is a query's and head's first point among B,Q,H,L,K.
+    const St* offsets = static_cast<const St*>(a.locations) + (first + from) * 2;
+    const St* velocity = static_cast<const St*>(a.velocity) + (first + from) * 2;
+    const St* logits = static_cast<const St*>(a.weights) + first + from;
+    const TableRow<C> row = table_row<C>(a, tables.row, h, from);
+    const C dt = tables.dt;
+#pragma omp simd
+    for (int j = 0; j < count; ++j) {
+      const C x = widen(offsets[2 * j]) + dt * widen(velocity[2 * j]) + row.offsets[2 * j];
+      const C y = widen(offsets[2 * j + 1]) + dt * widen(velocity[2 * j + 1]) + row.offsets[2 * j + 1];
+      p.base_x[j] = tables.base_x[from + j];
+      p.base_y[j] = tables.base_y[from + j];
+      p.shift_x[j] = x * tables.scale_x[from + j];
+      p.shift_y[j] = y * tables.scale_y[from + j];
+      p.weight[j] = exp_of(widen(logits[j]) + row.logits[j] - lse);
+    }
+  } else if constexpr (kind == Kind::fused) {
     const St* offsets = static_cast<const St*>(a.locations) + (first + from) * 2;
     const St* logits = static_cast<const St*>(a.weights) + first + from;
 #pragma omp simd
@@ -145,9 +166,10 @@ __attribute__((noinline)) void gather_points(const Problem& a, const Pending<St,
 
 // Queries are taken in blocks, and within a block frame after frame: what is in the cache belongs to one frame, so a
 // point costs the same at any number of frames.
-template <class St, int Const, bool Fused>
+template <class St, int Const, Kind kind>
 void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
   using C = typename CoordOf<St>::type;
+  constexpr bool Fused = kind != Kind::plain, Temporal = kind == Kind::temporal;
   constexpr bool kHalf = sizeof(St) != sizeof(C);  // sums need room of their own
   const int64_t points = a.L * a.K, row = a.H * a.D, frame_size = a.S * row;
   int64_t block = row > 0 ? (int64_t(1) << 20) / (int64_t(sizeof(C)) * row) : end - begin;
@@ -158,7 +180,7 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
   SlotTables<C> tables{};
   if (Fused) {
     C* room = scratch.data + (kHalf ? block * row : 0);
-    tables = {room, room + points, room + 2 * points, room + 3 * points};
+    tables = {room, room + points, room + 2 * points, room + 3 * points, C(0), 0};
   }
   Pending<St, C> work[2];  // one is gathered while the pixels of the other are on their way
   Pending<St, C>*next = &work[0], *current = &work[1];
@@ -175,7 +197,11 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
         const int32_t* frames = a.frame_index ? a.frame_index + task * a.F : nullptr;
         for (int64_t h = 0; h < a.H; ++h) {
           const int64_t at = task * a.H + h;
-          lse[at] = log_sum_exp<St, C>(static_cast<const St*>(a.weights) + at * a.F * points, frames, a);
+          if constexpr (Temporal) {
+            lse[at] = log_sum_exp_temporal<St, C>(a, task, h, frames);
+          } else {
+            lse[at] = log_sum_exp<St, C>(static_cast<const St*>(a.weights) + at * a.F * points, frames, a);
+          }
         }
       }
     }
@@ -185,6 +211,10 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
         const int32_t* frames = a.frame_index ? a.frame_index + task * a.F : nullptr;
         if (!reads(a, frames, f)) continue;
         const int64_t b = task / a.Q, t = frames ? frames[f] : f;
+        if constexpr (Temporal) {
+          tables.dt = static_cast<const C*>(a.dt)[task * a.F + f];
+          tables.row = row_of(a, tables.dt);
+        }
         if constexpr (Fused) {
           for (int64_t l = 0, i = 0; l < a.L; ++l) {
             const Placement<C> at = place<C>(a, b, task - b * a.Q, f, l);
@@ -201,7 +231,8 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
             next->frame = static_cast<const St*>(a.value) + (b * a.T + t) * frame_size + h * a.D;
             next->sums = sums + (task - from) * row + h * a.D;
             if (points > kBlock) set_levels(next->p, levels.data + part, next->count);
-            place_points<St, Fused, C>(a, (at * a.F + f) * points, part, Fused ? lse[at] : C(0), tables, *next);
+            const int64_t first = (Temporal ? at : at * a.F + f) * points;
+            place_points<St, kind, C>(a, first, part, Fused ? lse[at] : C(0), tables, h, *next);
             gather_points<St, Const, C>(a, *current, next);
             Pending<St, C>* done = current;
             current = next;

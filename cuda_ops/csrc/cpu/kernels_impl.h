@@ -24,15 +24,18 @@ template <class A, class B> struct Choose<false, A, B> { using type = B; };
 
 #include "points.h"
 // (order matters: the kernels use what stands above)
+#include "temporal.h"
 #include "forward.h"
 #include "scatter.h"
 #include "backward.h"
+#include "temporal_backward.h"
 
 template <class St, int Const>
 void forward_of(const Problem& a, int64_t begin, int64_t end) {
   switch (a.kind) {
-    case Kind::plain: return forward_discrete<St, Const, false>(a, begin, end);
-    case Kind::fused: return forward_discrete<St, Const, true>(a, begin, end);
+    case Kind::plain: return forward_discrete<St, Const, Kind::plain>(a, begin, end);
+    case Kind::fused: return forward_discrete<St, Const, Kind::fused>(a, begin, end);
+    case Kind::temporal: return forward_discrete<St, Const, Kind::temporal>(a, begin, end);
     case Kind::continuous: return forward_continuous<St, Const>(a, begin, end);
   }
 }
@@ -42,6 +45,7 @@ void backward_of(const Problem& a, int64_t begin, int64_t end) {
   switch (a.kind) {
     case Kind::plain: return backward_discrete<St, Const, false>(a, begin, end);
     case Kind::fused: return backward_discrete<St, Const, true>(a, begin, end);
+    case Kind::temporal: return backward_temporal<St, Const>(a, begin, end);
     case Kind::continuous: return backward_continuous<St, Const>(a, begin, end);
   }
 }
@@ -81,14 +85,17 @@ void backward(const Problem& a, int64_t begin, int64_t end) {
   }
 
 void backward_prepare(const Problem& a, int64_t begin, int64_t end) {
-#define STDETR_CALL(St) \
-  (a.kind == Kind::fused ? prepare_discrete<St, true>(a, begin, end) : prepare_discrete<St, false>(a, begin, end))
+#define STDETR_CALL(St)                                                         \
+  (a.kind == Kind::temporal ? prepare_delta<St>(a, begin, end)                  \
+   : a.kind == Kind::fused  ? prepare_discrete<St, true>(a, begin, end)         \
+                            : prepare_discrete<St, false>(a, begin, end))
   STDETR_FOR_STORAGE(STDETR_CALL)
 #undef STDETR_CALL
 }
 
 void backward_finish(const Problem& a, int64_t begin, int64_t end) {
-#define STDETR_CALL(St) finish_fused<St>(a, begin, end)
+#define STDETR_CALL(St) \
+  (a.kind == Kind::temporal ? finish_temporal<St>(a, begin, end) : finish_fused<St>(a, begin, end))
   STDETR_FOR_STORAGE(STDETR_CALL)
 #undef STDETR_CALL
 }

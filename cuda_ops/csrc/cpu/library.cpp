@@ -91,11 +91,11 @@ void read_value(Call& call, const Tensor& value, const Shapes& shapes) {
   a.value = call.hold("value", value, value.scalar_type(), {a.B, a.T, a.S, a.H, a.D});
 }
 
-// points: B,Q,H,F,L,K,2 (discrete) or B,Q,H,L,K,2 (continuous).
+// points: B,Q,H,F,L,K,2 (plain, fused) or B,Q,H,L,K,2 (continuous, temporal; F of the latter is dt's).
 void read_points(Call& call, Kind kind, const Tensor& points, const Tensor& weights, ScalarType dtype) {
   Problem& a = call.problem;
   a.kind = kind;
-  const bool continuous = kind == Kind::continuous;
+  const bool continuous = kind == Kind::continuous || kind == Kind::temporal;
   STD_TORCH_CHECK(points.dim() == (continuous ? 6 : 7), "sampling points have the wrong number of axes");
   a.Q = points.size(1);
   a.F = continuous ? 1 : points.size(3);
@@ -193,14 +193,15 @@ void run_forward(const Problem& a) {
 void run_backward(const Problem& a) {
   const Kernels& kernel = kernels();
   const bool continuous = a.kind == Kind::continuous;
+  const bool all_frames = continuous || a.kind == Kind::temporal;
   const int64_t prepare_work = a.H * a.D;
   if (!continuous) {
     torch::stable::parallel_for(0, a.B * a.Q, grain(prepare_work),
                                 [&](int64_t begin, int64_t end) { kernel.backward_prepare(a, begin, end); });
   }
-  const int64_t tasks = has_points(a) ? a.B * a.H * a.L * (continuous ? 1 : a.T) : 0;
+  const int64_t tasks = has_points(a) ? a.B * a.H * a.L * (all_frames ? 1 : a.T) : 0;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { kernel.backward(a, begin, end); });
-  if (a.kind == Kind::fused) {
+  if (a.kind == Kind::fused || a.kind == Kind::temporal) {
     torch::stable::parallel_for(0, a.B * a.Q, grain(a.H * a.F * a.L * a.K),
                                 [&](int64_t begin, int64_t end) { kernel.backward_finish(a, begin, end); });
   }
@@ -289,6 +290,94 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
   return {grad_value, grad_reference, grad_offsets, grad_logits};
 }
 
+struct Temporal {
+  Tensor offsets, velocity, logits, offset_table, logit_table, dt;
+};
+
+void read_temporal(Call& call, const Tensor& value, const Temporal& given, const MaybeTensor& frame_index) {
+  Problem& a = call.problem;
+  const ScalarType storage = value.scalar_type(), coord = coord_of(value);
+  read_points(call, Kind::temporal, given.offsets, given.logits, storage);
+  STD_TORCH_CHECK(given.dt.dim() == 3, "dt must be B,Q,F");
+  a.F = given.dt.size(2);
+  a.dt = call.hold("dt", given.dt, coord, {a.B, a.Q, a.F});
+  a.velocity = call.hold("velocity", given.velocity, storage, {a.B, a.Q, a.H, a.L, a.K, 2});
+  STD_TORCH_CHECK(given.logit_table.dim() == 4, "logit_table must be R,H,L,K");
+  a.R = given.logit_table.size(0);
+  a.offset_table = call.hold("offset_table", given.offset_table, coord, {a.R, a.H, a.L, a.K, 2});
+  a.logit_table = call.hold("logit_table", given.logit_table, coord, {a.R, a.H, a.L, a.K});
+  read_frames(call, frame_index);
+}
+
+std::tuple<Tensor, Tensor> temporal_forward(
+    Tensor value, Tensor reference, Tensor offsets, Tensor velocity, Tensor logits, Tensor offset_table,
+    Tensor logit_table, Tensor dt, MaybeTensor frame_index, MaybeTensor valid_ratios, Shapes shapes) {
+  Call call;
+  Problem& a = call.problem;
+  read_value(call, value, shapes);
+  read_temporal(call, value, {offsets, velocity, logits, offset_table, logit_table, dt}, frame_index);
+  read_fused(call, value, reference, valid_ratios);
+  Tensor out = empty(value, {a.B, a.Q, a.H * a.D}, value.scalar_type());
+  Tensor lse = empty(value, {a.B, a.Q, a.H}, coord_of(value));
+  a.out = out.mutable_data_ptr();
+  a.lse = lse.mutable_data_ptr();
+  run_forward(a);
+  return {out, lse};
+}
+
+// A table's gradient from each clip's share; `share` holds three numbers an entry, of which `first`.. are this table's.
+template <class C>
+void sum_clips(const Problem& a, const std::vector<double>& shares, int first, int numbers, void* to) {
+  const int64_t entries = a.R * a.H * a.L * a.K;
+  for (int64_t i = 0; i < entries; ++i)
+    for (int part = 0; part < numbers; ++part) {
+      double sum = 0;
+      for (int64_t b = 0; b < a.B; ++b) sum += shares[size_t((b * entries + i) * 3 + first + part)];
+      static_cast<C*>(to)[i * numbers + part] = C(sum);
+    }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> temporal_backward(
+    Tensor grad_out, Tensor out, Tensor lse, Tensor value, Tensor reference, Tensor offsets, Tensor velocity,
+    Tensor logits, Tensor offset_table, Tensor logit_table, Tensor dt, MaybeTensor frame_index,
+    MaybeTensor valid_ratios, Shapes shapes, bool reference_gradient, bool /*deterministic: always*/) {
+  Call call;
+  Problem& a = call.problem;
+  read_value(call, value, shapes);
+  read_temporal(call, value, {offsets, velocity, logits, offset_table, logit_table, dt}, frame_index);
+  read_fused(call, value, reference, valid_ratios);
+  const ScalarType coord = coord_of(value);
+  a.grad_out = call.hold("grad_out", grad_out, value.scalar_type(), {a.B, a.Q, a.H * a.D});
+  a.saved_out = call.hold("out", out, value.scalar_type(), {a.B, a.Q, a.H * a.D});
+  a.saved_lse = call.hold("lse", lse, coord, {a.B, a.Q, a.H});
+  list_pairs(call);
+  Tensor delta = empty(value, {a.B, a.Q, a.H}, coord);
+  a.delta = delta.mutable_data_ptr();
+  Tensor grad_reference = empty_as(reference), grad_offsets = empty_as(offsets), grad_velocity = empty_as(velocity);
+  Tensor grad_logits = empty_as(logits), grad_offset_table = empty_as(offset_table);
+  Tensor grad_logit_table = empty_as(logit_table);
+  // Without points no task writes them.
+  for (Tensor* grad : {&grad_reference, &grad_offsets, &grad_velocity, &grad_logits})
+    if (grad == &grad_reference || !has_points(a)) torch::stable::zero_(*grad);
+  a.grad_locations = grad_offsets.mutable_data_ptr();
+  a.grad_velocity = grad_velocity.mutable_data_ptr();
+  a.grad_weights = grad_logits.mutable_data_ptr();
+  a.grad_reference = grad_reference.mutable_data_ptr();
+  std::vector<double> tables(size_t(a.B * a.R * a.H * a.L * a.K * 3), 0.0);
+  a.grad_tables = tables.data();
+  Tensor references = empty(value, {reference_gradient ? a.H * a.L : 0, a.B, a.Q, a.F, a.reference_size}, coord);
+  if (references.numel() > 0) {
+    torch::stable::zero_(references);
+    a.grad_references = references.mutable_data_ptr();
+  }
+  Tensor grad_value = make_grad_value(a, value);
+  run_backward(a);
+  const bool wide = coord == ScalarType::Double;
+  (wide ? sum_clips<double> : sum_clips<float>)(a, tables, 0, 2, grad_offset_table.mutable_data_ptr());
+  (wide ? sum_clips<double> : sum_clips<float>)(a, tables, 2, 1, grad_logit_table.mutable_data_ptr());
+  return {grad_value, grad_reference, grad_offsets, grad_velocity, grad_logits, grad_offset_table, grad_logit_table};
+}
+
 void read_continuous(Call& call, const Tensor& value, const Tensor& tau, const MaybeTensor& frame_mask) {
   Problem& a = call.problem;
   a.tau = call.hold("tau", tau, coord_of(value), {a.B, a.Q, a.H, a.L, a.K});
@@ -335,6 +424,8 @@ STABLE_TORCH_LIBRARY(stdetr, m) {
   m.def(STDETR_SCHEMA_BACKWARD);
   m.def(STDETR_SCHEMA_FUSED_FORWARD);
   m.def(STDETR_SCHEMA_FUSED_BACKWARD);
+  m.def(STDETR_SCHEMA_TEMPORAL_FORWARD);
+  m.def(STDETR_SCHEMA_TEMPORAL_BACKWARD);
   m.def(STDETR_SCHEMA_CONTINUOUS_FORWARD);
   m.def(STDETR_SCHEMA_CONTINUOUS_BACKWARD);
 }
@@ -344,6 +435,8 @@ STABLE_TORCH_LIBRARY_IMPL(stdetr, CPU, m) {
   m.impl("st_deform_attn_backward", TORCH_BOX(&backward));
   m.impl("st_deform_attn_fused_forward", TORCH_BOX(&fused_forward));
   m.impl("st_deform_attn_fused_backward", TORCH_BOX(&fused_backward));
+  m.impl("st_deform_attn_temporal_forward", TORCH_BOX(&temporal_forward));
+  m.impl("st_deform_attn_temporal_backward", TORCH_BOX(&temporal_backward));
   m.impl("st_deform_attn_continuous_forward", TORCH_BOX(&continuous_forward));
   m.impl("st_deform_attn_continuous_backward", TORCH_BOX(&continuous_backward));
 }

@@ -4,7 +4,8 @@ Shape legend
     B clips    T frames    S tokens of a frame    Q queries    C width
 
 Three parts are measured: the encoder on given tokens, the decoder on given memory and queries, and the whole detector.
-Each runs with the kernels and with the PyTorch reference of the attention op, turn by turn in one run.  Memory is
+Each runs with the kernels, with the kernels while offsets and logits of all frames are formed by PyTorch operations
+before (``composed``), and with the PyTorch reference of the attention op, turn by turn in one run.  Memory is
 counted (``stdetr.bench.allocations``): ``kept`` is what the graph holds for the backward pass, ``peak`` the most that a
 training step holds beside parameters and inputs.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +27,10 @@ from stdetr.bench.report import draw_table, fit_exponent, machine
 from stdetr.config import compose, instantiate
 from stdetr.models.detector import ClipDetector
 from stdetr.ops import backend, use_backend
+from stdetr.ops.temporal import formed_outside
 
 PARTS = ("encoder", "decoder", "whole")
-BACKENDS = ("kernels", "reference")
+BACKENDS = ("kernels", "composed", "reference")
 CLASSES = 3
 
 
@@ -175,10 +178,20 @@ def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBen
     return Part(decoder, [memory, states], given)
 
 
+@contextmanager
+def _using(name: str) -> Iterator[None]:
+    with use_backend("reference" if name == "reference" else "kernels"):
+        if name == "composed":
+            with formed_outside():
+                yield
+        else:
+            yield
+
+
 def _measure(
     detector: ClipDetector, name: str, frames: int, used: Sequence[str], settings: ModelBench, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One row a backend; the reference's row has how many times longer than the kernels it takes."""
+    """One row a backend; the others' rows have how many times longer than the kernels they take."""
     part = make_part(detector, name, frames, settings, device)
     weights = list(detector.parameters())
     given = part.given | addresses(*weights)
@@ -202,7 +215,7 @@ def _measure(
         for one in used:
             if turn >= min(4, settings.repeats + 1) and spent[one] > settings.seconds:
                 continue
-            with use_backend(one):
+            with _using(one):
                 for key, call in (("forward", forward), ("both", step)):
                     finish()
                     began = time.perf_counter()
@@ -214,7 +227,7 @@ def _measure(
                         times[one][key].append(took)
     rows = {}
     for one in used:
-        with use_backend(one):
+        with _using(one):
             kept = saved_bytes(part.run, given)
             peak = peak_allocated(step, device)
         rows[one] = {
@@ -225,8 +238,10 @@ def _measure(
             "kept": kept,
             "peak": peak,
         }
-    if len(used) == len(BACKENDS):
-        ours, other = rows["kernels"], rows["reference"]
+    ours = rows.get("kernels")
+    for one, other in rows.items():
+        if ours is None or one == "kernels":
+            continue
         for key in ("forward", "both"):
             other[f"{key}_times_kernels"] = other[f"{key}_ms"] / ours[f"{key}_ms"]
         for key in ("kept", "peak"):

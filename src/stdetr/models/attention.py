@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stdetr.ops import st_deform_attn_fused
+from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal
+from stdetr.ops.reference import form_samples
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class STDeformableAttention(nn.Module):
 
         offsets(q, dt) = W q + dt * V q + b(dt)        logits(q, dt) = A q + a(dt)
 
-    so the parameters do not depend on how many frames there are.  b and a are tables over dt in [-reach, reach]
-    (clamped beyond) whose entry at 0 does not exist; V, b start at zero and a at ``-decay * |dt|`` so that, at first,
-    a query trusts its own frame most.  With one frame this is Deformable DETR's module (Zhu et al. 2020), operation by
-    operation.  Its offset initialisation (a star of H directions, growing with the point's index) is kept.
+    so the parameters do not depend on how many frames there are, and ``st_deform_attn_temporal`` forms the sums inside.
+    b and a are tables over dt in [-reach, reach] (clamped beyond) whose entry at 0 does not exist; V, b start at zero
+    and a at ``-decay * |dt|`` so that, at first, a query trusts its own frame most.  With one frame this is Deformable
+    DETR's module (Zhu et al. 2020), operation by operation.  Its offset initialisation (a star of H directions, growing
+    with the point's index) is kept.
     """
 
     def __init__(self, *, width: int, heads: int, levels: int, points: int, reach: int = 8, decay: float = 1.0) -> None:
@@ -83,12 +85,6 @@ class STDeformableAttention(nn.Module):
         value = value.masked_fill(~valid_BS[:, None, :, None], 0.0)
         return value.unflatten(-1, (self.heads, -1))
 
-    def _table(self, table: Tensor, dt: Tensor) -> Tensor:
-        """Rows of a table over relative time; zero at dt = 0."""
-        distance = dt.round().long().clamp(-self.reach, self.reach)
-        row = torch.where(distance < 0, distance + self.reach, distance + self.reach - 1).clamp(min=0)
-        return table[row] * (distance != 0)[..., None]
-
     def forward(
         self,
         query_BQC: Tensor,
@@ -108,22 +104,33 @@ class STDeformableAttention(nn.Module):
         returns B,Q,C
         """
         clips, queries, _ = query_BQC.shape
-        head_shape = (clips, queries, self.heads, 1, self.levels, self.points)
+        head_shape = (clips, queries, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query_BQC).view(*head_shape, 2)
         logits = self.attention_weights(query_BQC).view(head_shape)
-        if dt_BQF is not None:
-            shape = (clips, queries, dt_BQF.shape[2], self.heads, self.levels, self.points)
-            velocity = self.velocity(query_BQC).view(*head_shape, 2)
-            dt = dt_BQF[:, :, None, :, None, None]
-            offsets = offsets + dt[..., None] * velocity
-            offsets = offsets + self._table(self.offset_table, dt_BQF).view(*shape, 2).movedim(3, 2)
-            logits = logits + self._table(self.logit_table, dt_BQF).view(shape).movedim(3, 2)
         reference = reference.float()
-        output = st_deform_attn_fused(
-            value_BTSHD, shapes, reference, offsets, logits, frame_index=frames_BQF, valid_ratios=valid_ratios
+        if dt_BQF is None:
+            placed, weighed = offsets[:, :, :, None], logits[:, :, :, None]
+            output = st_deform_attn_fused(
+                value_BTSHD, shapes, reference, placed, weighed, frame_index=frames_BQF, valid_ratios=valid_ratios
+            )
+            if self.recorder is not None:
+                self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios))
+            return self.output_proj(output)
+        entry = (2 * self.reach, self.heads, self.levels, self.points)
+        temporal = (
+            offsets,
+            self.velocity(query_BQC).view(*head_shape, 2),
+            logits,
+            self.offset_table.view(*entry, 2),
+            self.logit_table.view(entry),
+            dt_BQF,
+        )
+        output = st_deform_attn_temporal(
+            value_BTSHD, shapes, reference, *temporal, frame_index=frames_BQF, valid_ratios=valid_ratios
         )
         if self.recorder is not None:
-            self.recorder(self._samples(reference, offsets, logits, frames_BQF, shapes, valid_ratios))
+            placed, weighed = form_samples(*temporal)
+            self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios))
         return self.output_proj(output)
 
     def _samples(

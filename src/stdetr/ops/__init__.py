@@ -9,6 +9,7 @@ from stdetr.ops.attention import (
     st_deform_attn_fused,
 )
 from stdetr.ops.backends import Backend, backend, use_backend
+from stdetr.ops.temporal import st_deform_attn_temporal
 
 __all__ = [
     "Backend",
@@ -17,5 +18,6 @@ __all__ = [
     "st_deform_attn",
     "st_deform_attn_continuous",
     "st_deform_attn_fused",
+    "st_deform_attn_temporal",
     "use_backend",
 ]

@@ -19,6 +19,8 @@ from stdetr.ops.registration import register_operators
 
 CHOICES = ("auto", "reference", "kernels")
 _VARIABLE = "STDETR_OPS_BACKEND"
+# The operator that was added last: an installation without it was built from an older source.
+NEWEST = "st_deform_attn_temporal_forward"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ def _load() -> dict[str, Backend]:
             continue
         detail = f"stdetr-ops {stdetr_ops.__version__}"
         if part == "cpu":
+            if not hasattr(torch.ops.stdetr, NEWEST):
+                stale = Backend("reference", f"stdetr-ops lacks {NEWEST}, it is of an older source; run: make ops")
+                return {"cpu": stale, "cuda": stale}
             register_operators()
             try:
                 detail += f", {stdetr_ops.cpu_isa()}"

@@ -183,6 +183,35 @@ def st_deform_attn_fused_reference(
         return st_deform_attn_reference(value, locations, weights, frame_index, spatial_shapes)
 
 
+def table_rows(dt: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Row of the tables for each distance, and whether there is one: at 0 (and NaN) there is none.
+
+    The first half of the ``rows`` holds dt = -rows/2 .. -1, the second 1 .. rows/2; dt is clamped beyond.
+    """
+    reach = rows // 2
+    distance = dt.detach().nan_to_num(0.0).clamp(-reach, reach).round().long()
+    row = torch.where(distance < 0, distance + reach, distance + reach - 1).clamp(min=0)
+    return row, distance != 0
+
+
+def form_samples(
+    offsets: Tensor, velocity: Tensor, logits: Tensor, offset_table: Tensor, logit_table: Tensor, dt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Offsets B,Q,H,F,L,K,2 and logits B,Q,H,F,L,K as PyTorch operations; arguments as ``st_deform_attn_temporal``."""
+    steps = dt.to(offset_table.dtype)[:, :, None, :, None, None]
+    placed = offsets[:, :, :, None] + steps[..., None] * velocity[:, :, :, None]
+    weighed = logits[:, :, :, None].expand(placed.shape[:-1])
+    if len(offset_table) == 0:
+        # Keep the graph connected, so that the gradients are empty rather than missing.
+        placed, weighed = placed + offset_table.sum(), weighed + logit_table.sum()
+    else:
+        row, has_row = table_rows(dt, len(offset_table))
+        # An index of 0 stands where there is no row; its entries are multiplied away.
+        placed = placed + (offset_table[row] * has_row[..., None, None, None, None]).movedim(2, 3)
+        weighed = weighed + (logit_table[row] * has_row[..., None, None, None]).movedim(2, 3)
+    return placed, weighed
+
+
 def st_deform_attn_continuous_reference(
     value: Tensor,
     sampling_locations: Tensor,

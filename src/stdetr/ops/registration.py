@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import register_autograd, register_fake
 
 from stdetr.ops import reference as plain
-from stdetr.ops.reference import accumulation_dtype
+from stdetr.ops.reference import accumulation_dtype, form_samples
 
 Grads = tuple[Tensor | None, ...]
 
@@ -186,8 +186,63 @@ def _register_continuous() -> None:
     register_autograd("stdetr::st_deform_attn_continuous_backward", second, setup_context=save_first)
 
 
+def _register_temporal() -> None:
+    ops = torch.ops.stdetr
+
+    @register_fake("stdetr::st_deform_attn_temporal_forward")
+    def _(
+        value, reference, offsets, velocity, logits, offset_table, logit_table, dt, frame_index, valid_ratios, shapes
+    ):
+        batch, queries, heads = offsets.shape[:3]
+        lse = value.new_empty((batch, queries, heads), dtype=accumulation_dtype(value.dtype))
+        return _out_like(value, queries), lse
+
+    @register_fake("stdetr::st_deform_attn_temporal_backward")
+    def _(grad_out, out, lse, *given):
+        # The first seven of ``given`` are the differentiable inputs; dt, frame_index and the rest follow.
+        return tuple(t.new_empty(t.shape) for t in given[:7])
+
+    def save(ctx, inputs, output):
+        *tensors, ctx.shapes = inputs
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(out, lse, *tensors)
+
+    def backward(ctx, grad_out, _):
+        if grad_out is None:
+            return (None,) * 11
+        wants_reference = ctx.needs_input_grad[1]
+        grads = ops.st_deform_attn_temporal_backward(
+            grad_out, *ctx.saved_tensors, ctx.shapes, wants_reference, _deterministic()
+        )
+        return _only_needed(ctx, (*grads, None, None, None, None))
+
+    register_autograd("stdetr::st_deform_attn_temporal_forward", backward, setup_context=save)
+
+    def save_first(ctx, inputs, output):
+        *tensors, ctx.shapes, _, _ = inputs
+        ctx.save_for_backward(*tensors)
+
+    def second(ctx, *upstream):
+        grad_out, _, _, *inputs, dt, frame_index, valid_ratios = ctx.saved_tensors
+        shapes = _pairs(ctx.shapes)
+
+        def run(value, reference, offsets, velocity, logits, offset_table, logit_table):
+            placed, weighed = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
+            return plain.st_deform_attn_fused_reference(
+                value, reference, placed, weighed, frame_index, valid_ratios, shapes
+            )
+
+        grads = _second(run, inputs, grad_out, upstream)
+        return _only_needed(ctx, (grads[0], None, None, *grads[1:], None, None, None, None, None, None))
+
+    register_autograd("stdetr::st_deform_attn_temporal_backward", second, setup_context=save_first)
+
+
 def register_operators() -> None:
     """Adds fake kernels and autograd.  Called once, after the library that defines the schemas is loaded."""
     _register_plain()
     _register_fused()
     _register_continuous()
+    _register_temporal()
