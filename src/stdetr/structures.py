@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,24 @@ def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
 def _shapes(instance: object, names: tuple[str, ...]) -> str:
     parts = [f"{name}={tuple(getattr(instance, name).shape)}" for name in names]
     return f"{type(instance).__name__}({', '.join(parts)})"
+
+
+def _save_small(instance: ClipTargets | ClipBatch) -> tuple[dict[str, object], dict[str, object]]:
+    """The small CPU tensors as arrays, and everything else as it is, for pickling.
+
+    Between processes torch sends each tensor through a file descriptor of its own, which for a few numbers takes longer
+    than writing them into the message.
+    """
+    arrays, others = {}, {}
+    for name in instance.__dataclass_fields__:
+        value = getattr(instance, name)
+        small = isinstance(value, Tensor) and name != "frames" and value.device.type == "cpu"
+        (arrays if small else others)[name] = value.numpy() if small else value
+    return arrays, others
+
+
+def _load_small(kind: type, arrays: dict[str, np.ndarray], others: dict[str, object]) -> object:
+    return kind(**{name: torch.from_numpy(value) for name, value in arrays.items()}, **others)
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +98,9 @@ class ClipTargets:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipTargets:
         move = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self.__dataclass_fields__}
         return ClipTargets(**move)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _load_small, (type(self), *_save_small(self))
 
     @classmethod
     def empty(cls, frames: int) -> ClipTargets:
@@ -229,6 +251,9 @@ class ClipBatch:
             targets=tuple(targets),
             infos=tuple(infos),
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _load_small, (type(self), *_save_small(self))
 
     def pin_memory(self) -> ClipBatch:
         names = ("frames", "sizes", "frame_mask", "frame_index")

@@ -208,6 +208,33 @@ def test_killed_while_publishing(tree, tmp_path, run, monkeypatch):
     assert len(list(run("mot", tree, splits=splits).folder.glob("*.json"))) == 4
 
 
+def test_killed_while_replacing_never_mixes_two_conversions(tree, tmp_path, run, monkeypatch):
+    output, splits = tmp_path / "converted", {"train": [1, 2], "val": [3, 3]}
+    run("mot", tree, splits=splits)
+    (output / "mine.json").write_text("{}")
+    former = {path.name: path.read_bytes() for path in output.glob("*.json")}
+    for name in ("a-01", "b-02"):
+        (tree / f"train/{name}/gt/gt.txt").write_text(ROWS.replace("30,40", "31,41").replace("10,10", "11,11"))
+    original = CocoVidWriter.publish
+
+    def killed(self):
+        original(self)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CocoVidWriter, "publish", killed)
+        die_in_a_child(lambda: convert("mot", tree, output, splits=splits))
+    there = {path.name: path.read_bytes() for path in output.glob("*.json")}
+    assert there.pop("mine.json") == b"{}"  # somebody else's file stays
+    assert len(there) == 1, "the complete set would have train, val, all and the report"
+    assert all(content != former[name] for name, content in there.items())
+    assert "conversion.json" not in there
+    run("mot", tree, splits=splits)
+    now = {path.name: path.read_bytes() for path in output.glob("*.json")}
+    assert now.keys() == former.keys()
+    assert all(now[f"{name}.json"] != former[f"{name}.json"] for name in ("train", "val", "all"))
+
+
 def test_a_refused_conversion_leaves_the_former_one(tree, tmp_path, run):
     run("mot", tree)
     before = (tmp_path / "converted/train.json").read_bytes()

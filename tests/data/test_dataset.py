@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.collate import Collate, continue_count
 from stdetr.data.dataset import ClipDataset, pack_tracks
 from stdetr.data.frame_cache import MemoryCache
+from stdetr.data.frame_folder import FrameFolder, read_image
 from stdetr.data.loader import EpochBatches, build_loader
 from stdetr.data.sampling import CoveringWindows, RandomWindows
 from stdetr.data.transforms import ClipTransform
@@ -69,6 +72,55 @@ def test_targets_by_hand(images: Path) -> None:
     torch.testing.assert_close(targets.boxes[0, 2], torch.tensor([0.75, 0.75, 0.5, 0.5]))
     assert targets.boxes[0, 1].tolist() == [0, 0, 0, 0]
     assert clip.info == ClipInfo(5, (0, 1, 2), (10, 11, 12), (6, 8), "clip", ())
+
+
+def _turned(path: Path, orientation: int, width: int = 40, height: int = 20) -> None:
+    """A picture whose left upper corner is bright as it is stored, with an EXIF tag."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = 200
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    Image.fromarray(pixels).save(path, quality=95, exif=tag.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("orientation", "annotated", "shape", "bright"),
+    [
+        # 6: to be shown turned clockwise, so the bright corner comes to the upper right.  3: upside down.
+        (6, (20, 40), (20, 40), (0, 0)),  # annotated as stored (COCO)
+        (6, (40, 20), (40, 20), (0, 1)),  # annotated as shown
+        (3, (20, 40), (20, 40), (0, 0)),  # the size cannot tell: as stored
+        (1, (20, 40), (20, 40), (0, 0)),
+        (6, None, (40, 20), (0, 1)),  # nothing annotated: as shown
+        (3, None, (20, 40), (1, 1)),
+        (6, (99, 7), (20, 40), (0, 0)),  # neither fits: as stored, and the dataset then names both sizes
+    ],
+)
+def test_exif_orientation(orientation: int, annotated, shape, bright, tmp_path: Path) -> None:
+    _turned(tmp_path / "photo.jpg", orientation)
+    picture = read_image(tmp_path / "photo.jpg", annotated).astype(int)
+    assert picture.shape[:2] == shape
+    corners = picture[:: shape[0] - 1, :: shape[1] - 1].mean(axis=2)
+    assert np.unravel_index(corners.argmax(), (2, 2)) == bright
+    assert (np.sort(corners.flatten())[:3] < 30).all()
+    if annotated != (99, 7):
+        source = FrameFolder("photo", [tmp_path / "photo.jpg"], annotated=annotated)
+        np.testing.assert_array_equal(source.read([0])[0], picture)
+        assert source.size == shape
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 40), (40, 20)])
+def test_annotated_photographs_follow_the_annotated_size(height: int, width: int, tmp_path: Path) -> None:
+    _turned(tmp_path / "photo.jpg", 6)
+    document = {
+        "videos": [{"id": 1, "name": "photo", "width": width, "height": height, "length": 1}],
+        "images": [{"id": 1, "video_id": 1, "frame_id": 0, "file_name": "photo.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5]}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    dataset = ClipDataset(read_coco_vid(tmp_path / "coco.json"), tmp_path, CoveringWindows(1), ClipTransform())
+    assert dataset[0].frames.shape == (1, 3, height, width)
 
 
 def test_two_boxes_with_one_id_on_a_frame_stay_two() -> None:
@@ -161,6 +213,23 @@ def test_a_batch_of_bytes_is_normalised_where_it_goes(interleaved: bool) -> None
     again = ready.to("cpu")
     assert torch.equal(again.frames, ready.frames)
     assert raw.frames.dtype == torch.uint8
+
+
+def test_batches_survive_the_way_between_processes() -> None:
+    clips = [_clip(2, 17, 30, 3, start=4, step=3), _clip(4, 20, 9, 0)]
+    batch = Collate(16)(clips)
+    again = pickle.loads(ForkingPickler.dumps(batch))
+    for name in ("frames", "sizes", "frame_mask", "frame_index"):
+        have, want = getattr(again, name), getattr(batch, name)
+        assert have.dtype == want.dtype
+        assert torch.equal(have, want)
+    assert (again.infos, again.pixels) == (batch.infos, None)
+    for have, want in zip(again.targets, batch.targets, strict=True):
+        for name in ClipTargets.__dataclass_fields__:
+            assert torch.equal(getattr(have, name), getattr(want, name))
+    again.sizes[0, 0] = 3  # writable, as it was
+    # One descriptor, for the frames; everything small is in the message.
+    assert ForkingPickler.dumps(batch).tobytes().count(b"rebuild_tensor") == 1
 
 
 def test_batches_by_epoch() -> None:

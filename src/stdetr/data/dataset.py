@@ -122,11 +122,12 @@ class ClipDataset(Dataset[Clip]):
         """T,3,h,w uint8 RGB."""
         video = self.index.video_of(int(rows[0]))
         name = self.index.video_files[video]
+        height, width = (int(side) for side in self.index.video_sizes[video])
         if name:
             frames = self.cache.read(self.root / name, self.index.frame_ids[rows].tolist(), self.backend)
         else:
-            frames = np.stack([read_image(self.root / self.index.image_files[int(row)]) for row in rows])
-        height, width = (int(side) for side in self.index.video_sizes[video])
+            files = [self.root / self.index.image_files[int(row)] for row in rows]
+            frames = np.stack([read_image(file, (height, width)) for file in files])
         if frames.shape[1:3] != (height, width):
             raise ValueError(
                 f"{self.root / (name or self.index.image_files[int(rows[0])])} has frames of {frames.shape[2]}x"

@@ -1,4 +1,11 @@
-"""Image files as a video.  h, w height and width in pixels; T frames asked for."""
+"""Image files as a video.  h, w height and width in pixels; T frames asked for.
+
+Photographs may be stored turned, with an EXIF tag that says how to show them.  Peers differ: pycocotools' users,
+torchvision's ``CocoDetection`` and the DETR family read the pixels as they are stored, detectron2 and OpenCV turn them.
+Here pictures that somebody looks at (``predict``) are turned, like videos with rotation metadata.  Annotated frames are
+read as stored, which is what COCO's boxes count, unless only the turned picture has the annotated size: boxes drawn in
+a program that turned it.  A mirrored or upside-down tag leaves the size alone, so there the stored pixels hold.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +19,19 @@ import numpy as np
 from stdetr.data.video_source import IMAGE_SUFFIXES, check_indices, check_range
 
 
-def read_image(path: Path) -> np.ndarray:
-    """h,w,3 uint8 RGB, upright (EXIF orientation applied); raises ValueError or FileNotFoundError naming the file."""
+def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
+    """h,w,3 uint8 RGB; raises ValueError or FileNotFoundError naming the file.
+
+    annotated: (h, w) that the annotations give the frame: stored pixels, or turned by the EXIF tag where only then the
+        sides agree.  None turns by the tag.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if annotated is None or (image.size != annotated[::-1] and image.size == annotated):
+                image = ImageOps.exif_transpose(image)
+            return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"frame {path} does not exist") from None
     except UnidentifiedImageError:
@@ -35,17 +48,21 @@ def natural_key(path: Path) -> list[int | str]:
 class FrameFolder:
     """A :class:`~stdetr.data.video_source.VideoSource` over image files in a given order.
 
+    annotated: (h, w) of annotated frames, see :func:`read_image`
+
     Raises FileNotFoundError when there is no file, ValueError for a frame that differs in size or is damaged.
     """
 
     backend = "frames"
 
-    def __init__(self, name: str, files: Sequence[Path], fps: float = 0.0) -> None:
+    def __init__(
+        self, name: str, files: Sequence[Path], fps: float = 0.0, annotated: tuple[int, int] | None = None
+    ) -> None:
         if not files:
             raise FileNotFoundError(f"{name} has no frames ({', '.join(IMAGE_SUFFIXES)})")
         self.name, self.fps = name, fps
-        self._files = list(files)
-        height, width = read_image(self._files[0]).shape[:2]
+        self._files, self._annotated = list(files), annotated
+        height, width = read_image(self._files[0], annotated).shape[:2]
         self.size = (height, width)
 
     @classmethod
@@ -65,7 +82,7 @@ class FrameFolder:
         return len(self._files)
 
     def _frame(self, index: int) -> np.ndarray:
-        frame = read_image(self._files[index])
+        frame = read_image(self._files[index], self._annotated)
         if frame.shape[:2] != self.size:
             want, have = ("x".join(map(str, shape[::-1])) for shape in (self.size, frame.shape[:2]))
             raise ValueError(f"frame {self._files[index]} is {have}, but {self.name} starts with {want} frames")

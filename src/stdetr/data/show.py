@@ -91,7 +91,8 @@ def _frames(index: CocoVid, base: Path, number: int, rows: np.ndarray) -> Iterat
             raise ValueError(f"{source.name} has {len(source)} frames, but frame {max(wanted)} is annotated")
     else:
         files = [base / index.image_files[int(row)] for row in rows]
-        source = FrameFolder(index.video_names[number], files)
+        height, width = (int(side) for side in index.video_sizes[number])
+        source = FrameFolder(index.video_names[number], files, annotated=(height, width))
         wanted = list(range(len(files)))
     try:
         if wanted == list(range(wanted[0], wanted[-1] + 1)):

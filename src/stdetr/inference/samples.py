@@ -65,7 +65,9 @@ def open_video(index: CocoVid, root: Path, video: int, backend: str = "decord") 
     name = index.video_files[video]
     if name:
         return open_source(root / name, backend=backend), rows
-    return FrameFolder(index.video_names[video], [root / index.image_files[row] for row in rows]), rows
+    height, width = (int(side) for side in index.video_sizes[video])
+    files = [root / index.image_files[row] for row in rows]
+    return FrameFolder(index.video_names[video], files, annotated=(height, width)), rows
 
 
 def annotated_tubes(index: CocoVid, rows: range, frames: np.ndarray) -> Tubes:

@@ -117,11 +117,22 @@ class Conversion:
         finally:
             for writer in self._writers.values():
                 writer.close()
+        self.counts = dict(sorted(self.counts.items(), key=lambda item: item[0] == EVERYTHING))
+        self._publish(self._report())
+        return self.counts
+
+    def _publish(self, report: Path) -> None:
+        """Give every finished file its name; the report comes last and says that the set is complete.
+
+        What is to be replaced goes first: a process that is killed here leaves files missing, but never a training
+        split of this conversion beside the validation split of a former one.
+        """
+        final = self.output / "conversion.json"
+        for path in (final, *(writer.path for writer in self._writers.values())):
+            path.unlink(missing_ok=True)
         for writer in self._writers.values():
             writer.publish()
-        self.counts = dict(sorted(self.counts.items(), key=lambda item: item[0] == EVERYTHING))
-        self._report()
-        return self.counts
+        report.replace(final)
 
     def _writer(self, split: str) -> CocoVidWriter:
         if split not in self._writers:
@@ -266,7 +277,8 @@ class Conversion:
             return (), False
         return tuple(_plain(value) for value in (left, top, right - left, bottom - top)), True
 
-    def _report(self) -> None:
+    def _report(self) -> Path:
+        """``conversion.json``, still under another name."""
         report = {
             **self.info,
             "splits": {split: asdict(count) for split, count in self.counts.items()},
@@ -275,7 +287,7 @@ class Conversion:
         }
         unfinished = self._work / "conversion.report"
         unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        unfinished.replace(self.output / "conversion.json")
+        return unfinished
 
 
 class _TrackIdentities:
