@@ -69,6 +69,35 @@ def test_disk_notices_a_changed_video(video: Path, tmp_path: Path, encode: Calla
     np.testing.assert_array_equal(after, open_source(other).read([0]))
 
 
+def test_disk_keeps_within_its_limit(video: Path, tmp_path: Path) -> None:
+    copies = {name: tmp_path / f"{name}.mp4" for name in "abc"}
+    for copy in copies.values():
+        copy.write_bytes(video.read_bytes())
+    size = 12 * 16 * 32 * 3
+    cache = make_cache("disk", tmp_path / "cache", 2.5 * size / 1e9)
+    truth = open_source(video).read([4])
+
+    def kept() -> set[str]:
+        return {file.name[0] for file in (tmp_path / "cache").glob("*.npy")}
+
+    def read(name: str, second: int) -> None:
+        np.testing.assert_array_equal(cache.read(copies[name], [4], "decord"), truth)
+        for file in (tmp_path / "cache").glob(f"{name}-*.npy"):
+            os.utime(file, (second, second))
+
+    for second, (name, wanted) in enumerate((("a", "a"), ("b", "ab"), ("a", "ab"), ("c", "ac"), ("b", "bc"))):
+        read(name, second)
+        assert kept() == set(wanted)
+    # Each read is a use: without the times set by hand, the file read last has the latest time.
+    cache.read(copies["c"], [0], "decord")
+    times = {file.name[0]: file.stat().st_mtime for file in (tmp_path / "cache").glob("*.npy")}
+    assert times["c"] > times["b"]
+    with pytest.raises(ValueError, match=r"c\.mp4 needs 0\.0 GB decoded, more than data\.cache_limit_gb"):
+        DiskCache(tmp_path / "other", 0.5 * size / 1e9).read(copies["c"], [0], "decord")
+    with pytest.raises(ValueError, match="cache_limit_gb must be positive, got 0"):
+        DiskCache(tmp_path, 0)
+
+
 def test_disk_leaves_no_half_file(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
         size, fps, name = (16, 32), 25.0, "x"

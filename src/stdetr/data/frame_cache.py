@@ -9,6 +9,7 @@ array file a video, mapped into memory, so that all workers share the operating 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -96,11 +97,14 @@ class MemoryCache:
 class DiskCache:
     """Whole videos as uint8 array files under ``directory``; memory use stays at one frame while a file is written.
 
-    A file's name holds path, size and modification time of the video, so a changed video is decoded anew.
+    A file's name holds path, size and modification time of the video, so a changed video is decoded anew.  Beyond
+    ``limit_gb`` gigabytes the files that were used longest ago are deleted; who still reads one may go on.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, limit_gb: float = 100.0) -> None:
+        if limit_gb <= 0:
+            raise ValueError(f"data.cache_limit_gb must be positive, got {limit_gb}")
+        self.directory, self._limit = Path(directory), int(limit_gb * 1e9)
 
     def read(self, path: Path, indices: Sequence[int], backend: str) -> np.ndarray:
         """T,h,w,3 uint8 RGB."""
@@ -109,13 +113,40 @@ class DiskCache:
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{backend}"
         file = self.directory / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-        if not file.is_file():
-            source = open_source(path, backend=backend)
+        while True:
             try:
-                self._write(file, source)
-            finally:
-                source.close()
-        return take_frames(str(path), np.load(file, mmap_mode="r"), indices)
+                frames = np.load(file, mmap_mode="r")
+                os.utime(file)  # the time of its last use
+                return take_frames(str(path), frames, indices)
+            except FileNotFoundError:
+                # Not there yet, or another process has just deleted it to make room.
+                source = open_source(path, backend=backend)
+                try:
+                    self._make_room(source)
+                    self._write(file, source)
+                finally:
+                    source.close()
+
+    def _make_room(self, source: VideoSource) -> None:
+        """Delete the files used longest ago until the frames of ``source`` fit; ValueError where they never will."""
+        height, width = source.size
+        needed = len(source) * height * width * 3
+        if needed > self._limit:
+            raise ValueError(
+                f"{source.name} needs {needed / 1e9:.1f} GB decoded, more than data.cache_limit_gb="
+                f"{self._limit / 1e9:g}; raise the limit or use data.cache=none"
+            )
+        kept: list[tuple[float, int, Path]] = []
+        for file in self.directory.glob("[!.]*.npy"):  # those that begin with a dot are still being written
+            with contextlib.suppress(FileNotFoundError):  # another process deletes as well
+                stat = file.stat()
+                kept.append((stat.st_mtime, stat.st_size, file))
+        total = sum(size for _, size, _ in kept)
+        for _, size, file in sorted(kept):
+            if total + needed <= self._limit:
+                break
+            file.unlink(missing_ok=True)
+            total -= size
 
     def _write(self, file: Path, source: VideoSource) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -143,7 +174,7 @@ def make_cache(kind: str, directory: str | Path | None, limit_gb: float) -> Fram
     if kind == "disk":
         if directory is None:
             raise ValueError("data.cache=disk needs data.cache_dir, the folder for the decoded frames")
-        return DiskCache(directory)
+        return DiskCache(directory, limit_gb)
     near = difflib.get_close_matches(kind, ("none", "memory", "disk"), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"data.cache must be none, memory or disk, got {kind!r}{hint}")
