@@ -23,7 +23,8 @@ def main(overrides: list[str]) -> int:
     train = [*TRAIN, f"output_dir={output}", *(text for text in overrides if not text.startswith("output_dir="))]
     code = phase("train", ["train", *train], seconds)
     if code == 0:
-        code = phase("evaluate", ["eval", f"checkpoint={output}", "evaluation.split=test"], seconds)
+        arguments = ["eval", f"checkpoint={output}", "evaluation.split=test", f"output_dir={output / 'test'}"]
+        code = phase("evaluate", arguments, seconds)
     if code == 0:
         video = held_out_video(output)
         arguments = ["predict", f"checkpoint={output}", f"source={video}", f"output_dir={output / 'predict'}"]
@@ -44,15 +45,16 @@ def phase(name: str, arguments: list[str], seconds: dict[str, float]) -> int:
 
 
 def held_out_video(output: Path) -> Path:
-    """The test video with the most degraded frames: where a clip shows what a single frame cannot."""
+    """The test video with the most objects on degraded frames: where a clip shows what a single frame cannot."""
     from stdetr.config import instantiate, load_config
 
     root = instantiate(load_config(output).data).root
     index = json.loads((root / "test.json").read_text(encoding="utf-8"))
-    degraded = dict.fromkeys((video["id"] for video in index["videos"]), 0)
-    for image in index["images"]:
-        degraded[image["video_id"]] += image.get("degradation") is not None
-    video = max(index["videos"], key=lambda video: degraded[video["id"]])
+    degraded = {image["id"] for image in index["images"] if image.get("degradation") is not None}
+    hidden = dict.fromkeys((video["id"] for video in index["videos"]), 0)
+    for annotation in index["annotations"]:
+        hidden[annotation["video_id"]] += annotation["image_id"] in degraded
+    video = max(index["videos"], key=lambda video: hidden[video["id"]])
     return root / video["file_name"]
 
 

@@ -265,18 +265,20 @@ class ModelOutput:
     """What the detector says of a batch, before thresholds and pixels.
 
     logits:   B,Q,classes class logits of each tube (sigmoid, no background class)
+    frame_logits: B,Q,T,classes the same from the tube's state on one frame alone
     boxes:    B,Q,T,4 cxcywh in [0,1] of the unpadded frame
     presence: B,Q,T logits: is the object on that frame?
     losses_input: what the criterion needs beyond that (auxiliary layers, proposals, denoising); None at inference
     """
 
     logits: Tensor
+    frame_logits: Tensor
     boxes: Tensor
     presence: Tensor
     losses_input: object | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        return _shapes(self, ("logits", "boxes", "presence"))
+        return _shapes(self, ("logits", "frame_logits", "boxes", "presence"))
 
 
 @dataclass(frozen=True, repr=False)
@@ -284,7 +286,7 @@ class Tubes:
     """Detections of one clip (or of a whole video, once stitched), in source pixels.
 
     boxes:       N,T,4 float32 xyxy in pixels of the source frame
-    scores:      N,T float32 in [0,1], class score x presence on that frame
+    scores:      N,T float32 in [0,1], score of the detection on that frame
     labels:      N int64 contiguous class index from 0
     track_ids:   N int64; equal ids are one object through the video; -1 before stitching
     frame_index: T int64 decoded frame number in the source, from 0

@@ -83,7 +83,8 @@ def test_a_video_without_tubes_and_mistakes():
 
 def test_trackable_keeps_each_box_sequence_once_and_its_visible_frames():
     both = replace_pair(clip([0, 1], 0, [0.9, 0.2]), clip([0, 1], 0, [0.5, 0.5], label=1))
-    kept = _trackable(both, track_score=0.05, presence=0.3)
+    both = replace(both, present=torch.tensor([[True, False], [True, True]]))
+    kept = _trackable(both, track_score=0.05)
     assert kept.labels.tolist() == [0]
-    assert kept.present.tolist() == [[True, False]]  # 0.2 < 0.3 * 0.9
-    assert len(_trackable(both, track_score=0.95, presence=0.3)) == 0
+    assert kept.present.tolist() == [[True, False]]
+    assert len(_trackable(both, track_score=0.95)) == 0

@@ -56,7 +56,7 @@ class ColourDetector(nn.Module):
         logits = torch.full((clips, 3, 3), -8.0)
         for colour in range(3):
             logits[:, colour, colour] = torch.where(seen[:, colour], 3.0 + colour, -8.0)
-        return ModelOutput(logits, boxes, presence)
+        return ModelOutput(logits, logits[:, :, None].expand(-1, -1, length, -1), boxes, presence)
 
 
 class SamplingColourDetector(ColourDetector):

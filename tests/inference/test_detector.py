@@ -43,8 +43,8 @@ def test_boxes_ids_and_classes_are_exact(colour_detector, squares, array_source)
             ids.setdefault(int(label), set()).add(int(track))
     assert {label: len(tracks) for label, tracks in ids.items()} == {0: 1, 1: 1}
     assert ids[0] != ids[1]
-    # class score x presence, by hand: sigmoid(3) * sigmoid(4)
-    assert predictions.on_frame(0)["scores"][0] == pytest.approx(0.952574 * 0.982014, abs=1e-5)
+    # The class score, by hand: sigmoid(3), the same for the tube and for its frame.
+    assert predictions.on_frame(0)["scores"][0] == pytest.approx(0.952574, abs=1e-5)
 
 
 def test_resized_and_padded_frames_give_boxes_in_source_pixels(colour_detector, squares, array_source):
@@ -202,6 +202,6 @@ def test_a_query_counts_once_under_its_surest_class():
 
 def test_frames_without_the_object_are_not_present():
     tubes = tubes_of([[0.0, 0, 4, 4]] * 2, [0, 1], [[0.8, 0.2, 0.04], [0.03, 0.03, 0.03]], [0.9, 0.05])
-    seen = visible_frames(tubes, score_threshold=0.05, presence=0.3)
+    seen = visible_frames(tubes, score_threshold=0.05)
     assert seen.labels.tolist() == [0]
-    assert seen.present.tolist() == [[True, False, False]]  # 0.2 < 0.3 * 0.9
+    assert seen.present.tolist() == [[True, True, False]]  # 0.04 < 0.05

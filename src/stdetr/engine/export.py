@@ -19,15 +19,16 @@ FORMATS = ("onnx",)
 
 
 class PlainOutputs(nn.Module):
-    """The model with tensors out: frames B,T,3,h,w -> logits B,Q,N; boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T."""
+    """The model with tensors out: frames B,T,3,h,w -> logits B,Q,N; boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T;
+    frame_logits B,Q,T,N."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
         output = self.model(frames)
-        return output.logits, output.boxes, output.presence
+        return output.logits, output.boxes, output.presence, output.frame_logits
 
 
 def run(cfg: DictConfig) -> Path:
@@ -47,7 +48,7 @@ def run(cfg: DictConfig) -> Path:
     plain = PlainOutputs(model).eval()
     path = Path(cfg.output_dir) / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = ["logits", "boxes", "presence"]
+    names = ["logits", "boxes", "presence", "frame_logits"]
     with use_backend("reference"), torch.no_grad():
         torch.onnx.export(
             plain, (example,), str(path), input_names=["frames"], output_names=names,

@@ -51,7 +51,7 @@ def predict_split(
     video_lengths: frames of each video id
     min_score: frame detections below it are left out
     track_score, presence: a clip's tube is stitched into a video's tube when its best frame reaches ``track_score``;
-        frames whose share of the tube's score (its presence) is lower than ``presence`` are null
+        frames whose presence is lower than ``presence`` are null
     rules, fill_gap, prior_frames: see ``VideoTubes``
     """
     was_training = model.training
@@ -62,13 +62,13 @@ def predict_split(
     for batch in batches:
         batch = batch.to(device)
         output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
-        for tubes, info in zip(to_tubes(output, batch.infos, top_k), batch.infos, strict=True):
+        for tubes, info in zip(to_tubes(output, batch.infos, top_k, presence=presence), batch.infos, strict=True):
             result.frames.extend(_frame_detections(tubes, info, classes, min_score))
             if video != info.video_id or collected is None:
                 if collected is not None and video is not None:
                     result.tubes.extend(collected.results(video, video_lengths[video], classes))
                 video, collected = info.video_id, VideoTubes(rules, fill_gap=fill_gap, prior_frames=prior_frames)
-            collected.add(_trackable(tubes, track_score, presence))
+            collected.add(_trackable(tubes, track_score))
     if collected is not None and video is not None:
         result.tubes.extend(collected.results(video, video_lengths[video], classes))
     model.train(was_training)
@@ -91,10 +91,10 @@ def _frame_detections(tubes: Tubes, info: ClipInfo, classes: ClassNames, min_sco
     return found
 
 
-def _trackable(tubes: Tubes, track_score: float, presence: float) -> Tubes:
+def _trackable(tubes: Tubes, track_score: float) -> Tubes:
     """Each box sequence once, under its best class, and only the frames on which it is there."""
     sure = best_class_only(tubes.select(tubes.scores.amax(1) >= track_score))
-    return visible_frames(sure, score_threshold=0.0, presence=presence)
+    return visible_frames(sure, score_threshold=0.0)
 
 
 class VideoTubes:

@@ -42,7 +42,7 @@ class Detector:
     step:            look at every ``step``-th frame
     top_k:           (tube, class) pairs kept of a window
     score_threshold: frames of a tube that score less are left out
-    presence:        ... and those whose presence (frame score / tube score) is lower
+    presence:        ... and those whose presence is lower
     track_threshold: a track gets its id when a frame reaches this score
     rules:           when a window's tube continues a track (its ``birth_score`` is ``track_threshold``)
     batch_size:      windows that go through the model together
@@ -154,8 +154,8 @@ class Detector:
         with self._autocast():
             output = self.model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
         results = []
-        for tubes in to_tubes(output, batch.infos, self.top_k, self.score_threshold):
-            sure = visible_frames(tubes, score_threshold=self.score_threshold, presence=self.presence)
+        for tubes in to_tubes(output, batch.infos, self.top_k, self.score_threshold, self.presence):
+            sure = visible_frames(tubes, score_threshold=self.score_threshold)
             results.append(best_class_only(sure))
         return results
 

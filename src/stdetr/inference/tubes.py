@@ -32,10 +32,9 @@ def best_class_only(tubes: Tubes) -> Tubes:
     return tubes.select(order[by_group[first].sort().values])
 
 
-def visible_frames(tubes: Tubes, *, score_threshold: float, presence: float) -> Tubes:
-    """Mark as present only the frames whose score reaches ``score_threshold`` and the share ``presence`` of the tube's
-    score; tubes without such a frame are dropped."""
-    there = (tubes.scores >= score_threshold) & (tubes.scores >= presence * tubes.tube_scores[:, None]) & tubes.present
+def visible_frames(tubes: Tubes, *, score_threshold: float) -> Tubes:
+    """Keep as present only the frames whose score reaches ``score_threshold``; tubes without one are dropped."""
+    there = (tubes.scores >= score_threshold) & tubes.present
     return replace(tubes, present=there).select(there.any(1))
 
 

@@ -129,7 +129,7 @@ class ClipDetector(nn.Module):
         extra = 0 if noised is None else noised.track.shape[1]
         if targets is None:
             last = self._predict(len(layers) - 1, layers[-1], frame_mask, slice(extra, None))
-            return ModelOutput(last.logits, last.boxes, last.presence)
+            return ModelOutput(last.logits, last.frame_logits, last.boxes, last.presence)
         matching = tuple(self._predict(i, s, frame_mask, slice(extra, None)) for i, s in enumerate(layers))
         denoising = ()
         if noised is not None:
@@ -144,7 +144,8 @@ class ClipDetector(nn.Module):
             token_centres=tokens.centres,
             frame_mask=frame_mask,
         )
-        return ModelOutput(matching[-1].logits, matching[-1].boxes, matching[-1].presence, training)
+        last = matching[-1]
+        return ModelOutput(last.logits, last.frame_logits, last.boxes, last.presence, training)
 
     def _predict(self, layer: int, state: DecoderState, frame_mask: Tensor, part: slice) -> TubePrediction:
         states = state.states[:, part]
