@@ -15,7 +15,16 @@ from typing import Any
 
 import torch
 
-from stdetr.bench.op_cases import CPU_CASES, GPU_CASES, LOCATIONS, SWEEP, OpCase, find_cases, make_inputs
+from stdetr.bench.op_cases import (
+    CPU_CASES,
+    GPU_CASES,
+    LOCATIONS,
+    SWEEP,
+    OpCase,
+    find_cases,
+    make_inputs,
+    roofline_seconds,
+)
 from stdetr.bench.op_measure import (
     KINDS,
     available_bytes,
@@ -173,6 +182,9 @@ def _measure(
                     memory = peak_memory_in_process(kind, one.name, case, locations, dtype, seed)
                 rows[one.name] |= {f"memory_{key}": value for key, value in memory.items()}
     ours = rows.get("stdetr", {})
+    if device.type == "cuda" and "forward_ms" in ours:
+        ours["roofline_ms"] = 1e3 * roofline_seconds(case, inputs.value.element_size())
+        ours["roofline_share"] = ours["roofline_ms"] / ours["forward_ms"]
     for name, row in rows.items():
         if name != "stdetr" and "forward_ms" in row and "forward_ms" in ours:
             for key in ("forward", "backward", "both"):
@@ -230,6 +242,10 @@ def table(result: Mapping[str, Any]) -> str:
         growth = draw_table(["implementation", "forward", "forward + backward", "peak memory"], lines)
         text += ["", f"growth with the number of frames, {kind} op (1 = linear)", growth]
         text += ["", _draw(header, sweep["rows"])]
+    for row in result["rows"]:
+        if "roofline_share" in row:
+            share = f"{100 * row['roofline_share']:.0f} % of the forward pass's roofline ({row['roofline_ms']:.3f} ms)"
+            text.append(f"{row['case']} {row['locations']} {row['kind']}: {share}, taken as an H200's")
     text += [f"absent: {name}: {reason}" for name, reason in result["absent"].items()]
     return "\n".join(text)
 
