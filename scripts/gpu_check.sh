@@ -33,6 +33,13 @@ else
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target "$target" ./cuda_ops
 fi
 export PYTHONPATH="$target:$(pwd)/src${PYTHONPATH:+:$PYTHONPATH}"
+# The tests would skip where the library does not load.
+"$python" -c "
+import sys
+from stdetr.ops import backend
+found = backend('cuda')
+sys.exit(0 if found.name == 'cuda' else f'error: the CUDA kernels were built but are not in use: {found.reason}')
+"
 
 echo "== tests"
 "$python" -m pytest -m gpu tests "$@"

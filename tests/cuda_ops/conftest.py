@@ -6,5 +6,5 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "cuda_ops"))
+sys.path.append(str(ROOT / "cuda_ops"))  # last: its stdetr_ops holds no libraries
 sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 # Problems and their float64 answers are those of the host harness.
-sys.path.insert(0, str(ROOT / "cuda_ops"))
+sys.path.append(str(ROOT / "cuda_ops"))  # last: its stdetr_ops holds no libraries
 sys.path.insert(0, str(ROOT / "tests" / "cuda_ops"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

@@ -11,7 +11,7 @@ from gpu_calls import arguments, backward, operator
 from kernel_cases import Size, error, make
 from torch import Tensor
 
-from stdetr.ops import st_deform_attn_fused, use_backend
+from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal, use_backend
 
 MODES = ("plain", "fused", "continuous")
 
@@ -112,3 +112,21 @@ def test_runs_on_another_stream_in_order() -> None:
         out = st_deform_attn_fused(moved, shapes, *leaves[1:])
     stream.synchronize()
     assert error(out.detach().cpu(), 2 * wanted.detach().cpu()) < 1e-5
+
+
+def test_the_temporal_parameterisation_agrees_with_the_cpu() -> None:
+    """On a GPU PyTorch forms offsets and logits before the fused kernel; one formula, two implementations."""
+    made = torch.Generator().manual_seed(0)
+    normal = lambda *size: torch.randn(*size, generator=made)  # noqa: E731
+    shapes = [(9, 7), (5, 4)]
+    tensors = [normal(2, 3, 83, 4, 32), torch.rand(2, 37, 2, 4, generator=made), normal(2, 37, 4, 2, 4, 2)]
+    tensors += [0.2 * normal(2, 37, 4, 2, 4, 2), normal(2, 37, 4, 2, 4), normal(4, 4, 2, 4, 2), normal(4, 4, 2, 4)]
+    dt, index = torch.randint(-3, 4, (2, 37, 2), generator=made), torch.randint(-1, 3, (2, 37, 2), generator=made)
+    results = []
+    for device in ("cpu", "cuda"):
+        leaves = [tensor.to(device).requires_grad_() for tensor in tensors]
+        out = st_deform_attn_temporal(leaves[0], shapes, *leaves[1:], dt=dt.to(device), frame_index=index.to(device))
+        grads = torch.autograd.grad(out.square().sum(), leaves)
+        results.append([t.detach().cpu() for t in (out, *grads)])
+    for one, other in zip(*results, strict=True):
+        assert error(other, one) < 1e-4
