@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -301,3 +306,37 @@ def test_evaluation_shows_every_image_once(small_toy: Path) -> None:
 def test_fork_is_refused(small_toy: Path) -> None:
     with pytest.raises(ValueError, match=r"start_method must be spawn or forkserver, got 'fork'"):
         build_loader(_toy(small_toy), 2, shuffle=False, num_workers=1, start_method="fork")
+
+
+KILLED = """
+import os, signal, sys, multiprocessing
+from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.dataset import ClipDataset
+from stdetr.data.loader import build_loader
+from stdetr.data.sampling import CoveringWindows
+from stdetr.data.transforms import ClipTransform
+if __name__ == "__main__":
+    index = read_coco_vid(sys.argv[1] + "/train.json")
+    transform = ClipTransform(mean=(0.5,) * 3, std=(0.25,) * 3)
+    dataset = ClipDataset(index, sys.argv[1], CoveringWindows(3), transform)
+    batches = iter(build_loader(dataset, 1, shuffle=False, num_workers=1, start_method=sys.argv[2]))
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_workers_end_when_their_run_is_killed(start_method: str, small_toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "killed.py"), str(small_toy), start_method]
+    with (tmp_path / "out").open("w") as out:  # no pipe: the worker would hold it open
+        subprocess.run(command, stdout=out, stderr=subprocess.DEVNULL, timeout=300, check=False)
+    (worker,) = (int(word) for word in (tmp_path / "out").read_text().split())
+    for _ in range(600):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived the process that it worked for by a minute")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -74,6 +76,16 @@ def _start_worker(_: int) -> None:
     # One decoding thread a worker: more would only fight the training process for the cores.
     torch.set_num_threads(1)
     keep_freed_memory()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    # torch's workers watch the process that forked them.  With a fork server that is the server, which in turn lives as
+    # long as any worker does: where training is killed, both would stay for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def keep_freed_memory() -> bool:
