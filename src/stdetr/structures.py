@@ -250,6 +250,7 @@ class ClipBatch:
             frame_index=self.frame_index[clip, frame][:, None],
             targets=tuple(targets),
             infos=tuple(infos),
+            pixels=self.pixels,
         )
 
     def __reduce__(self) -> tuple[object, ...]:

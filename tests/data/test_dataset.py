@@ -218,6 +218,7 @@ def test_a_batch_of_bytes_is_normalised_where_it_goes(interleaved: bool) -> None
     again = ready.to("cpu")
     assert torch.equal(again.frames, ready.frames)
     assert raw.frames.dtype == torch.uint8
+    assert torch.equal(raw.split_frames().to("cpu").frames, ready.split_frames().frames)
 
 
 def test_batches_survive_the_way_between_processes() -> None:

@@ -104,6 +104,12 @@ def test_single_frame_phase_and_accumulation(tiny, tmp_path: Path) -> None:
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4]
 
 
+def test_overfitting_takes_the_same_clips_frame_by_frame_first(tiny, tmp_path: Path) -> None:
+    train.run(tiny("run", "overfit=1", "trainer.single_frame=1", "trainer.max_steps=2", "trainer.log_every=1"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2]
+
+
 def test_init_from_takes_weights_over(tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train.run(tiny("first", "trainer.max_steps=2"))
     train.run(tiny("second", f"init_from={tmp_path / 'first'}", "trainer.max_steps=2", "optim.lr=1e-9"))
