@@ -59,6 +59,21 @@ def _out_like(value: Tensor, queries: int) -> Tensor:
     return value.new_empty(batch, queries, heads * channels)
 
 
+def _out_and_lse_like(value: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    batch, queries, heads = offsets.shape[:3]
+    lse = value.new_empty((batch, queries, heads), dtype=accumulation_dtype(value.dtype))
+    return _out_like(value, queries), lse
+
+
+def _save_with_lse(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
+    """For an op that returns out and the log-sum-exp, which carries no gradient; the last input is the shapes."""
+    *tensors, ctx.shapes = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(out, lse, *tensors)
+
+
 def _register_plain() -> None:
     ops = torch.ops.stdetr
 
@@ -103,9 +118,7 @@ def _register_fused() -> None:
 
     @register_fake("stdetr::st_deform_attn_fused_forward")
     def _(value, reference, offsets, logits, frame_index, valid_ratios, spatial_shapes):
-        batch, queries, heads = offsets.shape[:3]
-        lse = value.new_empty((batch, queries, heads), dtype=accumulation_dtype(value.dtype))
-        return _out_like(value, queries), lse
+        return _out_and_lse_like(value, offsets)
 
     @register_fake("stdetr::st_deform_attn_fused_backward")
     def _(
@@ -113,20 +126,13 @@ def _register_fused() -> None:
     ):
         return tuple(t.new_empty(t.shape) for t in (value, reference, offsets, logits))
 
-    def save(ctx, inputs, output):
-        *tensors, ctx.shapes = inputs
-        out, lse = output
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(out, lse, *tensors)
-
     def backward(ctx, grad_out, _):
         if grad_out is None:
             return (None,) * 7
         grads = ops.st_deform_attn_fused_backward(grad_out, *ctx.saved_tensors, ctx.shapes, _deterministic())
         return _only_needed(ctx, (*grads, None, None, None))
 
-    register_autograd("stdetr::st_deform_attn_fused_forward", backward, setup_context=save)
+    register_autograd("stdetr::st_deform_attn_fused_forward", backward, setup_context=_save_with_lse)
 
     def save_first(ctx, inputs, output):
         *tensors, ctx.shapes, _ = inputs
@@ -193,21 +199,12 @@ def _register_temporal() -> None:
     def _(
         value, reference, offsets, velocity, logits, offset_table, logit_table, dt, frame_index, valid_ratios, shapes
     ):
-        batch, queries, heads = offsets.shape[:3]
-        lse = value.new_empty((batch, queries, heads), dtype=accumulation_dtype(value.dtype))
-        return _out_like(value, queries), lse
+        return _out_and_lse_like(value, offsets)
 
     @register_fake("stdetr::st_deform_attn_temporal_backward")
     def _(grad_out, out, lse, *given):
         # The first seven of ``given`` are the differentiable inputs; dt, frame_index and the rest follow.
         return tuple(t.new_empty(t.shape) for t in given[:7])
-
-    def save(ctx, inputs, output):
-        *tensors, ctx.shapes = inputs
-        out, lse = output
-        ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(out, lse, *tensors)
 
     def backward(ctx, grad_out, _):
         if grad_out is None:
@@ -218,7 +215,7 @@ def _register_temporal() -> None:
         )
         return _only_needed(ctx, (*grads, None, None, None, None))
 
-    register_autograd("stdetr::st_deform_attn_temporal_forward", backward, setup_context=save)
+    register_autograd("stdetr::st_deform_attn_temporal_forward", backward, setup_context=_save_with_lse)
 
     def save_first(ctx, inputs, output):
         *tensors, ctx.shapes, _, _ = inputs
