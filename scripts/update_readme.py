@@ -62,15 +62,15 @@ def pets() -> list[str]:
     return [*lines, ""]
 
 
-def op(name: str = "op_cpu", title: str = "The op") -> list[str]:
+def op() -> list[str]:
     """The attention op on the CPU: ours, and how many times longer the others take in the same run."""
-    file = ROOT / "benchmarks" / f"{name}.json"
+    file = ROOT / "benchmarks" / "op_cpu.json"
     if not file.is_file():
         return []
     found = json.loads(file.read_text())
     machine = found["machine"]
     lines = [
-        f"**{title}**, {found['dtype']}, inference (forward) and a training step (both), medians; "
+        f"**The op**, {found['dtype']}, inference (forward) and a training step (both), medians; "
         f"`{found['command']}`, commit `{found['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads, "
         f"torch {machine['torch']}, {found['backend']}:",
         "",
@@ -116,9 +116,7 @@ START, END = "<!-- measured -->", "<!-- /measured -->"
 
 def updated(text: str) -> str:
     """``text`` with everything between the marks made again; without the end mark, the start mark is replaced."""
-    body = "\n".join(
-        [START, "", *op(), *op("op_cpu_decoder", "The decoder's calls again, 41 turns each"), *toy(), *pets(), END]
-    )
+    body = "\n".join([START, "", *op(), *toy(), *pets(), END])
     if END in text:
         return re.sub(f"{START}.*{END}", lambda _: body, text, flags=re.S)
     if START not in text:

@@ -218,6 +218,10 @@ class ClipBatch:
                 moved["frames"][clip, sum(mask) :] = 0
         return replace(self, targets=targets, pixels=None, **moved)
 
+    def with_frames(self, frames: Tensor) -> ClipBatch:
+        """The same batch with other frames: B,T,3,h,w."""
+        return replace(self, frames=frames)
+
     def split_frames(self) -> ClipBatch:
         """The real frames of the batch, each as a clip of its own (T = 1), clip by clip."""
         clip, frame = torch.nonzero(self.frame_mask, as_tuple=True)

@@ -27,11 +27,11 @@ def test_all_caches_agree(make: Callable[[], FrameCache | None], video: Path, tm
     cache = make() or DiskCache(tmp_path)
     truth = open_source(video).read(range(12))
     for _ in range(2):
-        np.testing.assert_array_equal(cache.read(video, INDICES, "decord"), truth[INDICES])
+        np.testing.assert_array_equal(cache.frames(video, INDICES, "decord"), truth[INDICES])
     again = pickle.loads(pickle.dumps(cache))
-    np.testing.assert_array_equal(again.read(video, [0], "decord"), truth[[0]])
+    np.testing.assert_array_equal(again.frames(video, [0], "decord"), truth[[0]])
     with pytest.raises(ValueError, match=r"cached\.mp4: frame 12 does not exist, it has 12 frames"):
-        cache.read(video, [12], "decord")
+        cache.frames(video, [12], "decord")
 
 
 def test_memory_decodes_once_and_forgets_the_oldest(
@@ -50,22 +50,22 @@ def test_memory_decodes_once_and_forgets_the_oldest(
     size = 12 * 16 * 32 * 3
     cache = MemoryCache(limit_gb=2.5 * size / 1e9)
     for name in "aabbaacabc":
-        cache.read(tmp_path / f"{name}.mp4", [0], "decord")
+        cache.frames(tmp_path / f"{name}.mp4", [0], "decord")
     # a, b are kept; c drops b (a was used last); b drops c; c drops a.
     assert [name[0] for name in opened] == ["a", "b", "c", "b", "c"]
     with pytest.raises(ValueError, match=r"more than data\.cache_limit_gb"):
-        MemoryCache(limit_gb=0.9 * size / 1e9).read(video, [0], "decord")
+        MemoryCache(limit_gb=0.9 * size / 1e9).frames(video, [0], "decord")
 
 
 def test_disk_notices_a_changed_video(video: Path, tmp_path: Path, encode: Callable[..., Path]) -> None:
     cache, path = DiskCache(tmp_path / "cache"), tmp_path / "clip.mp4"
     path.write_bytes(video.read_bytes())
-    before = cache.read(path, [0], "decord")
+    before = cache.frames(path, [0], "decord")
     other = encode("other.mp4", "-vf", "negate", "-c:v", "libx264", "-pix_fmt", "yuv420p", frames=12, size="32x16")
     path.write_bytes(other.read_bytes())
     os.utime(path, ns=(1, 1))
-    after = cache.read(path, [0], "decord")
-    assert np.abs(after.astype(int) - before).mean() > 20
+    after = cache.frames(path, [0], "decord")
+    assert np.abs(after[0].astype(int) - before[0]).mean() > 20
     np.testing.assert_array_equal(after, open_source(other).read([0]))
 
 
@@ -81,7 +81,7 @@ def test_disk_keeps_within_its_limit(video: Path, tmp_path: Path) -> None:
         return {file.name[0] for file in (tmp_path / "cache").glob("*.npy")}
 
     def read(name: str, second: int) -> None:
-        np.testing.assert_array_equal(cache.read(copies[name], [4], "decord"), truth)
+        np.testing.assert_array_equal(cache.frames(copies[name], [4], "decord"), truth)
         for file in (tmp_path / "cache").glob(f"{name}-*.npy"):
             os.utime(file, (second, second))
 
@@ -89,11 +89,11 @@ def test_disk_keeps_within_its_limit(video: Path, tmp_path: Path) -> None:
         read(name, second)
         assert kept() == set(wanted)
     # Each read is a use: without the times set by hand, the file read last has the latest time.
-    cache.read(copies["c"], [0], "decord")
+    cache.frames(copies["c"], [0], "decord")
     times = {file.name[0]: file.stat().st_mtime for file in (tmp_path / "cache").glob("*.npy")}
     assert times["c"] > times["b"]
     with pytest.raises(ValueError, match=r"c\.mp4 needs 0\.0 GB decoded, more than data\.cache_limit_gb"):
-        DiskCache(tmp_path / "other", 0.5 * size / 1e9).read(copies["c"], [0], "decord")
+        DiskCache(tmp_path / "other", 0.5 * size / 1e9).frames(copies["c"], [0], "decord")
     with pytest.raises(ValueError, match="cache_limit_gb must be positive, got 0"):
         DiskCache(tmp_path, 0)
 
@@ -114,7 +114,7 @@ def test_disk_leaves_no_half_file(video: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(frame_cache, "open_source", lambda *_, **__: Failing())
     with pytest.raises(ValueError, match=r"damaged"):
-        DiskCache(tmp_path).read(video, [0], "decord")
+        DiskCache(tmp_path).frames(video, [0], "decord")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,4 +127,4 @@ def test_the_key_names_the_cache(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be none, memory or disk, got 'memroy'; did you mean 'memory'"):
         make_cache("memroy", None, 1)
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4 does not exist"):
-        DiskCache(tmp_path).read(tmp_path / "gone.mp4", [0], "decord")
+        DiskCache(tmp_path).frames(tmp_path / "gone.mp4", [0], "decord")

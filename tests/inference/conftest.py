@@ -91,18 +91,21 @@ class ArraySource:
     """A video in memory, with the interface of ``stdetr.data.video_source.VideoSource``."""
 
     def __init__(self, frames: np.ndarray, fps: float = 8.0, name: str = "squares.mp4") -> None:
-        self.frames, self.fps, self.name = frames, fps, name
+        self.pictures, self.fps, self.name = frames, fps, name
         self.size = (frames.shape[1], frames.shape[2])
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.pictures)
+
+    def frames(self, indices) -> list[np.ndarray]:
+        return list(self.read(indices))
 
     def read(self, indices) -> np.ndarray:
-        return self.frames[list(indices)]
+        return self.pictures[list(indices)]
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1):
         for index in range(start, len(self) if stop is None else min(stop, len(self)), step):
-            yield index, self.frames[index]
+            yield index, self.pictures[index]
 
     def close(self) -> None: ...
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stdetr.data.packet_index import PacketIndex, scan_packets
-from stdetr.data.video_source import check_indices, check_range
+from stdetr.data.video_source import check_indices, check_range, stack_frames
 
 
 class AvSource:
@@ -50,16 +50,15 @@ class AvSource:
         """Number of the frame that decoding on would give; None while the file is closed."""
         return None if self._container is None else self._next
 
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        numbers = check_indices(self.name, self.backend, len(self), indices)
+        found = {number: self._array(self._seek(number)) for number in sorted(set(numbers))}
+        return [found[number] for number in numbers]
+
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """T,h,w,3 uint8 RGB."""
-        numbers = check_indices(self.name, self.backend, len(self), indices)
-        out = np.empty((len(numbers), *self.size, 3), dtype=np.uint8)
-        places: dict[int, list[int]] = {}
-        for place, number in enumerate(numbers):
-            places.setdefault(number, []).append(place)
-        for number in sorted(places):
-            out[places[number]] = self._array(self._seek(number))
-        return out
+        return stack_frames(self.frames(indices), self.size)
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames; one decoded picture in memory."""
@@ -141,7 +140,9 @@ class AvSource:
             if self._index.pts is None:
                 self._next += 1
                 return picture
-            place = int(np.searchsorted(self._index.pts, -1 if picture.pts is None else picture.pts))
+            place = self._next  # nearly always
+            if place >= len(self) or self._index.pts[place] != picture.pts:
+                place = int(np.searchsorted(self._index.pts, -1 if picture.pts is None else picture.pts))
             # Pictures cut off by an edit list are decoded, but they are no frames.
             if place < len(self) and self._index.pts[place] == picture.pts:
                 self._next = place + 1

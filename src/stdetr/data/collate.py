@@ -7,14 +7,34 @@ Shape legend
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from stdetr.structures import Clip, ClipBatch, ClipTargets, PixelScale
+from stdetr.structures import Clip, ClipBatch, ClipInfo, ClipTargets, PixelScale
+
+
+@dataclass(frozen=True, repr=False)
+class DecodedClip:
+    """A :class:`~stdetr.structures.Clip` whose frames are still where the decoder left them.
+
+    frames: T arrays h,w,3 uint8 RGB of one size, not to be written to
+    """
+
+    frames: Sequence[np.ndarray]
+    targets: ClipTargets
+    info: ClipInfo
+
+    def stacked(self) -> Clip:
+        """The clip with its frames in one tensor."""
+        return Clip(torch.from_numpy(np.stack(self.frames)).permute(0, 3, 1, 2), self.targets, self.info)
+
+
+def _new(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -31,26 +51,39 @@ class Collate:
         if self.pad_to < 1:
             raise ValueError(f"data.loader.pad_to must be at least 1, got {self.pad_to}")
 
-    def __call__(self, clips: Sequence[Clip]) -> ClipBatch:
-        """Batch of the clips, padded with 0; their frames are all normalised float32 or all uint8."""
+    def __call__(
+        self, clips: Sequence[Clip] | Sequence[DecodedClip], room: Callable[[Sequence[int], torch.dtype], Tensor] = _new
+    ) -> ClipBatch:
+        """Batch of the clips, padded with 0; their frames are all normalised float32 or all uint8.
+
+        room: gives the memory for the frames, a contiguous tensor of that shape and dtype whose content does not matter
+        """
         if not clips:
             raise ValueError("a batch needs at least one clip")
-        kinds = {clip.frames.dtype for clip in clips}
+        shapes = [_shape(clip) for clip in clips]
+        kinds = {torch.uint8 if isinstance(clip, DecodedClip) else clip.frames.dtype for clip in clips}
         assert len(kinds) == 1, f"the clips of a batch have one dtype, got {kinds}"
-        raw = kinds == {torch.uint8}
+        (kind,) = kinds
+        raw = kind == torch.uint8
         if raw and self.pixels is None:
             raise ValueError("clips must be normalised before they are batched (data.mean, data.std), got torch.uint8")
-        length = max(clip.frames.shape[0] for clip in clips)
-        height, width = (
-            math.ceil(max(clip.frames.shape[axis] for clip in clips) / self.pad_to) * self.pad_to for axis in (2, 3)
-        )
-        interleaved = raw and clips[0].frames.stride(1) == 1
-        frames = _room((len(clips), length, 3, height, width), clips[0].frames.dtype, interleaved)
+        length = max(frames for frames, _, _ in shapes)
+        height, width = (math.ceil(max(shape[axis] for shape in shapes) / self.pad_to) * self.pad_to for axis in (1, 2))
+        if isinstance(clips[0], DecodedClip) or (raw and clips[0].frames.stride(1) == 1):
+            # Decoders give the channels as the innermost axis in memory; kept so, rows are copied whole.
+            frames = room((len(clips), length, height, width, 3), kind).permute(0, 1, 4, 2, 3)
+        else:
+            frames = room((len(clips), length, 3, height, width), kind)
         mask = torch.zeros(len(clips), length, dtype=torch.bool)
         index = torch.zeros(len(clips), length, dtype=torch.int64)
-        for number, clip in enumerate(clips):
-            count, _, clip_height, clip_width = clip.frames.shape
-            frames[number, :count, :, :clip_height, :clip_width] = clip.frames
+        for number, (clip, (count, clip_height, clip_width)) in enumerate(zip(clips, shapes, strict=True)):
+            inner = frames[number, :count, :, :clip_height, :clip_width]
+            if isinstance(clip, DecodedClip):
+                rows = inner.permute(0, 2, 3, 1).numpy()
+                for place, picture in enumerate(clip.frames):
+                    rows[place] = picture
+            else:
+                inner.copy_(clip.frames)
             # Only the padding is set to zero: clearing the whole batch first would cost as much as filling it.
             frames[number, :count, :, :clip_height, clip_width:] = 0
             frames[number, :count, :, clip_height:] = 0
@@ -59,7 +92,7 @@ class Collate:
             index[number] = continue_count(clip.info.frame_index, length)
         return ClipBatch(
             frames=frames,
-            sizes=torch.tensor([clip.frames.shape[2:] for clip in clips], dtype=torch.int64),
+            sizes=torch.tensor([shape[1:] for shape in shapes], dtype=torch.int64),
             frame_mask=mask,
             frame_index=index,
             targets=tuple(pad_targets(clip.targets, length) for clip in clips),
@@ -68,19 +101,12 @@ class Collate:
         )
 
 
-def _room(shape: tuple[int, int, int, int, int], dtype: torch.dtype, interleaved: bool) -> Tensor:
-    """An uninitialised B,T,3,h,w tensor; in a worker process it lies in shared memory, which saves sending a copy.
-
-    interleaved: the channels are the innermost axis in memory, as decoders give them: rows are then copied whole
-    """
-    batch, length, channels, height, width = shape
-    stored = (batch, length, height, width, channels) if interleaved else shape
-    if get_worker_info() is None:
-        room = torch.empty(stored, dtype=dtype)
-    else:
-        storage = torch.UntypedStorage._new_shared(dtype.itemsize * math.prod(shape))
-        room = torch.empty(0, dtype=dtype).set_(storage, 0, stored)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return room.permute(0, 1, 4, 2, 3) if interleaved else room
+def _shape(clip: Clip | DecodedClip) -> tuple[int, int, int]:
+    """(T, h, w)."""
+    if isinstance(clip, DecodedClip):
+        return (len(clip.frames), *clip.frames[0].shape[:2])
+    count, _, height, width = clip.frames.shape
+    return count, height, width
 
 
 def continue_count(frame_index: Sequence[int], length: int) -> Tensor:

@@ -6,6 +6,7 @@ Shape legend
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_convert
 
 from stdetr.data.coco_vid import CocoVid
+from stdetr.data.collate import DecodedClip
 from stdetr.data.frame_cache import FrameCache, NoCache
 from stdetr.data.frame_folder import read_image
 from stdetr.data.sampling import ClipRows, ClipSampler
@@ -86,6 +88,14 @@ class ClipDataset(Dataset[Clip]):
         return self.sampler.count(self.index)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Clip:
+        found = self._load(key)
+        return found if isinstance(found, Clip) else found.stacked()
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Clip | DecodedClip]:
+        """What loaders batch: frames that no transform touches stay where the decoder left them."""
+        return [self._load(key) for key in keys]
+
+    def _load(self, key: int | tuple[int, int]) -> Clip | DecodedClip:
         epoch, number = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= number < len(self):
             raise IndexError(f"clip {number} of {len(self)}")
@@ -94,19 +104,23 @@ class ClipDataset(Dataset[Clip]):
         found = self.index.annotations(rows)
         frames = self._frames(rows)
         boxes = torch.from_numpy(found.boxes)
+        video: Tensor | None = None
         if self.transforms.transforms:
+            # Transforms on interleaved channels are several times slower.
+            planes = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
             # Own the global generator for the length of the transform: results must not depend on who ran before.
             state = torch.get_rng_state()
             torch.default_generator.manual_seed(clip_seed(self.seed, epoch, number))
             try:
-                video, moved, keep = self.transforms.move(frames, boxes)
+                video, moved, keep = self.transforms.move(planes, boxes)
             finally:
                 torch.set_rng_state(state)
+            if video.is_floating_point():
+                video = self.transforms.normalise(video)
+            height, width = video.shape[-2:]
         else:
-            video, moved, keep = self.transforms.move(frames, boxes)
-        if video.is_floating_point():
-            video = self.transforms.normalise(video)
-        height, width = video.shape[-2:]
+            height, width = frames[0].shape[:2]
+            moved, keep = self.transforms.clip_boxes(boxes, (height, width))
         normalised = box_convert(moved, "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
         targets = pack_tracks(
             image=torch.from_numpy(found.image)[keep],
@@ -116,27 +130,27 @@ class ClipDataset(Dataset[Clip]):
             ignored=torch.from_numpy(found.ignored)[keep],
             frames=len(rows),
         )
-        return Clip(video, targets, self._info(rows, clip))
+        info = self._info(rows, clip)
+        return DecodedClip(frames, targets, info) if video is None else Clip(video, targets, info)
 
-    def _frames(self, rows: np.ndarray) -> Tensor:
-        """T,3,h,w uint8 RGB."""
+    def _frames(self, rows: np.ndarray) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
         video = self.index.video_of(int(rows[0]))
         name = self.index.video_files[video]
         height, width = (int(side) for side in self.index.video_sizes[video])
         if name:
-            frames = self.cache.read(self.root / name, self.index.frame_ids[rows].tolist(), self.backend)
+            frames = self.cache.frames(self.root / name, self.index.frame_ids[rows].tolist(), self.backend)
         else:
             files = [self.root / self.index.image_files[int(row)] for row in rows]
-            frames = np.stack([read_image(file, (height, width)) for file in files])
-        if frames.shape[1:3] != (height, width):
-            raise ValueError(
-                f"{self.root / (name or self.index.image_files[int(rows[0])])} has frames of {frames.shape[2]}x"
-                f"{frames.shape[1]}, but {self.index.path} says {width}x{height} (videos id "
-                f"{self.index.video_ids[video]}): its boxes would be wrong"
-            )
-        planes = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        # Transforms on interleaved channels are several times slower; where there are none, normalisation sorts them.
-        return planes.contiguous() if self.transforms.transforms else planes
+            frames = [read_image(file, (height, width)) for file in files]
+        for row, frame in zip(rows.tolist(), frames, strict=True):
+            if frame.shape[:2] != (height, width):
+                raise ValueError(
+                    f"{self.root / (name or self.index.image_files[row])} has frames of {frame.shape[1]}x"
+                    f"{frame.shape[0]}, but {self.index.path} says {width}x{height} (videos id "
+                    f"{self.index.video_ids[video]}): its boxes would be wrong"
+                )
+        return frames
 
     def _info(self, rows: np.ndarray, clip: ClipRows) -> ClipInfo:
         video = self.index.video_of(int(rows[0]))

@@ -12,7 +12,7 @@ import torch  # noqa: F401 - decord must be loaded after torch, or both crash
 
 from stdetr.data.av_source import AvSource
 from stdetr.data.packet_index import scan_packets
-from stdetr.data.video_source import check_indices
+from stdetr.data.video_source import check_indices, stack_frames
 
 # Frames ahead of the last read that are still reached by decoding on: what workers that take turns leave to others.
 _NEARBY = 32
@@ -52,19 +52,23 @@ class DecordSource:
     def __len__(self) -> int:
         return len(self._sequence)
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
         numbers = check_indices(self.name, self.backend, len(self), indices)
         if not numbers:
-            return np.zeros((0, *self.size, 3), dtype=np.uint8)
+            return []
         continues = 0 <= numbers[0] - self._after <= _NEARBY and numbers == sorted(numbers)
         self._after = numbers[-1] + 1
         if continues or not self._exact:
-            return self._sequence.read(numbers)
+            return self._sequence.frames(numbers)
         self._sequence.close()
         return self._fetch(numbers)
 
-    def _fetch(self, numbers: list[int]) -> np.ndarray:
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """T,h,w,3 uint8 RGB."""
+        return stack_frames(self.frames(indices), self.size)
+
+    def _fetch(self, numbers: list[int]) -> list[np.ndarray]:
         import decord
 
         try:
@@ -75,7 +79,7 @@ class DecordSource:
                 # decord 3.4 cannot copy frames whose rows are padded in memory: widths of 16, 24, 48 and 72 px.
                 _log.info("%s: decord cannot read frames %d px wide, PyAV reads it", self.name, self.size[1])
                 self._exact = False
-                return self._sequence.read(numbers)
+                return self._sequence.frames(numbers)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f"{self.name}: frames {numbers[0]} to {numbers[-1]} cannot be decoded (backend decord): {lines[-1]}"
@@ -83,7 +87,7 @@ class DecordSource:
         if frames.shape[1:3] != self.size:
             have, want = (f"{shape[1]}x{shape[0]}" for shape in (frames.shape[1:], self.size))
             raise ValueError(f"{self.name}: decord gives frames of {have}, FFmpeg {want}; choose data.backend=av")
-        return frames
+        return list(frames)
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames in bounded memory."""

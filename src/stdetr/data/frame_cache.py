@@ -25,10 +25,10 @@ from stdetr.data.video_source import VideoSource, open_source
 
 
 class FrameCache(Protocol):
-    """Reads frames of video files; frame numbers count decoded frames from 0."""
+    """Reads frames of video files; frame numbers count decoded frames from 0.  Nobody may write to what it gives."""
 
-    def read(self, path: Path, indices: Sequence[int], backend: str) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
         ...
 
 
@@ -43,15 +43,15 @@ class NoCache:
         # An open decoder belongs to its process.
         return {"_open_files": self._open_files, "_sources": OrderedDict()}
 
-    def read(self, path: Path, indices: Sequence[int], backend: str) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
         key = (str(path), backend)
         source = self._sources.pop(key, None) or open_source(path, backend=backend)
         self._sources[key] = source
         if len(self._sources) > self._open_files:
             _, oldest = self._sources.popitem(last=False)
             oldest.close()
-        return source.read(indices)
+        return source.frames(indices)
 
 
 class MemoryCache:
@@ -68,8 +68,8 @@ class MemoryCache:
         # Workers fill their own cache: sending the parent's would copy it to every worker.
         return {"_limit": self._limit, "_bytes": 0, "_videos": OrderedDict()}
 
-    def read(self, path: Path, indices: Sequence[int], backend: str) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
         key = (str(path), backend)
         frames = self._videos.get(key)
         if frames is None:
@@ -106,8 +106,8 @@ class DiskCache:
             raise ValueError(f"data.cache_limit_gb must be positive, got {limit_gb}")
         self.directory, self._limit = Path(directory), int(limit_gb * 1e9)
 
-    def read(self, path: Path, indices: Sequence[int], backend: str) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
         if not path.is_file():
             raise FileNotFoundError(f"video {path} does not exist")
         stat = path.stat()
@@ -180,10 +180,10 @@ def make_cache(kind: str, directory: str | Path | None, limit_gb: float) -> Fram
     raise ValueError(f"data.cache must be none, memory or disk, got {kind!r}{hint}")
 
 
-def take_frames(name: str, frames: np.ndarray, indices: Sequence[int]) -> np.ndarray:
-    """Copy of some frames of a decoded video; raises ValueError for one it does not have."""
+def take_frames(name: str, frames: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+    """Views of some frames of a decoded video; raises ValueError for one it does not have."""
     numbers = [int(index) for index in indices]
     for number in numbers:
         if not 0 <= number < len(frames):
             raise ValueError(f"{name}: frame {number} does not exist, it has {len(frames)} frames numbered from 0")
-    return np.asarray(frames[numbers])
+    return [frames[number] for number in numbers]

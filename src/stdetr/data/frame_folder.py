@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stdetr.data.video_source import IMAGE_SUFFIXES, check_indices, check_range
+from stdetr.data.video_source import IMAGE_SUFFIXES, check_indices, check_range, stack_frames
 
 
 def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
@@ -88,12 +88,13 @@ class FrameFolder:
             raise ValueError(f"frame {self._files[index]} is {have}, but {self.name} starts with {want} frames")
         return frame
 
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        return [self._frame(index) for index in check_indices(self.name, self.backend, len(self), indices)]
+
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """T,h,w,3 uint8 RGB."""
-        numbers = check_indices(self.name, self.backend, len(self), indices)
-        if not numbers:
-            return np.zeros((0, *self.size, 3), dtype=np.uint8)
-        return np.stack([self._frame(index) for index in numbers])
+        return stack_frames(self.frames(indices), self.size)
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """One file after the other."""

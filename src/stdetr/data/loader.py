@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from stdetr.data.collate import Collate
 from stdetr.data.dataset import ClipDataset
+from stdetr.data.worker_memory import WorkerCollate
 from stdetr.structures import ClipBatch
 
 
@@ -133,8 +134,7 @@ def build_loader(
         raise ValueError(f"data.loader.num_workers must be at least 0, got {num_workers}")
     if start_method not in ("spawn", "forkserver"):
         raise ValueError(f"data.loader.start_method must be spawn or forkserver, got {start_method!r}")
-    if num_workers == 0:
-        keep_freed_memory()
+    keep_freed_memory()
     context = multiprocessing.get_context(start_method) if num_workers else None
     if context is not None and start_method == "forkserver":
         # The server imports torch once; workers then start in milliseconds.  It loads no decoder, so forks are safe.
@@ -142,11 +142,12 @@ def build_loader(
     batches = EpochBatches(
         len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, start_batch=start_batch
     )
+    collate = Collate(pad_to, dataset.transforms.pixels)
     return ClipLoader(
         dataset,  # pyright: ignore[reportArgumentType] - a loader of batches over a dataset of clips
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=Collate(pad_to, dataset.transforms.pixels),
+        collate_fn=WorkerCollate(collate, prefetch) if num_workers else collate,
         pin_memory=pin_memory and torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         multiprocessing_context=context,

@@ -88,6 +88,10 @@ class TorchcodecSource:
         self._other, self._decoder = other, None
         return frames
 
+    def frames(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        return list(self.read(indices))
+
     def _in_time(self, numbers: list[int], seconds: np.ndarray) -> bool:
         """Whether frames with these presentation times are the frames ``numbers``."""
         if self._index.pts is None:

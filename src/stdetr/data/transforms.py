@@ -84,15 +84,20 @@ class ClipTransform(nn.Module):
             for transform in self.transforms:
                 video, wrapped = transform(video, wrapped)
             frames, moved = video.as_subclass(Tensor), wrapped.as_subclass(Tensor)
-            height, width = frames.shape[-2:]
-        clipped = torch.stack([moved[:, 0::2].clamp(0, width), moved[:, 1::2].clamp(0, height)], dim=2).flatten(1)
+        clipped, keep = self.clip_boxes(moved, (frames.shape[-2], frames.shape[-1]))
+        return frames, clipped, keep
+
+    def clip_boxes(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Boxes M,4 xyxy px clipped to a frame of ``size`` (h, w), and which of them (M bool) are worth keeping."""
+        height, width = size
+        clipped = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=2).flatten(1)
         side = clipped[:, 2:] - clipped[:, :2]
         # Boxes come back unclipped (clamping_mode=None), so what a crop left of each can be measured.
         keep = (side >= self.min_side).all(dim=1)
         if self.min_share > 0:
-            whole = (moved[:, 2:] - moved[:, :2]).clamp(min=0).prod(dim=1)
+            whole = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
             keep &= side.prod(dim=1) >= self.min_share * whole
-        return frames, clipped, keep
+        return clipped, keep
 
     def normalise(self, frames: Tensor) -> Tensor:
         """T,3,h,w uint8 or float in [0,1] -> float32 normalised; unchanged without mean and std."""

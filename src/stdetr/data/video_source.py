@@ -38,11 +38,16 @@ class VideoSource(Protocol):
         """Number of frames that can be decoded."""
         ...
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """T,h,w,3 uint8 RGB: the frames ``indices``, in that order, exactly.
+    def frames(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB: the frames ``indices``, in that order, exactly.
 
+        They are where the decoder left them, for who copies them anyway.  A repeated frame may be the same array.
         Raises ValueError naming file, index and backend when one is out of range or cannot be decoded.
         """
+        ...
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """The same as one array T,h,w,3."""
         ...
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
@@ -63,6 +68,11 @@ def check_indices(name: str, backend: str, length: int, indices: Sequence[int]) 
                 f"{name}: frame {number} does not exist, it has {length} frames numbered from 0 (backend {backend})"
             )
     return numbers
+
+
+def stack_frames(frames: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """T arrays h,w,3 as one T,h,w,3; ``size`` (h, w) tells the sides where there is none."""
+    return np.stack(frames) if len(frames) else np.zeros((0, *size, 3), dtype=np.uint8)
 
 
 def check_range(name: str, start: int, stop: int | None, step: int, length: int) -> range:
