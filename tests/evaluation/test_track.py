@@ -72,3 +72,23 @@ def test_undefined_says_why(new_scene) -> None:
     result = TrackEvaluator().evaluate(prepare(scene.document, scene.predictions))
     assert result.undefined == "no prediction has a track_id"
     assert np.isnan(list(result.metrics.values())).all()
+
+
+def test_without_ids_the_sure_tubes_are_the_tracks(new_scene) -> None:
+    scene = new_scene([2])
+    for image in (1, 2):
+        scene.truth(image, [20, 20, 40, 40])
+        scene.found(image, [20, 20, 40, 40], 0.9)
+    near, far = [[20, 20, 40, 40]] * 2, [[200, 100, 30, 30]] * 2
+    tubes = [{"video_id": 1, "category_id": 1, "score": s, "bboxes": b} for s, b in ((0.9, near), (0.2, far))]
+    inputs = prepare(scene.document, scene.predictions, tubes)
+    result = TrackEvaluator().evaluate(inputs)
+    assert (result.metrics["MOTA"], result.metrics["IDF1"], result.metrics["HOTA"]) == pytest.approx((1, 1, 1))
+    assert result.note == "no prediction has a track_id: the tubes that score at least 0.3 are the tracks"
+    assert result.undefined == ""
+    with_weak = TrackEvaluator(tube_score=0.1).evaluate(inputs)
+    assert with_weak.metrics["MOTA"] == pytest.approx(0)  # two false positives on two boxes
+    assert with_weak.metrics["IDF1"] == pytest.approx(2 / 3)
+    nothing = TrackEvaluator(tube_score=0.95).evaluate(inputs)
+    assert nothing.metrics["MOTA"] == pytest.approx(0)
+    assert nothing.metrics["CLR_FN"] == 2

@@ -49,25 +49,28 @@ class TrackEvaluator:
     """``track/HOTA``, ``DetA``, ``AssA``, ``LocA``, ``MOTA``, ``IDF1``, ``IDSW`` and the metrics they are made of.
 
     All classes together as one, as MOTChallenge scores; and ``HOTA``, ``MOTA``, ``IDF1`` of each class alone.  Only
-    predictions with a ``track_id`` count, whatever their score.
+    predictions with a ``track_id`` count, whatever their score.  Where none has one but there are tubes, as where a
+    model is evaluated, the tubes that score at least ``tube_score`` are the tracks.
     """
 
     name = "track"
     rule = "TrackEval: HOTA over IoU 0.05:0.95, CLEAR and identity at IoU 0.5, all classes as one"
 
+    def __init__(self, tube_score: float = 0.3) -> None:
+        self.tube_score = tube_score
+
     def evaluate(self, inputs: Inputs) -> Result:
-        gt, detections = inputs.gt, inputs.detections
+        gt, tracked = inputs.gt, self._tracked(inputs)
         reason = ""
         if not gt.has_tracks:
             reason = "the annotations have no instance_id"
-        elif detections.tracks is None:
+        elif tracked is None:
             reason = "no prediction has a track_id"
         elif importlib.util.find_spec("trackeval") is None:
             reason = "TrackEval is not installed: pip install stdetr[track]"
-        if reason:
+        if reason or tracked is None:
             fields = HOTA_FIELDS + CLEAR_FIELDS + IDENTITY_FIELDS
             return Result(dict.fromkeys(fields, float("nan")), undefined=reason)
-        tracked = detections.take(detections.tracks != NO_TRACK)
         check_one_box_per_frame(tracked, gt)
         combined, per_video = score_videos(gt, tracked, np.ones(len(gt.boxes), dtype=bool))
         per_class = {name: np.full(len(gt.category_ids), np.nan) for name in PER_CLASS}
@@ -78,12 +81,26 @@ class TrackEvaluator:
                 for name in PER_CLASS:
                     per_class[name][category] = alone[name]
         details = {"per_video": per_video, "tracked_detections": len(tracked)}
-        note = federation_note(gt)
-        if note:
-            note = (
+        notes = []
+        if inputs.detections.tracks is None:
+            notes.append(
+                f"no prediction has a track_id: the tubes that score at least {self.tube_score:g} are the tracks"
+            )
+        if note := federation_note(gt):
+            notes.append(
                 f"{note.partition(', unmatched')[0]}; unmatched ones of its not_exhaustive_category_ids count as false"
             )
-        return Result(combined, per_class, details=details, note=note)
+        return Result(combined, per_class, details=details, note="; ".join(notes))
+
+    def _tracked(self, inputs: Inputs) -> BoundDetections | None:
+        detections, tubes = inputs.detections, inputs.tubes
+        if detections.tracks is not None:
+            return detections.take(detections.tracks != NO_TRACK)
+        if tubes is None:
+            return None
+        sure = tubes.select(tubes.scores >= self.tube_score)
+        category, scores = sure.category[sure.tube], sure.scores[sure.tube]
+        return BoundDetections(sure.image, category, sure.boxes, scores, sure.tube)
 
 
 def score_videos(
