@@ -103,6 +103,34 @@ def op() -> list[str]:
     return [*lines, "", *([f"Not in this run: {absent}.", ""] if absent else [])]
 
 
+def model() -> list[str]:
+    """The detector's encoder and decoder on the CPU over T, and what forming offsets inside the op saves."""
+    file = ROOT / "benchmarks" / "model_cpu.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text())
+    machine = found["machine"]
+    lines = [
+        f"**The model over T** with a fixed window of {found['model']['window']} frame to each side; "
+        f"`{found['command']}`, commit `{found['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads; "
+        "composed: offsets and logits of all sampled frames formed before the op, instead of in it:",
+        "",
+        "| part | T | training step | peak memory a frame | composed: step, peak | reference: step, peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, int], dict[str, dict]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["part"], row["frames"]), {})[row["backend"]] = row
+    for (part, frames), rows in groups.items():
+        ours = rows["kernels"]
+        cells = [f"{ours['both_ms']:.0f} ms", f"{ours['peak'] / 2**20 / frames:.1f} MiB"]
+        for other in ("composed", "reference"):
+            row = rows.get(other)
+            cells.append("-" if row is None else f"{row['both_times_kernels']:.2f}x, {row['peak_times_kernels']:.2f}x")
+        lines.append(f"| {part} | {frames} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def _times(row: dict) -> str:
     if "skipped" in row:
         return row["skipped"]
@@ -116,7 +144,7 @@ START, END = "<!-- measured -->", "<!-- /measured -->"
 
 def updated(text: str) -> str:
     """``text`` with everything between the marks made again; without the end mark, the start mark is replaced."""
-    body = "\n".join([START, "", *op(), *toy(), *pets(), END])
+    body = "\n".join([START, "", *op(), *model(), *toy(), *pets(), END])
     if END in text:
         return re.sub(f"{START}.*{END}", lambda _: body, text, flags=re.S)
     if START not in text:

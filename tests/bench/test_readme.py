@@ -64,3 +64,22 @@ def test_the_table_of_the_op(script, tmp_path, monkeypatch):
     assert script.updated(text) == text
     with pytest.raises(ValueError, match="has no <!-- measured -->"):
         script.updated("nothing")
+
+
+def test_the_table_of_the_model(script, tmp_path, monkeypatch):
+    figures = {"part": "encoder", "frames": 4, "both_ms": 200.0, "peak": 2**20 * 40}
+    document = {
+        "command": "stdetr bench suite=model",
+        "commit": "0123456789abcdef",
+        "machine": {"processor": "A CPU", "threads": 2},
+        "model": {"window": 1},
+        "rows": [
+            figures | {"backend": "kernels"},
+            figures | {"backend": "composed", "both_times_kernels": 1.3, "peak_times_kernels": 1.16},
+        ],
+    }
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "model_cpu.json").write_text(json.dumps(document))
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    text = script.updated(script.START)
+    assert "\n| encoder | 4 | 200 ms | 10.0 MiB | 1.30x, 1.16x | - |\n" in text
