@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from stdetr.data import worker_memory
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.collate import Collate, DecodedClip
 from stdetr.data.dataset import ClipDataset
@@ -129,20 +130,25 @@ def loader(toy: Path, workers: int, **keys) -> ClipLoader:
     return build_loader(dataset, 1, shuffle=False, num_workers=workers, **keys)
 
 
-def blocks_of_the_system() -> set[str]:
-    return {item.name for item in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
-
-
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 3)])
-def test_no_batch_is_overwritten_while_it_waits(small_toy: Path, workers: int, prefetch: int) -> None:
+def test_no_batch_is_overwritten_while_it_waits(small_toy: Path, workers: int, prefetch: int, monkeypatch) -> None:
     """All batches of two epochs are kept and compared at the end; an epoch that was left early does no harm."""
+    names, receive = set(), worker_memory._receive
+
+    def recorded(name: str, *rest) -> ClipBatch:
+        names.add(name)
+        return receive(name, *rest)
+
+    monkeypatch.setattr(worker_memory, "_receive", recorded)
     alone = [batch.frames for batch in loader(small_toy, 0)]
     assert len(alone) > workers * (prefetch + 2)
-    before = blocks_of_the_system()
     several = loader(small_toy, workers, prefetch=prefetch)
     next(iter(several))
     kept = [batch.frames for _ in range(2) for batch in several]
     for have, want in zip(kept, [*alone, *alone], strict=True):
         assert torch.equal(have, want)
-    del several
-    assert blocks_of_the_system() <= before
+    assert len(names) == workers * (prefetch + 2)
+    del several  # the workers end, and their blocks with them
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(name)

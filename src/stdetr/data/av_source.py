@@ -85,6 +85,10 @@ class AvSource:
 
     def _seek(self, number: int) -> Any:
         """The decoded picture of frame ``number``."""
+        if self._container is not None and number == self._next and self._next > 0:
+            picture = self._decode()
+            if picture is not None and self._next - 1 == number:
+                return picture
         key = self._key_before(number)
         if self._container is None or self._next > number or key > self._next:
             self._start(key)

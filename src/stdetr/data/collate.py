@@ -85,9 +85,12 @@ class Collate:
             else:
                 inner.copy_(clip.frames)
             # Only the padding is set to zero: clearing the whole batch first would cost as much as filling it.
-            frames[number, :count, :, :clip_height, clip_width:] = 0
-            frames[number, :count, :, clip_height:] = 0
-            frames[number, count:] = 0
+            if clip_width < width:
+                frames[number, :count, :, :clip_height, clip_width:] = 0
+            if clip_height < height:
+                frames[number, :count, :, clip_height:] = 0
+            if count < length:
+                frames[number, count:] = 0
             mask[number, :count] = True
             index[number] = continue_count(clip.info.frame_index, length)
         return ClipBatch(

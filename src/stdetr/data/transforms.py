@@ -90,7 +90,7 @@ class ClipTransform(nn.Module):
     def clip_boxes(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Boxes M,4 xyxy px clipped to a frame of ``size`` (h, w), and which of them (M bool) are worth keeping."""
         height, width = size
-        clipped = torch.stack([boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)], dim=2).flatten(1)
+        clipped = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
         side = clipped[:, 2:] - clipped[:, :2]
         # Boxes come back unclipped (clamping_mode=None), so what a crop left of each can be measured.
         keep = (side >= self.min_side).all(dim=1)
