@@ -135,6 +135,14 @@ def test_ua_detrac(detrac_source, run):
     assert converted.document("train")["annotations"][0]["truncation"] == 0.1
 
 
+def test_ua_detrac_with_all_frames_in_one_folder(detrac_source, run):
+    (detrac_source / "Insight-MVT_Annotation_Train").rename(detrac_source / "DETRAC-Images")
+    converted = run("ua_detrac", detrac_source)
+    assert len(converted.boxes("train")) == 15
+    name = converted.document("train")["images"][0]["file_name"]
+    assert name == "videos/DETRAC-Images/MVI_20011/img00001.jpg"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
@@ -193,6 +201,8 @@ def test_argoverse_hd(argoverse_source, write, run):
     ]
     name = document["images"][0]["file_name"]
     assert name == "videos/Argoverse-1.1/tracking/train1/aaaa/ring_front_center/a_315.jpg"
+    write(annotations.with_name("test-meta.json"), "{}")  # lists frames of a test set without annotations
+    assert set(run("argoverse_hd", source).counts) == {"val"}
     broken = argoverse()
     broken["seq_dirs"].pop()
     write(annotations, json.dumps(broken))

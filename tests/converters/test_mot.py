@@ -101,6 +101,21 @@ def test_mot17_classes_detectors_and_splits(tmp_path, write, images, run):
         run("mot", source, split=["val"])
 
 
+def test_mot15_has_no_seqinfo(tmp_path, write, images, run):
+    source = tmp_path / "2DMOT2015"
+    write(source / "train/PETS/gt/gt.txt", SINGLE)
+    images(source / "train/PETS/img1", [f"{number:06d}.jpg" for number in range(1, 5)], (64, 48))
+    images(source / "test/ADL/img1", ["000001.jpg", "000002.jpg"], (80, 60))
+    converted = run("mot", source)
+    video = converted.document("train")["videos"][0]
+    assert (video["name"], video["width"], video["height"], video["length"]) == ("PETS", 64, 48, 4)
+    assert [box[:3] for box in converted.boxes("train")] == [(0, 1, 1), (0, 1, 2), (1, 1, 1), (3, 1, 7), (3, 1, 2)]
+    assert (converted.counts["test"].images, converted.counts["test"].boxes) == (2, 0)
+    (source / "train/PETS/img1/000002.jpg").unlink()
+    with pytest.raises(MalformedInputError, match="train/PETS: the last frame is 4, but frame 2 is missing in img1"):
+        run("mot", source)
+
+
 @pytest.fixture
 def dancetrack_source(tmp_path, write, images) -> Path:
     # DanceTrack's rows end with class and visibility 1,1; its sequences are train/dancetrack0001 and so on.

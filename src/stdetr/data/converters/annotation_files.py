@@ -11,7 +11,8 @@ from stdetr.data.converters.problems import MalformedField
 from stdetr.data.converters.source_tree import SourceTree
 
 # Not just any name: the same folders hold category lists, captions and the like.
-_SPLIT = r"((?:mini|sub)?(?:train|val|test|dev)[A-Za-z0-9-]*)"
+# Argoverse-HD's test-meta.json lists frames without annotations.
+_SPLIT = r"((?:mini|sub)?(?:train|val|test|dev)(?!-meta\b)[A-Za-z0-9-]*)"
 _SAME = {"valid": "val", "validation": "val"}
 
 

@@ -106,7 +106,9 @@ class EpicKitchensReader:
         if self.options.frame_size is not None:
             return self.options.frame_size
         if not self.options.check_media:
-            return 1920, 1080  # what the boxes were drawn on
+            # True of most videos, but a few of P12 are 1280x720 or 2560x1440.
+            self.problems.note("videos taken as 1920x1080: their frames are not looked at, and there is no frame_size")
+            return 1920, 1080
         assert first.path is not None
         return image_size(first.path, self.tree.name(first.path))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import configparser
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,8 @@ class _Sequence:
 
 class MotReader:
     """Folders with ``seqinfo.ini``, ``gt/gt.txt`` and ``img1/``, in the source or in its ``train``, ``val``, ``test``;
-    or a video file with ``gt.txt`` beside it (``video=``, ``annotations=`` name others).
+    or a video file with ``gt.txt`` beside it (``video=``, ``annotations=`` name others).  MOT15's archive has no
+    ``seqinfo.ini``: there, the images are counted.
 
     ``classes=[name]`` names the one class (default ``person``).  Rows with conf = 0 become ignore regions.
     MOT17 repeats each sequence for three public detectors with equal ground truth: one of them is kept.
@@ -96,22 +97,22 @@ class MotReader:
 
     def _find_sequences(self) -> list[_Sequence]:
         root = self.tree.root
-        if (root / "seqinfo.ini").is_file():
+        if _is_sequence(root):
             found = [_Sequence(root.resolve().name, "", root)]
         else:
             found = []
             for folder in self.tree.folders(root):
-                if (folder / "seqinfo.ini").is_file():
+                if _is_sequence(folder):
                     found.append(_Sequence(folder.name, "", folder))
                     continue
                 found += [
                     _Sequence(inner.name, folder.name, inner)
                     for inner in self.tree.folders(folder)
-                    if (inner / "seqinfo.ini").is_file()
+                    if _is_sequence(inner)
                 ]
         if not found:
             raise FileNotFoundError(
-                f"source={root} holds no MOT sequence: neither gt.txt with a video, nor folders with seqinfo.ini"
+                f"source={root} holds no MOT sequence: neither gt.txt with a video, nor folders with seqinfo.ini or img1"
             )
         if self.options.split:
             have = sorted({sequence.split for sequence in found})
@@ -136,16 +137,18 @@ class MotReader:
         return kept
 
     def _sequence(self, sequence: _Sequence) -> Video:
-        shown = self.tree.name(sequence.folder / "seqinfo.ini")
-        info = _read_seqinfo(sequence.folder / "seqinfo.ini", shown)
-        length = _positive(info, "seqLength", shown)
+        described = (sequence.folder / "seqinfo.ini").is_file()
+        shown = self.tree.name(sequence.folder / "seqinfo.ini" if described else sequence.folder)
+        info = _read_seqinfo(sequence.folder / "seqinfo.ini", shown) if described else {}
         images = self.tree.numbered_images(
             self.tree.require(self.tree.name(sequence.folder / info.get("imDir", "img1")), "the frames")
         )
+        length = _positive(info, "seqLength", shown) if described else max(images, default=1)
         if sorted(images) != list(range(1, length + 1)):
             missing = next((number for number in range(1, length + 1) if number not in images), None)
             reason = f"frame {missing} is missing" if missing else f"{len(images)} frame files"
-            raise MalformedInputError(f"{shown}: seqLength={length}, but {reason} in {info.get('imDir', 'img1')}")
+            told = f"seqLength={length}" if described else f"the last frame is {length}"
+            raise MalformedInputError(f"{shown}: {told}, but {reason} in {info.get('imDir', 'img1')}")
         if "imWidth" in info and "imHeight" in info:
             width, height = _positive(info, "imWidth", shown), _positive(info, "imHeight", shown)
         else:
@@ -164,6 +167,10 @@ class MotReader:
         return Video(sequence.name, width, height, length, frames, self.tree.name(truth), split=sequence.split)
 
 
+def _is_sequence(folder: Path) -> bool:
+    return (folder / "seqinfo.ini").is_file() or (folder / "img1").is_dir()
+
+
 def _rank(name: str) -> int:
     suffix = name.rsplit("-", 1)[-1]
     return _DETECTORS.index(suffix) if suffix in _DETECTORS else 0
@@ -180,7 +187,7 @@ def _read_seqinfo(path: Path, shown: str) -> configparser.SectionProxy:
     return parser["Sequence"]
 
 
-def _positive(info: configparser.SectionProxy, key: str, shown: str) -> int:
+def _positive(info: Mapping[str, str], key: str, shown: str) -> int:
     text = info.get(key)
     if text is None or not text.strip().isdigit() or int(text) < 1:
         raise MalformedInputError(f"{shown}: {key}={text} must be a positive whole number")

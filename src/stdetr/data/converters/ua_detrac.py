@@ -24,6 +24,7 @@ _SPLITS = {
     "train": (("DETRAC-Train-Annotations-XML", "DETRAC-Train-Annotations-XML-v3"), "Insight-MVT_Annotation_Train"),
     "test": (("DETRAC-Test-Annotations-XML", "DETRAC-Test-Annotations-XML-v3"), "Insight-MVT_Annotation_Test"),
 }
+_ALL_FRAMES = "DETRAC-Images"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class _Sequence:
 
 class UaDetracReader:
     """``DETRAC-Train-Annotations-XML/<sequence>.xml`` with frames in
-    ``Insight-MVT_Annotation_Train/<sequence>/img00001.jpg``; ``Test`` likewise.
+    ``Insight-MVT_Annotation_Train/<sequence>/img00001.jpg``; ``Test`` likewise.  Copies that keep the frames of
+    both in ``DETRAC-Images/`` are taken as well.
 
     Every frame of the folder gets an image record, those without vehicles as well; ignored regions hold for every
     class.
@@ -54,10 +56,15 @@ class UaDetracReader:
         if not folders:
             raise FileNotFoundError(f"source={tree.root} has no {_SPLITS['train'][0][0]} (UA-DETRAC annotations)")
         self.sequences = [
-            _Sequence(split, path, f"{_SPLITS[split][1]}/{path.stem.removesuffix('_v3')}")
+            _Sequence(split, path, f"{self._frames_of(split)}/{path.stem.removesuffix('_v3')}")
             for split in choose_splits(folders, options)
             for path in tree.files(folders[split], frozenset({".xml"}))
         ]
+
+    def _frames_of(self, split: str) -> str:
+        own = _SPLITS[split][1]
+        here = self.tree.first_existing((own, _ALL_FRAMES))
+        return own if here is None else here.name
 
     def categories(self) -> list[Category]:
         return [Category(number, name) for number, name in enumerate(CLASSES, start=1)]
