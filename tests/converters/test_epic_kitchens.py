@@ -74,3 +74,11 @@ def test_malformed_rows(source, write, run, row, reason):
     write(source / "annotations/EPIC_train_object_labels.csv", HEADER + row + "\n")
     with pytest.raises(MalformedInputError, match=reason):
         run("epic_kitchens", source)
+
+
+def test_sizes_that_nobody_looked_at_are_reported(source, run):
+    converted = run("epic_kitchens", source, check_media=False)
+    assert {(v["width"], v["height"]) for v in converted.document("train")["videos"]} == {(1920, 1080)}
+    assert any("taken as 1920x1080" in note for note in converted.problems.notes)
+    sized = run("epic_kitchens", source, output=source.parent / "sized", check_media=False, frame_size=(1280, 720))
+    assert not any("taken as" in note for note in sized.problems.notes)

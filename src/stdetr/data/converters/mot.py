@@ -112,7 +112,7 @@ class MotReader:
                 ]
         if not found:
             raise FileNotFoundError(
-                f"source={root} holds no MOT sequence: neither gt.txt with a video, nor folders with seqinfo.ini or img1"
+                f"source={root} holds no MOT sequence: neither gt.txt with a video nor folders with seqinfo.ini or img1"
             )
         if self.options.split:
             have = sorted({sequence.split for sequence in found})
