@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stdetr.data.av_source import AvSource
 from stdetr.data.packet_index import scan_packets
 from stdetr.data.video_source import VideoSource, open_source
 
@@ -211,3 +212,36 @@ def test_a_source_pickles_closed(backend: str, encode: Callable[..., Path]) -> N
     source = open_source(encode("a.mp4", *H264, "-g", "12", "-bf", "3"), backend=backend)
     before = source.read([3, 4])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).read([3, 4]), before)
+
+
+@pytest.mark.parametrize("backend", ["decord", "av"])
+def test_reading_on_decodes_ahead_and_jumps_still_hit(backend: str, encode: Callable[..., Path]) -> None:
+    path = encode("long.mp4", "-c:v", "libx264", "-g", "6", "-pix_fmt", "yuv420p", frames=60, size="32x16")
+    truth = np.stack([frame for _, frame in open_source(path, backend=backend).iterate()])
+    source = open_source(path, backend=backend)
+    reader = source if isinstance(source, AvSource) else source._sequence
+
+    def check(start: int, *rest: int) -> None:
+        wanted = [start, *rest] if rest else list(range(start, start + 5))
+        np.testing.assert_array_equal(source.read(wanted), truth[wanted])
+
+    for start in (0, 5, 10):
+        assert reader._ahead is None
+        check(start)
+    first = reader._ahead
+    assert first is not None
+    check(15)
+    check(25)  # five are dropped
+    assert reader._ahead is first
+    check(30, 33, 30, 31)
+    check(3)  # back
+    assert reader._ahead is None
+    assert [number for number, _ in source.iterate(8, 10)] == [8, 9]
+    for start in (40, 45, 50, 55):
+        check(start)
+    check(0)
+    for start in (5, 10, 15):
+        check(start)
+    source.close()
+    assert reader._ahead is None
+    check(20)

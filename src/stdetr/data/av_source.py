@@ -13,14 +13,21 @@ from typing import Any
 import numpy as np
 
 from stdetr.data.packet_index import PacketIndex, scan_packets
+from stdetr.data.read_ahead import ReadAhead
 from stdetr.data.video_source import check_indices, check_range, stack_frames
+
+# Frames that are decoded for nothing rather than sought: what workers that take turns leave to others.
+_NEARBY = 32
+# Frames that are decoded ahead at a time, which bounds the memory for long clips.
+_GROUP = 8
 
 
 class AvSource:
     """A :class:`~stdetr.data.video_source.VideoSource` that decodes one frame at a time and knows where it stands.
 
-    A read that goes on where the last one stopped decodes on without a seek.  Every decoded picture is recognised by
-    its presentation time, so a seek that lands anywhere else than expected is noticed and made good.
+    A read that goes on where the last one stopped decodes on without a seek; after two such reads the frames that
+    would come next are decoded meanwhile.  Every decoded picture is recognised by its presentation time, so a seek that
+    lands anywhere else than expected is noticed and made good.
     """
 
     backend = "av"
@@ -35,6 +42,9 @@ class AvSource:
         self._converter = VideoReformatter()
         self._frames: Iterator[Any] = iter(())
         self._next = 0
+        self._ahead: ReadAhead | None = None
+        self._expected = -1  # the frame after the last read
+        self._runs = 0  # reads in a row that continued the one before
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_path": self._path}
@@ -53,7 +63,17 @@ class AvSource:
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
         numbers = check_indices(self.name, self.backend, len(self), indices)
-        found = {number: self._array(self._seek(number)) for number in sorted(set(numbers))}
+        if not numbers:
+            return []
+        wanted = sorted(set(numbers))
+        self._runs = self._runs + 1 if wanted[0] == self._expected else 0
+        self._expected = wanted[-1] + 1
+        if self._ahead is not None and not 0 <= wanted[0] - self._ahead.next <= _NEARBY:
+            self._halt()
+        take = self._make if self._ahead is None else self._ahead.take
+        found = {number: take(number) for number in wanted}
+        if self._ahead is None and self._runs >= 2 and self._expected < len(self):
+            self._ahead = ReadAhead(self._make, self._expected, len(self), min(len(wanted), _GROUP))
         return [found[number] for number in numbers]
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
@@ -62,15 +82,29 @@ class AvSource:
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames; one decoded picture in memory."""
+        self._halt()
         for number in check_range(self.name, start, stop, step, len(self)):
-            yield number, self._array(self._seek(number))
+            yield number, self._make(number)
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
+        self._halt()
+        self._expected, self._runs = -1, 0
+        self._shut()
+
+    def _halt(self) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+
+    def _shut(self) -> None:
         if self._container is not None:
             self._frames = iter(())
             self._container.close()
             self._container = None
+
+    def _make(self, number: int) -> np.ndarray:
+        return self._array(self._seek(number))
 
     def _array(self, picture: Any) -> np.ndarray:
         # FFmpeg's own default, and decord's: PyAV's would interpolate chroma differently where sides are odd.
@@ -99,7 +133,7 @@ class AvSource:
             if picture is None or self._next - 1 > number:
                 # The seek landed behind the frame: start a key frame earlier, at last at the very beginning.
                 if key == 0:
-                    self.close()
+                    self._shut()
                     raise ValueError(
                         f"{self.name}: frame {number} of {len(self)} cannot be decoded (backend av); the file is "
                         "damaged there"
@@ -117,7 +151,7 @@ class AvSource:
         import av
 
         if self._container is None or key == 0:
-            self.close()
+            self._shut()
             self._container = av.open(self.name)
             self._container.streams.video[0].codec_context.thread_count = 1
         stream = self._container.streams.video[0]
@@ -135,7 +169,7 @@ class AvSource:
             try:
                 picture = next(self._frames, None)
             except FFmpegError as error:
-                self.close()
+                self._shut()
                 raise ValueError(
                     f"{self.name}: decoding fails after frame {self._next - 1} of {len(self)} (backend av): {error}"
                 ) from None
