@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that needs a GPU, in one command: build the CUDA kernels with this machine's nvcc, run tests/gpu, run
-# compute-sanitizer (memcheck, racecheck, initcheck) on a small script, and measure the op into a JSON file.
+# compute-sanitizer (memcheck, racecheck, initcheck) on a small script, and measure op and model into JSON files.
 # Works with any Python that has torch:  PYTHON=python3 sh scripts/gpu_check.sh [pytest arguments]
 #
 #   GPU_CHECK_BENCH   the JSON file (default benchmarks/op_h200.json); empty: no measurement
@@ -67,4 +67,6 @@ if [ -n "$bench" ]; then
     "$python" -m stdetr bench suite=op device=cuda output="$bench"
     # The backward pass may sum coarse levels in shared memory; without it, for comparison.
     STDETR_COARSE_LEVELS=0 "$python" -m stdetr bench suite=op device=cuda output="${bench%.json}_no_coarse.json"
+    # Offsets formed in the temporal kernels against formed before: decides stdetr.ops.temporal's default on CUDA.
+    "$python" -m stdetr bench suite=model device=cuda output="$(dirname "$bench")/model_h200.json"
 fi

@@ -2,7 +2,7 @@
 
 Shape legend
     B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame
+    Q queries  F frames a query samples    L levels    K points a head, level and frame    R rows of the temporal tables
 
 Every tensor is copied between two guards of NaN bytes.  A kernel that reads past an input meets NaN, one that writes
 past an output changes a guard, and one that leaves an output element unwritten leaves a NaN there.
@@ -20,7 +20,9 @@ from torch import Tensor
 from harness.build import host_library
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-MODES = {"plain": 0, "fused": 1, "continuous": 2}
+MODES = {"plain": 0, "fused": 1, "continuous": 2, "temporal": 3}
+# Reference, softmax and log-sum-exp.
+FUSED = ("fused", "temporal")
 GUARD = 256
 
 _NUMBERS = [
@@ -36,6 +38,7 @@ _NUMBERS = [
     "levels",
     "points",
     "reference_size",
+    "table_rows",
     "stride_b",
     "stride_q",
     "stride_f",
@@ -61,6 +64,10 @@ _POINTERS = [
     "tau",
     "reference",
     "valid_ratios",
+    "velocity",
+    "offset_table",
+    "logit_table",
+    "dt",
     "frame_index",
     "frame_mask",
     "out",
@@ -75,11 +82,20 @@ _POINTERS = [
     "grad_tau",
     "grad_reference",
     "grad_reference_heads",
+    "grad_velocity",
+    "grad_offset_table",
+    "grad_logit_table",
+    "grad_table_shares",
 ]
+_SCRATCH = ("value_sum", "value_fixed", "largest", "reference_heads", "table_shares")
 
 
 class _Call(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _NUMBERS] + [(name, ctypes.c_void_p) for name in _POINTERS]
+
+
+class _Workspace(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in _SCRATCH]
 
 
 class _Counters(ctypes.Structure):
@@ -106,7 +122,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of the operator.  For the fused one, ``locations`` are offsets and ``weights`` logits."""
+    """Arguments of the operator.  For the fused and temporal ones ``locations`` are offsets and ``weights`` logits."""
 
     mode: str
     shapes: Sequence[tuple[int, int]]
@@ -118,6 +134,10 @@ class Inputs:
     valid_ratios: Tensor | None = None
     tau: Tensor | None = None
     frame_mask: Tensor | None = None
+    velocity: Tensor | None = None
+    offset_table: Tensor | None = None
+    logit_table: Tensor | None = None
+    dt: Tensor | None = None
 
     @property
     def sum_dtype(self) -> torch.dtype:
@@ -126,6 +146,7 @@ class Inputs:
     def to_double(self) -> Inputs:
         """The same numbers in float64."""
         names = ("value", "locations", "weights", "reference", "valid_ratios", "tau")
+        names += ("velocity", "offset_table", "logit_table", "dt")
         wide = {name: tensor.double() for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **wide)
 
@@ -164,7 +185,9 @@ class _Memory:
 def _describe(library: ctypes.CDLL, inputs: Inputs, schedule: Schedule, memory: _Memory) -> _Call:
     batch, clip, tokens, heads, channels = inputs.value.shape
     queries, frames = inputs.locations.shape[1], 1
-    if inputs.mode != "continuous":
+    if inputs.dt is not None:
+        frames = inputs.dt.shape[2]
+    elif inputs.mode != "continuous":
         frames = inputs.locations.shape[3]
     index = inputs.frame_index
     call = _Call(
@@ -180,6 +203,7 @@ def _describe(library: ctypes.CDLL, inputs: Inputs, schedule: Schedule, memory: 
         levels=len(inputs.shapes),
         points=inputs.locations.shape[-2],
         reference_size=0 if inputs.reference is None else inputs.reference.shape[-1],
+        table_rows=0 if inputs.logit_table is None else len(inputs.logit_table),
         order=("ascending", "descending", "random").index(schedule.order),
     )
     for name in _NUMBERS:
@@ -190,26 +214,34 @@ def _describe(library: ctypes.CDLL, inputs: Inputs, schedule: Schedule, memory: 
     call.shapes = memory.put("shapes", torch.tensor(inputs.shapes, dtype=torch.int64))
     for name in ("value", "locations", "weights", "tau", "reference", "valid_ratios", "frame_index", "frame_mask"):
         setattr(call, name, memory.put(name, getattr(inputs, name)))
+    for name in ("velocity", "offset_table", "logit_table", "dt"):
+        setattr(call, name, memory.put(name, getattr(inputs, name)))
     return call
 
 
-def _run(library: ctypes.CDLL, call: _Call, backward: bool) -> None:
+def _check(library: ctypes.CDLL, failed: int) -> None:
     library.stdetr_last_error.restype = ctypes.c_char_p
-    if library.stdetr_run(ctypes.byref(call), int(backward)) != 0:
+    if failed:
         raise RuntimeError(library.stdetr_last_error().decode())
 
 
+def _workspace(library: ctypes.CDLL, call: _Call, reference_gradient: bool) -> dict[str, int]:
+    found = _Workspace()
+    _check(library, library.stdetr_workspace(ctypes.byref(call), int(reference_gradient), ctypes.byref(found)))
+    return {name: int(getattr(found, name)) for name in _SCRATCH}
+
+
 def forward(inputs: Inputs, schedule: Schedule = Schedule()) -> tuple[Tensor, Tensor]:
-    """Output B,Q,H*D and log-sum-exp B,Q,H (of the fused operator; else empty)."""
+    """Output B,Q,H*D and log-sum-exp B,Q,H (of the fused and temporal operators; else empty)."""
     library, memory = host_library(), _Memory()
     call = _describe(library, inputs, schedule, memory)
     batch, _, _, heads, channels = inputs.value.shape
     queries = inputs.locations.shape[1]
     shape = (batch, queries, heads * channels)
-    rows = batch * queries * heads if inputs.mode == "fused" else 0
+    rows = batch * queries * heads if inputs.mode in FUSED else 0
     call.out = memory.reserve("out", batch * queries * heads * channels * inputs.value.element_size())
     call.lse = memory.reserve("lse", rows * inputs.sum_dtype.itemsize)
-    _run(library, call, backward=False)
+    _check(library, library.stdetr_run(ctypes.byref(call), 0))
     out = memory.take("out", call.out, None, shape, inputs.value.dtype)
     lse_shape = (batch, queries, heads) if rows else (0,)
     return out, memory.take("lse", call.lse, None, lse_shape, inputs.sum_dtype)
@@ -220,8 +252,21 @@ class Gradients:
     value: Tensor
     locations: Tensor
     weights: Tensor
-    reference: Tensor | None
-    tau: Tensor | None
+    reference: Tensor | None = None
+    tau: Tensor | None = None
+    velocity: Tensor | None = None
+    offset_table: Tensor | None = None
+    logit_table: Tensor | None = None
+
+
+def scratch_bytes(
+    inputs: Inputs, schedule: Schedule = Schedule(), *, deterministic: bool = False, reference_gradient: bool = True
+) -> dict[str, int]:
+    """Bytes of each scratch memory that the backward pass asks for."""
+    library, memory = host_library(), _Memory()
+    call = _describe(library, inputs, schedule, memory)
+    call.deterministic = int(deterministic)
+    return _workspace(library, call, reference_gradient)
 
 
 def backward(
@@ -232,12 +277,16 @@ def backward(
     out: Tensor | None = None,
     lse: Tensor | None = None,
     deterministic: bool = False,
+    reference_gradient: bool = True,
 ) -> Gradients:
-    """Gradients of every input; ``out`` and ``lse`` from ``forward`` are needed by the fused operator."""
+    """Gradients of every input; ``out`` and ``lse`` from ``forward`` are needed by the fused and temporal operators.
+
+    ``reference_gradient=False`` (temporal only): the reference gets none.
+    """
     library, memory = host_library(), _Memory()
     call = _describe(library, inputs, schedule, memory)
     call.deterministic = int(deterministic)
-    value, real = inputs.value, inputs.sum_dtype
+    value = inputs.value
     call.grad_out, call.out, call.lse = (
         memory.put("grad_out", grad_out),
         memory.put("out", out),
@@ -245,32 +294,24 @@ def backward(
     )
     call.grad_value = memory.reserve("grad_value", value.nbytes)
     call.grad_value_sum = call.grad_value
-    if value.dtype != real:
-        call.grad_value_sum = memory.reserve("grad_value_sum", value.numel() * real.itemsize)
-    if deterministic:
-        call.grad_value_fixed = memory.reserve("grad_value_fixed", value.numel() * 8)
-        call.largest = memory.reserve("largest", 16)
-    call.grad_locations = memory.reserve("grad_locations", inputs.locations.nbytes)
-    call.grad_weights = memory.reserve("grad_weights", inputs.weights.nbytes)
-    if inputs.tau is not None:
-        call.grad_tau = memory.reserve("grad_tau", inputs.tau.nbytes)
-    if inputs.reference is not None:
-        heads = value.shape[3]
-        call.grad_reference = memory.reserve("grad_reference", inputs.reference.nbytes)
-        call.grad_reference_heads = memory.reserve("grad_reference_heads", inputs.reference.nbytes * heads)
-    _run(library, call, backward=True)
+    scratch = {name: size for name, size in _workspace(library, call, reference_gradient).items() if size > 0}
+    for name, size in scratch.items():
+        field = name if name == "largest" else f"grad_{name}"
+        setattr(call, field, memory.reserve(name, size))
+    some = ["tau", "velocity", "offset_table", "logit_table"] + (["reference"] if reference_gradient else [])
+    some = [name for name in some if getattr(inputs, name) is not None]
+    for name in ("locations", "weights", *some):
+        setattr(call, f"grad_{name}", memory.reserve(f"grad_{name}", getattr(inputs, name).nbytes))
+    _check(library, library.stdetr_run(ctypes.byref(call), 1))
+    for name, size in scratch.items():
+        field = name if name == "largest" else f"grad_{name}"
+        memory.take(name, getattr(call, field), None, (size,), torch.uint8)  # raises where a guard was touched
 
-    def take(name: str, like: Tensor | None) -> Tensor:
-        assert like is not None
-        return memory.take(name, getattr(call, name), like, (), like.dtype)
+    def take(name: str) -> Tensor:
+        like = getattr(inputs, name)
+        return memory.take(f"grad_{name}", getattr(call, f"grad_{name}"), like, (), like.dtype)
 
-    return Gradients(
-        value=take("grad_value", value),
-        locations=take("grad_locations", inputs.locations),
-        weights=take("grad_weights", inputs.weights),
-        reference=None if inputs.reference is None else take("grad_reference", inputs.reference),
-        tau=None if inputs.tau is None else take("grad_tau", inputs.tau),
-    )
+    return Gradients(take("value"), take("locations"), take("weights"), **{name: take(name) for name in some})
 
 
 def counters() -> dict[str, int]:

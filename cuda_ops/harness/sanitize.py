@@ -4,7 +4,7 @@ python cuda_ops/harness/sanitize.py
 
 Shape legend
     B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame
+    Q queries  F frames a query samples    L levels    K points a head, level and frame    R rows of the temporal tables
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _finite(tensors: tuple[Tensor, ...], what: str) -> None:
 
 
 def run(queries: int, channels: int, dtype: torch.dtype, deterministic: bool) -> None:
-    """Forward and backward of the three operators."""
+    """Forward and backward of the four operators."""
     batch, clip, heads, frames, points = 2, 3, 2, 2, 3
     tokens = sum(height * width for height, width in SHAPES)
     flat = [size for pair in SHAPES for size in pair]
@@ -52,6 +52,15 @@ def run(queries: int, channels: int, dtype: torch.dtype, deterministic: bool) ->
         out, lse = ops.st_deform_attn_fused_forward(*fused)
         grads = ops.st_deform_attn_fused_backward(grad, out, lse, *fused, deterministic)
         _finite((out, *grads), "st_deform_attn_fused")
+        offsets, velocity, logits = fused[2][:, :, :, 0], 0.1 * fused[2][:, :, :, 1], fused[3][:, :, :, 0]
+        dt = torch.randint(-4, 5, (batch, queries, frames), device="cuda").to(real)
+        for rows in (6, 160):  # sums of the tables in shared memory, and too many for it
+            made = make(rows, heads, len(SHAPES), points, 3, device="cuda").to(real)
+            tables = made[..., :2], made[..., 2]
+            given = (value, reference, offsets, velocity, logits, *tables, dt, index, ratios, flat)
+            out, lse = ops.st_deform_attn_temporal_forward(*given)
+            grads = ops.st_deform_attn_temporal_backward(grad, out, lse, *given, size == 4, deterministic)
+            _finite((out, *grads), "st_deform_attn_temporal")
 
     mask = torch.tensor([[True, False, True], [True, True, True]], device="cuda")
     tau = torch.rand(weights[:, :, :, 0].shape, device="cuda").to(real) * (clip + 1) - 1

@@ -59,6 +59,7 @@ using std::max;
 using std::min;
 using std::floor;
 using std::fabs;
+using std::rint;
 
 // bfloat16 and half precision, rounding to nearest even.
 struct __nv_bfloat16 {

@@ -2,15 +2,15 @@
 
 Shape legend
     B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame
+    Q queries  F frames a query samples    L levels    K points a head, level and frame    R rows of the temporal tables
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
-from harness.host import Gradients, Inputs
+from harness.host import FUSED, Gradients, Inputs
 from torch import Tensor
 
 from stdetr.ops import reference as plain
@@ -36,6 +36,7 @@ class Size:
     ratios: bool = False
     mask: bool = True  # some frames masked (where frames are indexed, and in continuous time)
     queries_are_tokens: bool = False
+    rows: int = 4  # R of the temporal tables; distances in time go beyond them
 
 
 def _shapes(size: Size) -> list[tuple[int, int]]:
@@ -74,12 +75,12 @@ def make(mode: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Inputs:
     value = normal(size.batch, size.clip, tokens, size.heads, size.channels).to(dtype)
     sizes = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float64)[:, None]
     index = _frame_index(size, queries, generator)
-    if mode == "continuous":
+    if mode in ("continuous", "temporal"):
         points = (size.batch, queries, size.heads, size.levels, size.points)
     else:
         frames = size.clip if size.frames is None else size.frames
         points = (size.batch, queries, size.heads, frames, size.levels, size.points)
-    if mode != "fused":
+    if mode in ("plain", "continuous"):
         cell = torch.floor(uniform(-2, 1, *points, 2) + (sizes + 2) * uniform(0, 1, *points, 2))
         locations = (cell + uniform(0.05, 0.95, *points, 2) + 0.5) / sizes
         weights = normal(*points)
@@ -93,7 +94,7 @@ def make(mode: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Inputs:
             mask = torch.rand(size.batch, size.clip, generator=generator) < 0.6
             mask[0, 0] = True
         return replace(inputs, tau=tau.to(real), frame_mask=mask, frame_index=None)
-    frames = points[3]
+    frames = size.clip if size.frames is None else size.frames
     reference = uniform(-0.1, 1.1, size.batch, queries, frames, size.reference_size)
     if size.reference_size == 4:
         reference[..., 2:] = uniform(0.1, 0.6, size.batch, queries, frames, 2)
@@ -101,20 +102,44 @@ def make(mode: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Inputs:
     inputs = Inputs(
         mode, shapes, value, normal(*points, 2).to(dtype), normal(*points).to(dtype), index, reference.to(real), ratios
     )
+    if mode == "temporal":
+        reach = size.rows // 2 + 1
+        inputs = replace(
+            inputs,
+            velocity=(0.3 * normal(*points, 2)).to(dtype),
+            offset_table=(0.5 * normal(size.rows, *points[2:], 2)).to(real),
+            logit_table=normal(size.rows, *points[2:]).to(real),
+            dt=torch.randint(-reach, reach + 1, (size.batch, queries, frames), generator=generator).to(real),
+        )
     for _ in range(30):
         near = _near_grid(pixels_of(inputs))
         if not near.any():
             return inputs
+        near = near.any(3) if mode == "temporal" else near  # one offset for all frames
         step = torch.where(near[..., None], 0.31, 0.0)
         inputs = replace(inputs, locations=(inputs.locations.double() + step).to(dtype))
     raise AssertionError("points stay on grid lines")
 
 
+def samples_of(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Offsets and logits of a fused or temporal problem, B,Q,H,F,L,K(,2)."""
+    if inputs.mode == "fused":
+        return inputs.locations, inputs.weights
+    assert inputs.velocity is not None
+    assert inputs.offset_table is not None
+    assert inputs.logit_table is not None
+    assert inputs.dt is not None
+    return plain.form_samples(
+        inputs.locations, inputs.velocity, inputs.weights, inputs.offset_table, inputs.logit_table, inputs.dt
+    )
+
+
 def pixels_of(inputs: Inputs) -> Tensor:
-    """Pixel coordinates of a fused problem, in float64."""
+    """Pixel coordinates of a fused or temporal problem, in float64."""
     wide = inputs.to_double()
     assert wide.reference is not None
-    locations = plain.locate(wide.reference, wide.locations, wide.valid_ratios, list(wide.shapes), torch.float64)
+    offsets, _ = samples_of(wide)
+    locations = plain.locate(wide.reference, offsets, wide.valid_ratios, list(wide.shapes), torch.float64)
     sizes = torch.tensor([(width, height) for height, width in wide.shapes], dtype=torch.float64)[:, None]
     return locations * sizes - 0.5
 
@@ -125,13 +150,12 @@ def _evaluate(inputs: Inputs) -> Tensor:
         return plain.st_deform_attn_reference(
             inputs.value, inputs.locations, inputs.weights, inputs.frame_index, shapes
         )
-    if inputs.mode == "fused":
+    if inputs.mode in FUSED:
         assert inputs.reference is not None
         return plain.st_deform_attn_fused_reference(
             inputs.value,
             inputs.reference,
-            inputs.locations,
-            inputs.weights,
+            *samples_of(inputs),
             inputs.frame_index,
             inputs.valid_ratios,
             shapes,
@@ -145,22 +169,19 @@ def _evaluate(inputs: Inputs) -> Tensor:
 def answer(inputs: Inputs, grad_out: Tensor | None = None) -> tuple[Tensor, Gradients | None]:
     """Output in float64 and, for a ``grad_out``, gradients."""
     wide = inputs.to_double()
-    names = ["value", "locations", "weights"]
-    names += [name for name in ("reference", "tau") if getattr(wide, name) is not None]
+    names = [field.name for field in fields(Gradients) if getattr(wide, field.name) is not None]
     leaves = {name: getattr(wide, name).clone().requires_grad_(grad_out is not None) for name in names}
     out = _evaluate(replace(wide, **leaves))
     if grad_out is None:
         return out, None
     out.backward(grad_out.double())
     found = {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
-    return out.detach(), Gradients(
-        found["value"], found["locations"], found["weights"], found.get("reference"), found.get("tau")
-    )
+    return out.detach(), Gradients(**found)
 
 
 def log_sum_exp(inputs: Inputs) -> Tensor:
     """Natural log-sum-exp of the logits over F x L x K, -inf where all frames are masked; float64 B,Q,H."""
-    logits = inputs.weights.double()
+    _, logits = samples_of(inputs.to_double())
     if inputs.frame_index is not None:
         clip = inputs.value.shape[1]
         usable = (inputs.frame_index >= 0) & (inputs.frame_index < clip)

@@ -12,8 +12,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
-OPERATORS = [f"stdetr::st_deform_attn_{name}" for name in ("forward", "backward", "fused_forward", "fused_backward")]
-OPERATORS += ["stdetr::st_deform_attn_continuous_forward", "stdetr::st_deform_attn_continuous_backward"]
+KINDS = ("", "fused_", "continuous_", "temporal_")
+OPERATORS = [f"stdetr::st_deform_attn_{kind}{pass_}" for kind in KINDS for pass_ in ("forward", "backward")]
 
 
 def test_the_script_parses_and_has_every_step():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from harness.host import Gradients, Inputs
+from harness.host import FUSED, Gradients, Inputs
 from torch import Tensor
 
 
@@ -24,31 +24,42 @@ def arguments(inputs: Inputs) -> tuple:
     if inputs.mode == "fused":
         extra = (_on_gpu(inputs.frame_index), _on_gpu(inputs.valid_ratios), flat(inputs))
         return value, _on_gpu(inputs.reference), locations, weights, *extra
+    if inputs.mode == "temporal":
+        tables = (_on_gpu(inputs.offset_table), _on_gpu(inputs.logit_table), _on_gpu(inputs.dt))
+        extra = (_on_gpu(inputs.frame_index), _on_gpu(inputs.valid_ratios), flat(inputs))
+        return value, _on_gpu(inputs.reference), locations, _on_gpu(inputs.velocity), weights, *tables, *extra
     return value, locations, weights, _on_gpu(inputs.tau), _on_gpu(inputs.frame_mask), flat(inputs)
 
 
-def _name(mode: str) -> str:
-    return {"plain": "st_deform_attn", "fused": "st_deform_attn_fused", "continuous": "st_deform_attn_continuous"}[mode]
-
-
 def operator(mode: str, which: str):
-    return getattr(torch.ops.stdetr, f"{_name(mode)}_{which}")
+    return getattr(torch.ops.stdetr, f"st_deform_attn_{which}" if mode == "plain" else f"st_deform_attn_{mode}_{which}")
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     found = operator(inputs.mode, "forward")(*arguments(inputs))
-    return found if inputs.mode == "fused" else (found, None)
+    return found if inputs.mode in FUSED else (found, None)
 
 
-def backward(inputs: Inputs, grad_out: Tensor, deterministic: bool = False) -> Gradients:
-    """Gradients on the CPU."""
-    saved = forward(inputs) if inputs.mode == "fused" else ()
-    found = operator(inputs.mode, "backward")(grad_out.cuda(), *saved, *arguments(inputs), deterministic)
-    found = [tensor.cpu() for tensor in found]
-    if inputs.mode == "plain":
-        return Gradients(*found, reference=None, tau=None)
-    if inputs.mode == "fused":
-        value, reference, offsets, logits = found
-        return Gradients(value, offsets, logits, reference, None)
-    value, locations, weights, tau = found
-    return Gradients(value, locations, weights, None, tau)
+def flags(mode: str, deterministic: bool, reference_gradient: bool = True) -> tuple[bool, ...]:
+    """The backward operator's last arguments."""
+    return (reference_gradient, deterministic) if mode == "temporal" else (deterministic,)
+
+
+# What the backward operators return.
+RETURNED = {
+    "plain": ("value", "locations", "weights"),
+    "fused": ("value", "reference", "locations", "weights"),
+    "continuous": ("value", "locations", "weights", "tau"),
+    "temporal": ("value", "reference", "locations", "velocity", "weights", "offset_table", "logit_table"),
+}
+
+
+def backward(
+    inputs: Inputs, grad_out: Tensor, deterministic: bool = False, reference_gradient: bool = True
+) -> Gradients:
+    """Gradients on the CPU; ``reference_gradient`` is the temporal operator's."""
+    mode = inputs.mode
+    saved = forward(inputs) if mode in FUSED else ()
+    last = flags(mode, deterministic, reference_gradient)
+    found = operator(mode, "backward")(grad_out.cuda(), *saved, *arguments(inputs), *last)
+    return Gradients(**{name: grad.cpu() for name, grad in zip(RETURNED[mode], found, strict=True)})

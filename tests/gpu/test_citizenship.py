@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_calls import arguments, backward, operator
+from gpu_calls import RETURNED, arguments, backward, flags, operator
+from harness.host import FUSED
 from kernel_cases import Size, error, make
 from torch import Tensor
 
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal, use_backend
+from stdetr.ops.temporal import formed_inside
 
-MODES = ("plain", "fused", "continuous")
+MODES = ("plain", "fused", "continuous", "temporal")
 
 
 def _first(found: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -31,8 +33,8 @@ def test_cuda_graph(mode: str, deterministic: bool) -> None:
 
     def step() -> tuple[Tensor, ...]:
         found = run(*call)
-        saved = found if mode == "fused" else ()
-        return (_first(found), *run_back(grad_out, *saved, *call, deterministic))
+        saved = found if mode in FUSED else ()
+        return (_first(found), *run_back(grad_out, *saved, *call, *flags(mode, deterministic)))
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -57,9 +59,8 @@ def test_deterministic_mode_repeats_bitwise(mode: str, dtype: torch.dtype) -> No
     first = backward(inputs, grad_out, deterministic=True)
     for _ in range(5):
         again = backward(inputs, grad_out, deterministic=True)
-        for name in ("value", "locations", "weights", "reference", "tau"):
-            if getattr(first, name) is not None:
-                assert torch.equal(getattr(first, name), getattr(again, name)), name
+        for name in RETURNED[mode]:
+            assert torch.equal(getattr(first, name), getattr(again, name)), name
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -68,6 +69,8 @@ def test_opcheck(mode: str) -> None:
     call = [t.requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t for t in arguments(inputs)]
     if mode == "fused" and isinstance(call[5], Tensor):
         call[5] = call[5].detach()
+    if mode == "temporal":
+        call[7] = call[7].detach()  # dt is data
     torch.library.opcheck(operator(mode, "forward").default, tuple(call))
 
 
@@ -115,7 +118,7 @@ def test_runs_on_another_stream_in_order() -> None:
 
 
 def test_the_temporal_parameterisation_agrees_with_the_cpu() -> None:
-    """On a GPU PyTorch forms offsets and logits before the fused kernel; one formula, two implementations."""
+    """PyTorch operations form offsets and logits before the fused kernel, or the kernel does; the CPU's does."""
     made = torch.Generator().manual_seed(0)
     normal = lambda *size: torch.randn(*size, generator=made)  # noqa: E731
     shapes = [(9, 7), (5, 4)]
@@ -123,10 +126,14 @@ def test_the_temporal_parameterisation_agrees_with_the_cpu() -> None:
     tensors += [0.2 * normal(2, 37, 4, 2, 4, 2), normal(2, 37, 4, 2, 4), normal(4, 4, 2, 4, 2), normal(4, 4, 2, 4)]
     dt, index = torch.randint(-3, 4, (2, 37, 2), generator=made), torch.randint(-1, 3, (2, 37, 2), generator=made)
     results = []
-    for device in ("cpu", "cuda"):
+    for device, inside in (("cpu", ("cpu",)), ("cuda", ()), ("cuda", ("cuda",))):
         leaves = [tensor.to(device).requires_grad_() for tensor in tensors]
-        out = st_deform_attn_temporal(leaves[0], shapes, *leaves[1:], dt=dt.to(device), frame_index=index.to(device))
-        grads = torch.autograd.grad(out.square().sum(), leaves)
+        with formed_inside(*inside):
+            out = st_deform_attn_temporal(
+                leaves[0], shapes, *leaves[1:], dt=dt.to(device), frame_index=index.to(device)
+            )
+            grads = torch.autograd.grad(out.square().sum(), leaves)
         results.append([t.detach().cpu() for t in (out, *grads)])
-    for one, other in zip(*results, strict=True):
-        assert error(other, one) < 1e-4
+    for cpu, composed, kernel in zip(*results, strict=True):
+        assert error(composed, cpu) < 1e-4
+        assert error(kernel, cpu) < 1e-4

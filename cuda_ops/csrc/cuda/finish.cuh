@@ -1,9 +1,10 @@
-// Small kernels around the backward pass: bounds for fixed point, conversion of sums, sum over heads.
+// Small kernels around the backward pass: bounds for fixed point, conversion of sums, sums over heads and over shares.
 //
 // Shape legend: see problem.h.
 #pragma once
 
 #include "scatter.cuh"
+#include "team.cuh"
 
 namespace stdetr {
 
@@ -67,6 +68,35 @@ __global__ void __launch_bounds__(kFinishThreads)
     A sum = 0;
     for (int h = 0; h < count; ++h) sum += from[static_cast<int64_t>(h) * entries];
     grad_reference[i] = sum;
+  }
+}
+
+// Gradients of the temporal tables: sums of all blocks' shares, in double and in one order.  A warp takes an element.
+template <typename A>
+__global__ void __launch_bounds__(kFinishThreads) sum_tables_kernel(const __grid_constant__ Problem p) {
+  const int per_frame = p.levels * p.points;
+  const int size = 3 * p.table_rows * per_frame;  // of a share
+  const int shares = p.batch * p.query_blocks * p.block_shares;  // of a head
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  constexpr int warps = kFinishThreads / 32;
+  const uint32_t elements = static_cast<uint32_t>(p.heads * size), step = gridDim.x * warps;  // below 2^31
+  for (uint32_t i = blockIdx.x * warps + threadIdx.x / 32; i < elements; i += step) {
+    const int h = static_cast<int>(i) / size, element = static_cast<int>(i) - h * size;
+    double sum = 0;
+    for (int s = lane; s < shares; s += 32) {
+      const int turn = s / p.block_shares;
+      const int64_t block = static_cast<int64_t>(turn) * p.heads + h;
+      const int64_t share = block * p.block_shares + (s - turn * p.block_shares);
+      sum += static_cast<double>(static_cast<const A*>(p.grad_table_shares)[share * size + element]);
+    }
+    sum = sum_lanes(sum, 32);
+    if (lane != 0) continue;
+    const int point = element / 3, number = element - 3 * point;
+    const int row = point / per_frame;
+    const int64_t entry = table_entry(p, row, h, point - row * per_frame);
+    A* target = number < 2 ? static_cast<A*>(p.grad_offset_table) + 2 * entry + number
+                           : static_cast<A*>(p.grad_logit_table) + entry;
+    *target = static_cast<A>(sum);
   }
 }
 

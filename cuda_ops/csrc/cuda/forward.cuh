@@ -7,6 +7,7 @@
 // Shape legend: see problem.h.
 #pragma once
 
+#include "softmax.cuh"
 #include "team.cuh"
 
 namespace stdetr {
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kBlockThreads, Channels > 0 ? 3 : 2) forward_k
   A lse = 0;
   if constexpr (is_fused(R)) {
     const int width = min(team.members, 32);
-    lse = log_sum_exp<T>(p, row, team.member & (width - 1), width);
+    lse = log_sum_exp<T, R>(p, row, team.member & (width - 1), width);
     if (team.active && team.member == 0 && team.first_channel == 0) static_cast<A*>(p.lse)[row.head] = lse;
   }
 
@@ -127,7 +128,7 @@ __global__ void __launch_bounds__(kBlockThreads, Channels > 0 ? 3 : 2) forward_k
     const int frame = !has_frame ? -1 : (R == Rule::continuous ? 0 : frame_of(p, row, f));
     const int entry = min(f, p.frames - 1);
     const Anchor<A> anchor = anchor_of<T, R>(p, row, entry);
-    const int64_t frame_points = row.first_point(p, entry);
+    const int64_t frame_points = row.first_point<R>(p, entry);
     for (int base = 0; base < per_frame; base += points_per_chunk) {
       const int count = stage_forward<T, R>(p, table, row, anchor, frame_points, frame, base + team.point_part,
                                             p.split_points, per_frame, team.lane, team.lanes, slots, lse, weights,

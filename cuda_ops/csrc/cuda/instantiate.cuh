@@ -8,25 +8,24 @@
 #include "forward.cuh"
 #include "plan.h"
 #include "run.h"
+#include "temporal_backward.cuh"
 
 namespace stdetr {
 
 // Calls `body` with the rule as a compile-time constant.
 template <typename Body>
 inline void with_rule(const Problem& p, Body body) {
+  const bool boxes = p.reference_size == 4;
   switch (p.mode) {
     case Mode::plain: return body(std::integral_constant<Rule, Rule::plain>{});
     case Mode::fused:
-      return p.reference_size == 4 ? body(std::integral_constant<Rule, Rule::fused_boxes>{})
-                                   : body(std::integral_constant<Rule, Rule::fused_points>{});
+      return boxes ? body(std::integral_constant<Rule, Rule::fused_boxes>{})
+                   : body(std::integral_constant<Rule, Rule::fused_points>{});
     case Mode::continuous: return body(std::integral_constant<Rule, Rule::continuous>{});
+    case Mode::temporal:
+      return boxes ? body(std::integral_constant<Rule, Rule::temporal_boxes>{})
+                   : body(std::integral_constant<Rule, Rule::temporal_points>{});
   }
-}
-
-// Channels a lane holds: a 16-byte piece where D allows it.  Double exists to check gradients, not to be fast.
-template <typename T>
-inline int piece_of(const Problem& p, const Device& device) {
-  return sizeof(T) == 8 || device.force_scalar || p.channels % kPiece<T> != 0 ? 1 : kPiece<T>;
 }
 
 inline unsigned int finish_blocks(int64_t items, const Device& device) {
@@ -37,7 +36,7 @@ inline unsigned int finish_blocks(int64_t items, const Device& device) {
 template <typename T>
 void forward_of(Problem& p, const Device& device, Stream stream) {
   using A = accumulator_t<T>;
-  const int piece = piece_of<T>(p, device);
+  const int piece = piece_of(p, sizeof(T), device);
   plan_teams(p, piece, device);
   const unsigned int blocks =
       static_cast<unsigned int>(static_cast<int64_t>(p.batch) * p.query_blocks * p.heads * p.channel_tiles);
@@ -53,10 +52,19 @@ void forward_of(Problem& p, const Device& device, Stream stream) {
   });
 }
 
+template <typename T, Rule R, int PieceSize, int Channels>
+inline auto backward_kernel_of() {
+  if constexpr (is_temporal(R)) {
+    return temporal_backward_kernel<T, R, PieceSize, Channels>;
+  } else {
+    return backward_kernel<T, R, PieceSize, Channels>;
+  }
+}
+
 template <typename T>
 void backward_of(Problem& p, bool deterministic, const Device& device, Stream stream) {
   using A = accumulator_t<T>;
-  const int piece = piece_of<T>(p, device);
+  const int piece = piece_of(p, sizeof(T), device);
   plan_teams(p, piece, device);
   const int64_t count = static_cast<int64_t>(p.batch) * p.clip * p.tokens * p.heads * p.channels;
   if (deterministic) {
@@ -66,7 +74,7 @@ void backward_of(Problem& p, bool deterministic, const Device& device, Stream st
     const int64_t rows = static_cast<int64_t>(p.batch) * p.queries * p.heads;
     launch("largest_kernel", largest_kernel<T>, finish_blocks(rows * p.channels, device), kFinishThreads, 0, stream,
            static_cast<const T*>(p.grad_out), rows * p.channels, p.largest);
-    if (p.mode != Mode::fused) {
+    if (!is_fused(p.mode)) {
       const int64_t weights = rows * p.frames * p.levels * p.points;
       launch("largest_kernel", largest_kernel<A>, finish_blocks(weights, device), kFinishThreads, 0, stream,
              static_cast<const A*>(p.weights), weights, p.largest + 1);
@@ -80,17 +88,21 @@ void backward_of(Problem& p, bool deterministic, const Device& device, Stream st
     clear_memory(p.grad_value_sum, count * sizeof(A), stream);
   }
 
+  size_t shared = backward_shared_bytes<A>(p.lanes, p.levels);
+  if (p.mode == Mode::temporal) {
+    plan_shares(p, sizeof(A), device);
+    shared += table_shared_bytes(p, sizeof(A));
+  }
   // Forward tiles split D over blocks; here one block needs all of it for the dot products.
   const unsigned int blocks = static_cast<unsigned int>(static_cast<int64_t>(p.batch) * p.query_blocks * p.heads);
   p.channel_tiles = 1;
-  const size_t shared = backward_shared_bytes<A>(p.lanes, p.levels);
   const auto start = [&](auto kernel) { launch("backward_kernel", kernel, blocks, kBlockThreads, shared, stream, p); };
   with_rule(p, [&](auto rule) {
     constexpr Rule R = decltype(rule)::value;
     if (piece == 1) {
-      start(backward_kernel<T, R, 1, 0>);
+      start(backward_kernel_of<T, R, 1, 0>());
     } else if constexpr (sizeof(T) < 8) {
-      p.channels == 32 ? start(backward_kernel<T, R, kPiece<T>, 32>) : start(backward_kernel<T, R, kPiece<T>, 0>);
+      p.channels == 32 ? start(backward_kernel_of<T, R, kPiece<T>, 32>()) : start(backward_kernel_of<T, R, kPiece<T>, 0>());
     }
   });
 
@@ -120,11 +132,15 @@ void backward_of(Problem& p, bool deterministic, const Device& device, Stream st
              static_cast<const float*>(p.grad_value_sum), static_cast<T*>(p.grad_value), count);
     }
   }
-  if (p.mode == Mode::fused) {
+  if (p.grad_reference_heads != nullptr) {
     const int entries = p.frames * p.reference_size;
     const int64_t rows = static_cast<int64_t>(p.batch) * p.queries;
     launch("sum_heads_kernel", sum_heads_kernel<A>, finish_blocks(rows * entries, device), kFinishThreads, 0, stream,
            static_cast<const A*>(p.grad_reference_heads), static_cast<A*>(p.grad_reference), rows, p.heads, entries);
+  }
+  if (p.table_rows > 0) {
+    const int64_t elements = int64_t{3} * p.table_rows * p.heads * p.levels * p.points;
+    launch("sum_tables_kernel", sum_tables_kernel<A>, finish_blocks(elements * 32, device), kFinishThreads, 0, stream, p);
   }
 }
 

@@ -40,6 +40,16 @@ inline void check_sizes(const Problem& p) {
   if (many(p.levels * int64_t{1}, p.points) || many(static_cast<int64_t>(p.levels) * p.points, p.frames)) {
     refuse("F * L * K must be below 2^31");
   }
+  const int64_t row = static_cast<int64_t>(p.levels) * p.points;
+  if (p.mode == Mode::temporal && (many(row, int64_t{3} * p.heads) || many(row * 3 * p.heads, p.table_rows))) {
+    refuse("3 * R * H * L * K must be below 2^31");
+  }
+}
+
+// Channels a lane holds: a 16-byte piece where D allows it.  Double exists to check gradients, not to be fast.
+inline int piece_of(const Problem& p, int bytes, const Device& device) {
+  const int whole = 16 / bytes;
+  return bytes == 8 || device.force_scalar || p.channels % whole != 0 ? 1 : whole;
 }
 
 // Threads and blocks of the forward and backward kernels; `piece` channels a lane.
@@ -72,11 +82,36 @@ inline void plan_teams(Problem& p, int piece, const Device& device) {
 
   const int queries_per_block = 256 / (p.lanes * p.split_points * p.split_frames);
   p.query_blocks = static_cast<int>(ceil_divide(p.queries, queries_per_block));
+  p.query_turns = 1;
   const bool queries_are_tokens = p.queries % p.tokens == 0 && p.split_points * p.split_frames == 1;
   p.tile_rows = device.tile_rows >= 0 ? (p.queries % p.tokens == 0 ? device.tile_rows : 0)
                                       : (queries_are_tokens ? 8 : 0);
   const int64_t blocks = static_cast<int64_t>(p.batch) * p.query_blocks * p.heads;
   if (blocks > kMaxBlocks / p.channel_tiles) refuse("B * Q * H is too large for one launch");
+}
+
+// Shared memory that the warps' sums of the temporal tables may take: two blocks must stay on a processor.
+constexpr int64_t kTableBytes = 32 * 1024;
+
+// Where the temporal backward kernel keeps the gradients of the tables, of `bytes` a number.  A block takes queries in
+// several turns where the shares would be many: beyond about eight blocks a processor, or 2^22 numbers in all.  Returns
+// how many numbers the shares have.
+inline int64_t plan_shares(Problem& p, int bytes, const Device& device) {
+  const int64_t table = int64_t{3} * p.table_rows * p.levels * p.points;
+  p.block_shares = 8 * table * bytes <= kTableBytes ? 1 : 8;
+  const int64_t heads = static_cast<int64_t>(p.batch) * p.heads, share = table * p.block_shares;
+  if (table > 0) {
+    const int64_t room = (int64_t{1} << 22) / share, wanted = 8 * static_cast<int64_t>(device.processors);
+    const int64_t most = (room < wanted ? room : wanted) / heads;
+    p.query_turns = static_cast<int>(ceil_divide(p.query_blocks, most < 1 ? 1 : most));
+    p.query_blocks = static_cast<int>(ceil_divide(p.query_blocks, p.query_turns));
+  }
+  return share * heads * p.query_blocks;
+}
+
+// Bytes of shared memory of that kernel beside the records'.
+inline size_t table_shared_bytes(const Problem& p, int bytes) {
+  return p.block_shares != 1 ? 0 : size_t{8} * 3 * p.table_rows * p.levels * p.points * bytes;
 }
 
 // Divisors of a scatter pass that takes `points` points of a frame entry.

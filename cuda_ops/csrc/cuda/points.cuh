@@ -46,9 +46,10 @@ struct Row {
   int b, q, h;
   int64_t head;  // (b * Q + q) * H + h
 
-  // Of the first point of frame entry f, in the tensors that end with F,L,K.
+  // Of the first point of frame entry f, in the tensors that end with F,L,K (temporal: L,K for all frames).
+  template <Rule R>
   __device__ __forceinline__ int64_t first_point(const Problem& p, int f) const {
-    return (head * p.frames + f) * static_cast<int>(p.per_frame.divisor);
+    return (is_temporal(R) ? head : head * p.frames + f) * static_cast<int>(p.per_frame.divisor);
   }
 
   __device__ __forceinline__ Row(const Problem& p, int batch, int query, int head_index)
@@ -80,90 +81,87 @@ __device__ __forceinline__ int ordered_query(const Problem& p, int i) {
   return repeat * p.tokens + shape.start + (first_row + rest - column * rows) * shape.width + column;
 }
 
-// A running sum of exp(x - largest).
+// The signed distance in time of frame entry f.
 template <typename A>
-struct ExpSum {
-  A largest = minus_infinity<A>(), total = 0;
+__device__ __forceinline__ A distance_of(const Problem& p, const Row& row, int f) {
+  return __ldg(static_cast<const A*>(p.dt) + (static_cast<int64_t>(row.b) * p.queries + row.q) * p.frames + f);
+}
 
-  template <int N>
-  __device__ __forceinline__ void add(const A (&logits)[N]) {
-    A next = largest;
-#pragma unroll
-    for (int i = 0; i < N; ++i) next = logits[i] > next || logits[i] != logits[i] ? logits[i] : next;
-    if (next == minus_infinity<A>()) return;
-    total *= exponential(largest - next);
-    largest = next;
-#pragma unroll
-    for (int i = 0; i < N; ++i) total += exponential(logits[i] - next);
-  }
-};
+// Row of the tables for a distance, -1 at 0 and NaN: rows 0..R/2-1 are -R/2..-1, the others 1..R/2, clamped beyond.
+template <typename A>
+__device__ __forceinline__ int table_row(const Problem& p, A distance) {
+  const int half = p.table_rows / 2;
+  const A reach = static_cast<A>(half);
+  const A bounded = distance > reach ? reach : (distance < -reach ? -reach : distance);
+  const int steps = bounded == bounded ? static_cast<int>(rint(bounded)) : 0;  // halves to even
+  return steps == 0 ? -1 : (steps < 0 ? steps + half : steps + half - 1);
+}
 
-// log of the sum of exp of the query's logits; the `width` neighbouring lanes that share the query call it together.
-template <typename T>
-__device__ __forceinline__ accumulator_t<T> log_sum_exp(const Problem& p, const Row& row, int lane, int width) {
-  using A = accumulator_t<T>;
-  const int per_frame = static_cast<int>(p.per_frame.divisor);
-  const int count = p.frames * per_frame;
-  const T* logits = static_cast<const T*>(p.weights) + row.head * count;
-  ExpSum<A> sum;
-  constexpr int kWide = sizeof(T) < 8 ? kPiece<T> : 1;
-  if (kWide > 1 && per_frame % kWide == 0) {
-    // A 16-byte piece lies in one frame.
-    for (int i = lane * kWide; i < count; i += width * kWide) {
-      if (p.frame_index != nullptr && frame_of(p, row, divide(i, p.per_frame)) < 0) continue;
-      A piece[kWide];
-      Piece<T, kWide>::load(logits + i).unpack(piece);
-      sum.add(piece);
-    }
-  } else {
-    for (int i = lane; i < count; i += width) {
-      if (p.frame_index != nullptr && frame_of(p, row, divide(i, p.per_frame)) < 0) continue;
-      const A one[1] = {widen(__ldg(logits + i))};
-      sum.add(one);
-    }
-  }
-  const A largest = max_lanes(sum.largest, width);
-  const bool any = largest != minus_infinity<A>();
-  // Lanes without a usable logit have total 0; -inf - -inf must not make it NaN.
-  const A total = sum_lanes(any ? sum.total * exponential(sum.largest - largest) : A(0), width);
-  return any ? largest + logarithm(total) : largest;
+// Of point j of head h in that row of a table, in points.
+__device__ __forceinline__ int table_entry(const Problem& p, int row, int h, int j) {
+  return (row * p.heads + h) * static_cast<int>(p.per_frame.divisor) + j;
 }
 
 // Type of locations and weights: value's own for offsets and logits, the accumulation type otherwise.
 template <typename T, Rule R>
 using point_t = std::conditional_t<is_fused(R), T, accumulator_t<T>>;
 
-// The reference of a query on one frame entry.  pixel = center * span + offset * gain - 0.5, where the gain is 1 for
-// points and size * span * 0.5 / K for boxes.
+// What a query's points of one frame entry share: the reference, and the distance in time.
+// pixel = center * span + offset * gain - 0.5, where the gain is 1 for points and size * span * 0.5 / K for boxes.
 template <typename A>
 struct Anchor {
   A x, y;
   A size_x, size_y;  // times 0.5 / K; boxes only
+  A distance;        // in time, and the row of the tables for it; temporal only
+  int row, h;
 };
 
 template <typename T, Rule R>
 __device__ __forceinline__ Anchor<accumulator_t<T>> anchor_of(const Problem& p, const Row& row, int f) {
   using A = accumulator_t<T>;
-  Anchor<A> anchor{A(0), A(0), A(0), A(0)};
+  Anchor<A> anchor{A(0), A(0), A(0), A(0), A(0), -1, row.h};
   if constexpr (is_fused(R)) {
     const A* reference = static_cast<const A*>(p.reference) +
                          ((static_cast<int64_t>(row.b) * p.queries + row.q) * p.frames + f) *
-                             (R == Rule::fused_boxes ? 4 : 2);
+                             (has_boxes(R) ? 4 : 2);
     load_two<A>(reference, 0, anchor.x, anchor.y);
-    if constexpr (R == Rule::fused_boxes) {
+    if constexpr (has_boxes(R)) {
       load_two<A>(reference, 1, anchor.size_x, anchor.size_y);
       const A step = A(0.5) / static_cast<A>(p.points);
       anchor.size_x *= step;
       anchor.size_y *= step;
     }
   }
+  if constexpr (is_temporal(R)) {
+    anchor.distance = distance_of<A>(p, row, f);
+    anchor.row = table_row(p, anchor.distance);
+  }
   return anchor;
 }
 
 template <Rule R, typename A>
 __device__ __forceinline__ void gain_of(const Anchor<A>& anchor, const LevelEntry<A>& level, A& gain_x, A& gain_y) {
-  gain_x = R == Rule::fused_boxes ? anchor.size_x * level.span_x : A(1);
-  gain_y = R == Rule::fused_boxes ? anchor.size_y * level.span_y : A(1);
+  gain_x = has_boxes(R) ? anchor.size_x * level.span_x : A(1);
+  gain_y = has_boxes(R) ? anchor.size_y * level.span_y : A(1);
+}
+
+// Location (offset) of point `index`, point j of its frame entry.
+template <typename T, Rule R>
+__device__ __forceinline__ void load_location(const Problem& p, const Anchor<accumulator_t<T>>& anchor, int64_t index,
+                                              int j, accumulator_t<T>& x, accumulator_t<T>& y) {
+  using A = accumulator_t<T>;
+  load_two(static_cast<const point_t<T, R>*>(p.locations), index, x, y);
+  if constexpr (is_temporal(R)) {
+    A fast_x, fast_y;
+    load_two(static_cast<const T*>(p.velocity), index, fast_x, fast_y);
+    x += anchor.distance * fast_x;
+    y += anchor.distance * fast_y;
+    if (anchor.row < 0) return;
+    A more_x, more_y;
+    load_two(static_cast<const A*>(p.offset_table), table_entry(p, anchor.row, anchor.h, j), more_x, more_y);
+    x += more_x;
+    y += more_y;
+  }
 }
 
 // A point before interpolation: (x, y) in pixels of its level.
@@ -173,7 +171,7 @@ struct Placed {
   int level;
 };
 
-// Point `index` of the tensors that end with F,L,K: point j of L * K on a frame entry with reference `anchor`.
+// Point `index` of the tensors that end with L,K: point j of L * K on the frame entry of `anchor`.
 // `usable` says whether the frame may be read, `lse` is log_sum_exp (fused).
 template <typename T, Rule R>
 __device__ __forceinline__ Placed<accumulator_t<T>> place(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
@@ -184,8 +182,13 @@ __device__ __forceinline__ Placed<accumulator_t<T>> place(const Problem& p, cons
   placed.level = divide(j, p.per_level);
   const LevelEntry<A> level = table[placed.level];
   A x, y;
-  load_two(static_cast<const point_t<T, R>*>(p.locations), index, x, y);
-  const A weight = widen(__ldg(static_cast<const point_t<T, R>*>(p.weights) + index));
+  load_location<T, R>(p, anchor, index, j, x, y);
+  A weight = widen(__ldg(static_cast<const point_t<T, R>*>(p.weights) + index));
+  if constexpr (is_temporal(R)) {
+    if (anchor.row >= 0) {
+      weight += __ldg(static_cast<const A*>(p.logit_table) + table_entry(p, anchor.row, anchor.h, j));
+    }
+  }
   if constexpr (is_fused(R)) {
     A gain_x, gain_y;
     gain_of<R>(anchor, level, gain_x, gain_y);

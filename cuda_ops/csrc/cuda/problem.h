@@ -3,11 +3,14 @@
 // Shape legend
 //   B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
 //   Q queries  F frames a query samples    L levels    K points a head, level and frame    P = F * L * K
+//   R rows of the temporal tables, even
 //
 // Modes (all pixel coordinates: location * size - 0.5, bilinear, zero outside)
 //   plain       locations B,Q,H,F,L,K,2 and weights B,Q,H,F,L,K are given
 //   fused       locations = reference + offset, weights = softmax of logits over P, both formed in the kernel
 //   continuous  F = 1; each point has a time tau and takes two bilinear samples on neighbouring frames
+//   temporal    fused, with offsets and logits formed in the kernel too: a query gives them once for all frames, with a
+//               velocity, and two tables add what belongs to a distance in time
 #pragma once
 
 #include <cstdint>
@@ -15,11 +18,15 @@
 namespace stdetr {
 
 enum class DType : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
-enum class Mode : int { plain = 0, fused = 1, continuous = 2 };
+enum class Mode : int { plain = 0, fused = 1, continuous = 2, temporal = 3 };
+constexpr bool is_fused(Mode mode) { return mode == Mode::fused || mode == Mode::temporal; }
 
-// What kernels are compiled for: the fused mode knows whether its references are points or boxes.
-enum class Rule : int { plain, fused_points, fused_boxes, continuous };
-constexpr bool is_fused(Rule rule) { return rule == Rule::fused_points || rule == Rule::fused_boxes; }
+// What kernels are compiled for: the fused modes know whether their references are points or boxes.
+enum class Rule : int { plain, fused_points, fused_boxes, continuous, temporal_points, temporal_boxes };
+constexpr bool is_temporal(Rule rule) { return rule == Rule::temporal_points || rule == Rule::temporal_boxes; }
+constexpr bool has_boxes(Rule rule) { return rule == Rule::fused_boxes || rule == Rule::temporal_boxes; }
+// Reference, softmax and log-sum-exp.
+constexpr bool is_fused(Rule rule) { return rule == Rule::fused_points || has_boxes(rule) || is_temporal(rule); }
 
 constexpr int kMaxLevels = 64;
 
@@ -45,22 +52,28 @@ struct Problem {
   Mode mode;
   int batch, clip, tokens, heads, channels;      // B, T, S, H, D
   int queries, frames, levels, points;           // Q, F, L, K
-  int reference_size;                            // 2 or 4 numbers a reference (fused)
+  int reference_size;                            // 2 or 4 numbers a reference (fused, temporal)
+  int table_rows;                                // R (temporal)
 
   // Inputs; T is value's type, A the accumulation type (float, or double for double).
   const void* value;            // T  B,T,S,H,D
   const void* locations;        // plain: A  B,Q,H,F,L,K,2   fused: offsets, T   continuous: A  B,Q,H,L,K,2
   const void* weights;          // plain: A  B,Q,H,F,L,K     fused: logits, T    continuous: A  B,Q,H,L,K
+                                // temporal: as continuous, but T
   const void* tau;              // A  continuous: B,Q,H,L,K, in frames
-  const void* reference;        // A  fused: B,Q,F,2|4
-  const void* valid_ratios;     // A  fused: B,L,2 or null
+  const void* reference;        // A  fused, temporal: B,Q,F,2|4
+  const void* valid_ratios;     // A  fused, temporal: B,L,2 or null
+  const void* velocity;         // T  temporal: B,Q,H,L,K,2
+  const void* offset_table;     // A  temporal: R,H,L,K,2
+  const void* logit_table;      // A  temporal: R,H,L,K
+  const void* dt;               // A  temporal: B,Q,F, signed distance in time
   const int32_t* frame_index;   // B,Q,F by the strides below, or null for frame f = f
   const uint8_t* frame_mask;    // continuous: B,T, nonzero = may be read, or null
   int64_t frame_stride[3];
 
   // Results of the forward pass, inputs of the backward pass.
   void* out;  // T  B,Q,H*D
-  void* lse;  // A  B,Q,H, log of the sum of exp of the logits, -inf if all frames are masked (fused)
+  void* lse;  // A  B,Q,H, log of the sum of exp of the logits, -inf if all frames are masked (fused, temporal)
 
   // Backward pass.
   const void* grad_out;         // T  B,Q,H*D
@@ -72,7 +85,12 @@ struct Problem {
   void* grad_weights;           // like weights
   void* grad_tau;               // like tau
   void* grad_reference;         // A  B,Q,F,2|4
-  void* grad_reference_heads;   // A  B,Q,H,F,2|4: the share of each head, summed afterwards in a fixed order
+  void* grad_reference_heads;   // A  B,Q,H,F,2|4: the share of each head, summed afterwards in a fixed order; temporal:
+                                // null where the gradient is not wanted
+  void* grad_velocity;          // like velocity
+  void* grad_offset_table;      // like offset_table
+  void* grad_logit_table;       // like logit_table
+  void* grad_table_shares;      // A  shares R,L,K,3 (x, y, logit) of each block, summed afterwards in a fixed order
 
   // Filled in by plan().
   FastDiv per_frame, per_level;  // L * K and K
@@ -81,6 +99,8 @@ struct Problem {
   int split_frames;              // groups of those that share the frames
   int channel_tiles;             // forward blocks that share a (query, head) when D exceeds 32 pieces
   int query_blocks;              // blocks along Q
+  int query_turns;               // times that a block takes its number of queries (temporal backward; otherwise 1)
+  int block_shares;              // shares of the tables a block: 1, or one a warp where shared memory is too small
   int tile_rows;                 // > 0: queries are tokens; a block takes a tile of this many rows
   int direct_levels;             // the backward kernel adds the gradient of value itself on levels below this one
   FastDiv per_entry, per_query;  // scatter pass: points of a frame entry on its levels, frame entries of a query

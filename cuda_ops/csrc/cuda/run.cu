@@ -5,18 +5,24 @@
 
 namespace stdetr {
 
-Workspace backward_workspace(const Problem& p, DType dtype, bool deterministic) {
+Workspace backward_workspace(Problem p, DType dtype, bool deterministic, bool reference_gradient,
+                             const Device& device) {
   const size_t count = static_cast<size_t>(p.batch) * p.clip * p.tokens * p.heads * p.channels;
+  const bool narrow = dtype == DType::f16 || dtype == DType::bf16;
   const size_t real = dtype == DType::f64 ? 8 : 4;
   Workspace space;
   if (deterministic) {
     space.value_fixed = count * sizeof(int64_t);
     space.largest = 2 * sizeof(unsigned long long);
-  } else if (dtype == DType::f16 || dtype == DType::bf16) {
+  } else if (narrow) {
     space.value_sum = count * real;
   }
-  if (p.mode == Mode::fused) {
+  if (p.mode == Mode::fused || (p.mode == Mode::temporal && reference_gradient)) {
     space.reference_heads = static_cast<size_t>(p.batch) * p.queries * p.heads * p.frames * p.reference_size * real;
+  }
+  if (p.mode == Mode::temporal) {
+    plan_teams(p, piece_of(p, narrow ? 2 : static_cast<int>(real), device), device);
+    space.table_shares = static_cast<size_t>(plan_shares(p, static_cast<int>(real), device)) * real;
   }
   return space;
 }

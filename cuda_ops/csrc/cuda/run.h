@@ -12,9 +12,12 @@ struct Workspace {
   size_t value_fixed = 0;      // Problem::grad_value_fixed
   size_t largest = 0;          // Problem::largest
   size_t reference_heads = 0;  // Problem::grad_reference_heads
+  size_t table_shares = 0;     // Problem::grad_table_shares
 };
 
-Workspace backward_workspace(const Problem& p, DType dtype, bool deterministic);
+// `reference_gradient`: whether the temporal operator's is wanted; the fused one always has it.
+Workspace backward_workspace(Problem p, DType dtype, bool deterministic, bool reference_gradient,
+                             const Device& device);
 
 // Neither waits for the device; both can be captured in a CUDA graph.
 void run_forward(Problem p, DType dtype, const Device& device, Stream stream);

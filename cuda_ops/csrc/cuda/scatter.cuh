@@ -24,7 +24,7 @@ struct alignas(16) Column {
 // Power of two that turns a contribution into fixed point: the sum of all that can meet in one element stays below
 // 2^62.  NaN if a gradient or a weight is not finite.
 __device__ __forceinline__ double fixed_scale(const Problem& p) {
-  const double weight = p.mode == Mode::fused ? 1.0 : __longlong_as_double(static_cast<long long>(p.largest[1]));
+  const double weight = is_fused(p.mode) ? 1.0 : __longlong_as_double(static_cast<long long>(p.largest[1]));
   const double bound = __longlong_as_double(static_cast<long long>(p.largest[0])) * weight;
   if (!(bound <= 1.7976931348623157e308)) return static_cast<double>(NAN);
   if (bound == 0) return 1;
@@ -106,7 +106,7 @@ __device__ __forceinline__ bool columns_of(const Problem& p, const LevelEntry<ac
   if (frame < 0 || (patch.t >= 0 && frame != patch.t)) return false;
   const A lse = is_fused(R) ? static_cast<const A*>(p.lse)[row.head] : A(0);
   const Anchor<A> anchor = anchor_of<T, R>(p, row, f);
-  const Placed<A> placed = place<T, R>(p, table, anchor, row.first_point(p, f) + j, j, true, lse);
+  const Placed<A> placed = place<T, R>(p, table, anchor, row.first_point<R>(p, f) + j, j, true, lse);
   const LevelEntry<A> level = table[placed.level];
   const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
   const A weight = placed.probability * share;

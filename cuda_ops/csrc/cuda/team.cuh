@@ -12,7 +12,7 @@
 
 namespace stdetr {
 
-constexpr int kBlockThreads = 256;
+constexpr int kBlockThreads = 256, kBlockWarps = kBlockThreads / 32;
 
 // D when it is known at compile time (32), else 0: taken from the problem.
 template <int Channels, int PieceSize>
@@ -31,7 +31,8 @@ struct Team {
 
   static constexpr int kLanes = Channels / PieceSize;
 
-  __device__ __forceinline__ explicit Team(const Problem& p) {
+  // `turn` of `turns` runs of queries that the block takes one after the other.
+  __device__ __forceinline__ explicit Team(const Problem& p, int turns = 1, int turn = 0) {
     lanes = Channels > 0 ? kLanes : p.lanes;
     const int thread = static_cast<int>(threadIdx.x);
     lane = thread & (lanes - 1);
@@ -53,7 +54,7 @@ struct Team {
     block /= p.heads;
     const int query_block = block % p.query_blocks;
     b = block / p.query_blocks;
-    const int i = query_block * queries_per_block + thread / members;
+    const int i = (query_block * turns + turn) * queries_per_block + thread / members;
     active = i < p.queries;
     // Threads past the end repeat the last query and write nothing: warps stay whole.
     q = ordered_query(p, active ? i : p.queries - 1);

@@ -5,9 +5,9 @@ Shape legend
 
 Three parts are measured: the encoder on given tokens, the decoder on given memory and queries, and the whole detector.
 Each runs with the kernels, with the kernels while offsets and logits of all frames are formed by PyTorch operations
-before (``composed``), and with the PyTorch reference of the attention op, turn by turn in one run.  Memory is
-counted (``stdetr.bench.allocations``): ``kept`` is what the graph holds for the backward pass, ``peak`` the most that a
-training step holds beside parameters and inputs.
+before (``composed``, which on CUDA is what runs until this has been measured there), and with the PyTorch reference of
+the attention op, turn by turn in one run.  Memory is counted (``stdetr.bench.allocations``): ``kept`` is what the graph
+holds for the backward pass, ``peak`` the most that a training step holds beside parameters and inputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stdetr.bench.report import draw_table, fit_exponent, machine
 from stdetr.config import compose, instantiate
 from stdetr.models.detector import ClipDetector
 from stdetr.ops import backend, use_backend
-from stdetr.ops.temporal import formed_outside
+from stdetr.ops.temporal import formed_inside, formed_outside
 
 PARTS = ("encoder", "decoder", "whole")
 BACKENDS = ("kernels", "composed", "reference")
@@ -181,10 +181,7 @@ def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBen
 @contextmanager
 def _using(name: str) -> Iterator[None]:
     with use_backend("reference" if name == "reference" else "kernels"):
-        if name == "composed":
-            with formed_outside():
-                yield
-        else:
+        with formed_outside() if name == "composed" else formed_inside("cpu", "cuda"):
             yield
 
 

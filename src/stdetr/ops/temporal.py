@@ -8,15 +8,16 @@ For a query and a frame at the signed distance dt, in source frames:
 
     offset(dt) = offset + dt * velocity + offset_table[row(dt)]        logit(dt) = logit + logit_table[row(dt)]
 
-The CPU kernels form these inside, so that neither they nor their gradients exist for each of the F frames.  Elsewhere
-PyTorch operations form them and ``st_deform_attn_fused`` samples.  Measured (``stdetr bench suite=model``) against that
-composition on the CPU, the kernel is both faster and smaller.
+The kernels for the CPU and for CUDA form these inside, so that neither they nor their gradients exist for each of the F
+frames.  The alternative is the composition: PyTorch operations form them and ``st_deform_attn_fused`` samples.  On the
+CPU the kernel measured (``stdetr bench suite=model``) both faster and smaller, and it is what runs there.  On CUDA it
+has not been measured: there the composition runs, unless ``formed_inside("cuda")`` asks for the kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -25,21 +26,27 @@ from stdetr.ops import attention, validate
 from stdetr.ops.backends import use_kernels
 from stdetr.ops.reference import accumulation_dtype, form_samples
 
-_inside = True
+# Device types whose kernel measured better than the composition.
+_inside = frozenset({"cpu"})
 
 
 @contextmanager
-def formed_outside() -> Iterator[None]:
-    """Runs the block with offsets and logits formed by PyTorch operations before the fused op, for comparison.
+def formed_inside(*device_types: str) -> Iterator[None]:
+    """Runs the block with offsets and logits formed by the kernels on ``device_types`` only, and before them elsewhere.
 
     Holds for the whole process.
     """
     global _inside
-    before, _inside = _inside, False
+    before, _inside = _inside, frozenset(device_types)
     try:
         yield
     finally:
         _inside = before
+
+
+def formed_outside() -> AbstractContextManager[None]:
+    """Runs the block with offsets and logits formed by PyTorch operations before the fused op, for comparison."""
+    return formed_inside()
 
 
 def st_deform_attn_temporal(
@@ -117,7 +124,7 @@ def st_deform_attn_temporal(
     index = validate.check_frame_index(frame_index, value, queries, frames)
     dt = dt.detach().to(precise)
     tensors = (value, reference, offsets, velocity, logits, offset_table, logit_table, dt, index, valid_ratios)
-    if _inside and value.device.type == "cpu" and use_kernels("cpu"):
+    if value.device.type in _inside and use_kernels(value.device.type):
         out, _ = torch.ops.stdetr.st_deform_attn_temporal_forward(*tensors, attention._flat(shapes))
         return out
     placed, weighed = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
