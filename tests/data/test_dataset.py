@@ -130,11 +130,11 @@ def test_annotated_photographs_follow_the_annotated_size(height: int, width: int
 
 def test_two_boxes_with_one_id_on_a_frame_stay_two() -> None:
     targets = pack_tracks(
-        image=torch.tensor([0, 0, 1, 1]),
-        boxes=torch.rand(4, 4, generator=torch.Generator().manual_seed(0)),
-        labels=torch.tensor([1, 1, 1, 0]),
-        tracks=torch.tensor([4, 4, 4, 4]),
-        ignored=torch.zeros(4, dtype=torch.bool),
+        image=np.array([0, 0, 1, 1]),
+        boxes=np.random.default_rng(0).random((4, 4), np.float32),
+        labels=np.array([1, 1, 1, 0]),
+        tracks=np.array([4, 4, 4, 4]),
+        ignored=np.zeros(4, np.bool_),
         frames=2,
     )
     assert targets.present.int().sum() == 4
@@ -180,7 +180,7 @@ def test_collation_pads_right_bottom_and_in_time() -> None:
     assert [tuple(target.boxes.shape) for target in batch.targets] == [(3, 4, 4), (0, 4, 4), (1, 4, 4)]
     assert batch.targets[0].present.tolist() == [[True, True, False, False]] * 3
     assert [len(info.image_ids) for info in batch.infos] == [2, 4, 1]
-    assert continue_count([3], 3).tolist() == [3, 4, 5]
+    assert continue_count([3], 3) == [3, 4, 5]
 
 
 def test_collation_refuses_raw_frames_and_nothing() -> None:

@@ -180,9 +180,9 @@ def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBen
 
 @contextmanager
 def _using(name: str) -> Iterator[None]:
-    with use_backend("reference" if name == "reference" else "kernels"):
-        with formed_outside() if name == "composed" else formed_inside("cpu", "cuda"):
-            yield
+    forming = formed_outside() if name == "composed" else formed_inside("cpu", "cuda")
+    with use_backend("reference" if name == "reference" else "kernels"), forming:
+        yield
 
 
 def _measure(

@@ -69,35 +69,25 @@ class Collate:
             raise ValueError("clips must be normalised before they are batched (data.mean, data.std), got torch.uint8")
         length = max(frames for frames, _, _ in shapes)
         height, width = (math.ceil(max(shape[axis] for shape in shapes) / self.pad_to) * self.pad_to for axis in (1, 2))
-        if isinstance(clips[0], DecodedClip) or (raw and clips[0].frames.stride(1) == 1):
-            # Decoders give the channels as the innermost axis in memory; kept so, rows are copied whole.
-            frames = room((len(clips), length, height, width, 3), kind).permute(0, 1, 4, 2, 3)
-        else:
-            frames = room((len(clips), length, 3, height, width), kind)
-        mask = torch.zeros(len(clips), length, dtype=torch.bool)
-        index = torch.zeros(len(clips), length, dtype=torch.int64)
+        # Decoders give the channels as the innermost axis in memory; kept so, rows are copied whole.
+        interleaved = isinstance(clips[0], DecodedClip) or (raw and clips[0].frames.stride(1) == 1)
+        sides = (height, width, 3) if interleaved else (3, height, width)
+        stored = room((len(clips), length, *sides), kind)
+        # NumPy's slices cost less than PyTorch's, which matters between two decoded clips.
+        planes = stored.numpy() if interleaved else stored.permute(0, 1, 3, 4, 2).numpy()  # B,T,h,w,3
         for number, (clip, (count, clip_height, clip_width)) in enumerate(zip(clips, shapes, strict=True)):
-            inner = frames[number, :count, :, :clip_height, :clip_width]
-            if isinstance(clip, DecodedClip):
-                rows = inner.permute(0, 2, 3, 1).numpy()
-                for place, picture in enumerate(clip.frames):
-                    rows[place] = picture
-            else:
-                inner.copy_(clip.frames)
+            pictures = clip.frames if isinstance(clip, DecodedClip) else clip.frames.permute(0, 2, 3, 1).numpy()
+            for place, picture in enumerate(pictures):
+                planes[number, place, :clip_height, :clip_width] = picture
             # Only the padding is set to zero: clearing the whole batch first would cost as much as filling it.
-            if clip_width < width:
-                frames[number, :count, :, :clip_height, clip_width:] = 0
-            if clip_height < height:
-                frames[number, :count, :, clip_height:] = 0
-            if count < length:
-                frames[number, count:] = 0
-            mask[number, :count] = True
-            index[number] = continue_count(clip.info.frame_index, length)
+            planes[number, :count, :clip_height, clip_width:] = 0
+            planes[number, :count, clip_height:] = 0
+            planes[number, count:] = 0
         return ClipBatch(
-            frames=frames,
+            frames=stored.permute(0, 1, 4, 2, 3) if interleaved else stored,
             sizes=torch.tensor([shape[1:] for shape in shapes], dtype=torch.int64),
-            frame_mask=mask,
-            frame_index=index,
+            frame_mask=torch.tensor([[t < frames for t in range(length)] for frames, _, _ in shapes]),
+            frame_index=torch.tensor([continue_count(clip.info.frame_index, length) for clip in clips]),
             targets=tuple(pad_targets(clip.targets, length) for clip in clips),
             infos=tuple(clip.info for clip in clips),
             pixels=self.pixels if raw else None,
@@ -112,12 +102,11 @@ def _shape(clip: Clip | DecodedClip) -> tuple[int, int, int]:
     return count, height, width
 
 
-def continue_count(frame_index: Sequence[int], length: int) -> Tensor:
+def continue_count(frame_index: Sequence[int], length: int) -> list[int]:
     """``length`` frame numbers: the given ones, then the count goes on by the last step (1 for a single frame)."""
     numbers = list(frame_index)
     step = numbers[-1] - numbers[-2] if len(numbers) > 1 else 1
-    numbers += [numbers[-1] + step * (k + 1) for k in range(length - len(numbers))]
-    return torch.tensor(numbers, dtype=torch.int64)
+    return numbers + [numbers[-1] + step * (k + 1) for k in range(length - len(numbers))]
 
 
 def pad_targets(targets: ClipTargets, length: int) -> ClipTargets:

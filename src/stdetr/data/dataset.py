@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.ops import box_convert
 
 from stdetr.data.coco_vid import CocoVid
 from stdetr.data.collate import DecodedClip
@@ -103,7 +102,6 @@ class ClipDataset(Dataset[Clip]):
         rows = np.array(clip.rows)
         found = self.index.annotations(rows)
         frames = self._frames(rows)
-        boxes = torch.from_numpy(found.boxes)
         video: Tensor | None = None
         if self.transforms.transforms:
             # Transforms on interleaved channels are several times slower.
@@ -112,22 +110,22 @@ class ClipDataset(Dataset[Clip]):
             state = torch.get_rng_state()
             torch.default_generator.manual_seed(clip_seed(self.seed, epoch, number))
             try:
-                video, moved, keep = self.transforms.move(planes, boxes)
+                video, moved, kept = self.transforms.move(planes, torch.from_numpy(found.boxes))
             finally:
                 torch.set_rng_state(state)
             if video.is_floating_point():
                 video = self.transforms.normalise(video)
             height, width = video.shape[-2:]
+            boxes, keep = moved.numpy(), kept.numpy()
         else:
             height, width = frames[0].shape[:2]
-            moved, keep = self.transforms.clip_boxes(boxes, (height, width))
-        normalised = box_convert(moved, "xyxy", "cxcywh") / torch.tensor([width, height, width, height])
+            boxes, keep = self.transforms.clip_boxes(found.boxes, (height, width))
         targets = pack_tracks(
-            image=torch.from_numpy(found.image)[keep],
-            boxes=normalised[keep],
-            labels=torch.from_numpy(found.labels)[keep],
-            tracks=torch.from_numpy(found.tracks)[keep],
-            ignored=torch.from_numpy(found.ignored)[keep],
+            image=found.image[keep],
+            boxes=normalised_boxes(boxes[keep], (height, width)),
+            labels=found.labels[keep],
+            tracks=found.tracks[keep],
+            ignored=found.ignored[keep],
             frames=len(rows),
         )
         info = self._info(rows, clip)
@@ -169,8 +167,15 @@ class ClipDataset(Dataset[Clip]):
         )
 
 
+def normalised_boxes(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """M,4 xyxy px -> M,4 float32 cxcywh of a frame of ``size`` (h, w)."""
+    height, width = size
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return np.concatenate([(low + high) / 2, high - low], axis=1) / np.array([width, height] * 2, np.float32)
+
+
 def pack_tracks(
-    *, image: Tensor, boxes: Tensor, labels: Tensor, tracks: Tensor, ignored: Tensor, frames: int
+    *, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, tracks: np.ndarray, ignored: np.ndarray, frames: int
 ) -> ClipTargets:
     """Group M boxes into tracks.
 
@@ -180,22 +185,23 @@ def pack_tracks(
     if len(boxes) == 0:
         return ClipTargets.empty(frames)
     places: dict[tuple[int, int, int], int] = {}
-    row = []
+    which: list[int] = []
+    taken: set[tuple[int, int]] = set()
     for number, (frame, label, track) in enumerate(zip(image.tolist(), labels.tolist(), tracks.tolist(), strict=True)):
         key = (track, label, 0) if track >= 0 else (-1, number, 1)
-        if key in places and (places[key], frame) in row:
+        if key in places and (places[key], frame) in taken:
             key = (track, number, 1)
-        row.append((places.setdefault(key, len(places)), frame))
-    which = torch.tensor([place for place, _ in row])
+        place = places.setdefault(key, len(places))
+        which.append(place)
+        taken.add((place, frame))
     count = len(places)
-    packed_boxes = torch.zeros(count, frames, 4)
-    present = torch.zeros(count, frames, dtype=torch.bool)
-    packed_ignored = torch.zeros(count, frames, dtype=torch.bool)
-    packed_labels = torch.zeros(count, dtype=torch.int64)
-    packed_tracks = torch.full((count,), -1, dtype=torch.int64)
+    packed_boxes = np.zeros((count, frames, 4), np.float32)
+    present, packed_ignored = np.zeros((2, count, frames), np.bool_)
+    packed_labels, packed_tracks = np.zeros((2, count), np.int64)
     packed_boxes[which, image] = boxes
     present[which, image] = True
     packed_ignored[which, image] = ignored
     packed_labels[which] = labels
     packed_tracks[which] = tracks
-    return ClipTargets(packed_labels, packed_boxes, present, packed_ignored, packed_tracks)
+    packed = (packed_labels, packed_boxes, present, packed_ignored, packed_tracks)
+    return ClipTargets(*(torch.from_numpy(column) for column in packed))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
@@ -84,19 +85,19 @@ class ClipTransform(nn.Module):
             for transform in self.transforms:
                 video, wrapped = transform(video, wrapped)
             frames, moved = video.as_subclass(Tensor), wrapped.as_subclass(Tensor)
-        clipped, keep = self.clip_boxes(moved, (frames.shape[-2], frames.shape[-1]))
-        return frames, clipped, keep
+        clipped, keep = self.clip_boxes(moved.numpy(), (frames.shape[-2], frames.shape[-1]))
+        return frames, torch.from_numpy(clipped), torch.from_numpy(keep)
 
-    def clip_boxes(self, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def clip_boxes(self, boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Boxes M,4 xyxy px clipped to a frame of ``size`` (h, w), and which of them (M bool) are worth keeping."""
         height, width = size
-        clipped = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+        clipped = np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
         side = clipped[:, 2:] - clipped[:, :2]
         # Boxes come back unclipped (clamping_mode=None), so what a crop left of each can be measured.
-        keep = (side >= self.min_side).all(dim=1)
+        keep = np.asarray((side >= self.min_side).all(axis=1))
         if self.min_share > 0:
-            whole = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
-            keep &= side.prod(dim=1) >= self.min_share * whole
+            whole = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
+            keep &= side.prod(axis=1) >= self.min_share * whole
         return clipped, keep
 
     def normalise(self, frames: Tensor) -> Tensor:
