@@ -131,6 +131,43 @@ def model() -> list[str]:
     return [*lines, ""]
 
 
+def loader() -> list[str]:
+    """Clips in order, loaded in one process, against the bare decoder."""
+    file = ROOT / "benchmarks" / "loader.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text())
+    ways = {name: rows["loader_contiguous_workers_0"] for name, rows in found["backends"].items()}
+    shares = ", ".join(
+        f"{name} {100 * way['ratio_to_raw']:.0f} % ({way['frames_per_s']:.0f} frames/s)" for name, way in ways.items()
+    )
+    film, memory = found["video"], found["memory"]
+    return [
+        f"**Reading** contiguous clips of {found['clip_frames']} frames, {film['size'][0]}x{film['size'][1]}, in the "
+        f"training process: {shares} of what the bare decoder gives in order; {memory['slope_mb_per_1000_reads']:+.1f} "
+        f"MB for 1,000 of {memory['reads']:,} random clips; `{found['command']}`, commit `{found['commit'][:10]}`, "
+        f"{found['machine']['processor']}, {found['machine']['cores']} cores.",
+        "",
+    ]
+
+
+def evaluation() -> list[str]:
+    """Time and memory of the AP evaluators at the size of ImageNet VID val."""
+    file = ROOT / "benchmarks" / "evaluation.json"
+    if not file.is_file():
+        return []
+    found = json.loads(file.read_text())
+    faster = found["subset"]["times_faster"]
+    return [
+        f"**Scoring** {found['frames']:,} frames in {found['videos']} videos with {found['detections']:,} detections "
+        f"(the size of ImageNet VID val, generated) by three AP evaluators with motion splits: "
+        f"{found['total_seconds']:.0f} s, {found['peak_memory_gib']:.1f} GiB; the VID rules alone are "
+        f"{faster['all']:.0f} times (with motion {faster['all_and_motion']:.0f} times) faster than a plain Python port; "
+        f"`{found['command']}`, commit `{found['commit'][:10]}`, {found['machine']['cpu']}.",
+        "",
+    ]
+
+
 def _times(row: dict) -> str:
     if "skipped" in row:
         return row["skipped"]
@@ -144,7 +181,7 @@ START, END = "<!-- measured -->", "<!-- /measured -->"
 
 def updated(text: str) -> str:
     """``text`` with everything between the marks made again; without the end mark, the start mark is replaced."""
-    body = "\n".join([START, "", *op(), *model(), *toy(), *pets(), END])
+    body = "\n".join([START, "", *op(), *model(), *toy(), *pets(), *loader(), *evaluation(), END])
     if END in text:
         return re.sub(f"{START}.*{END}", lambda _: body, text, flags=re.S)
     if START not in text:

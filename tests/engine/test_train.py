@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from stdetr.data.module import DataModule
 from stdetr.engine import train
+from stdetr.engine.trainer import _Meter
 
 
 def _weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -73,6 +74,7 @@ def test_files_of_a_run(tiny, tmp_path: Path) -> None:
     assert [line["step"] for line in trained] == [2, 4, 6]
     for key in ("loss", "class", "box", "giou", "presence", "dense_class", "dn_class", "grad_norm", "lr_main"):
         assert key in trained[0], key
+    assert all(0 < line["data_wait"] < 1 for line in trained)
     assert [line["step"] for line in lines if line["split"] == "val"] == [3, 6]
     metrics = json.loads((root / "eval" / "metrics.json").read_text())
     assert {"coco/AP", "coco/AP50", "tube/AP50", "coco/AP50_degraded", "coco/AP50_clean"} <= metrics.keys()
@@ -102,6 +104,17 @@ def test_single_frame_phase_and_accumulation(tiny, tmp_path: Path) -> None:
     train.run(tiny("run", "trainer.single_frame=0.5", "trainer.accumulate=2", "trainer.max_steps=4"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4]
+
+
+def test_the_share_of_time_that_data_takes(monkeypatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("stdetr.engine.trainer.time.perf_counter", lambda: float(next(now)))
+    meter = _Meter()  # 0
+    seen = [(batch, next(now)) for batch in meter.waiting("ab")]  # a: 1 to 2, its step 3; b: 4 to 5, 6; the end: 7 to 8
+    assert [batch for batch, _ in seen] == ["a", "b"]
+    assert meter.waited == 3
+    assert meter.read()["data_wait"] == 3 / 9
+    assert meter.waited == 0
 
 
 def test_overfitting_takes_the_same_clips_frame_by_frame_first(tiny, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class Trainer:
         while progress.step < self.max_steps:
             single = progress.step < self.single_frame_steps
             phase_end = self.single_frame_steps if single else self.max_steps
-            for batch in loader(progress.epoch, progress.batch, single):
+            for batch in meter.waiting(loader(progress.epoch, progress.batch, single)):
                 progress.batch += 1
                 with accelerator.accumulate(model):
                     terms, norm = self._step(model, criterion, optimizer, scheduler, batch, progress.step, optim)
@@ -299,7 +299,18 @@ class _Meter:
 
     def restart(self) -> None:
         self.terms: dict[str, list[Tensor]] = {}
-        self.frames, self.clips, self.since = 0, 0, time.perf_counter()
+        self.frames, self.clips, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
+
+    def waiting(self, batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
+        """The batches; the time that each is waited for counts."""
+        source = iter(batches)
+        while True:
+            began = time.perf_counter()
+            batch = next(source, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def add(self, terms: Mapping[str, Tensor], norm: Tensor | None, batch: ClipBatch) -> None:
         for name, value in terms.items():
@@ -313,5 +324,6 @@ class _Meter:
         values: dict[str, Any] = {name: float(torch.stack(parts).mean()) for name, parts in self.terms.items()}
         spent = max(time.perf_counter() - self.since, 1e-9)
         values |= {"frames_per_second": self.frames / spent, "clips_per_second": self.clips / spent}
+        values["data_wait"] = self.waited / spent  # share of the time; near 1, the loader is the bottleneck
         self.restart()
         return values
