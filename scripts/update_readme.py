@@ -162,7 +162,7 @@ def evaluation() -> list[str]:
         f"**Scoring** {found['frames']:,} frames in {found['videos']} videos with {found['detections']:,} detections "
         f"(the size of ImageNet VID val, generated) by three AP evaluators with motion splits: "
         f"{found['total_seconds']:.0f} s, {found['peak_memory_gib']:.1f} GiB; the VID rules alone are "
-        f"{faster['all']:.0f} times (with motion {faster['all_and_motion']:.0f} times) faster than a plain Python port; "
+        f"{faster['all']:.0f} times (with motion {faster['all_and_motion']:.0f} times) faster than a plain port; "
         f"`{found['command']}`, commit `{found['commit'][:10]}`, {found['machine']['cpu']}.",
         "",
     ]
