@@ -50,10 +50,17 @@ def run(cfg: DictConfig) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     names = ["logits", "boxes", "presence", "frame_logits"]
     with use_backend("reference"), torch.no_grad():
-        torch.onnx.export(
-            plain, (example,), str(path), input_names=["frames"], output_names=names,
-            opset_version=int(cfg.opset), dynamo=True, external_data=False,
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                plain, (example,), str(path), input_names=["frames"], output_names=names,
+                opset_version=int(cfg.opset), dynamo=True, external_data=False, verbose=False,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            causes = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+            raise ValueError(
+                f"torch.onnx cannot translate this model with torch {torch.__version__}: {causes[0][:300]}; nothing is "
+                "written"
+            ) from None
         expected = plain(example)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = session.run(names, {"frames": example.numpy()})

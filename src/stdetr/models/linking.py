@@ -199,8 +199,8 @@ def _distinct_first(close_NPP: Tensor) -> Tensor:
     kept = torch.ones(close.shape[:2], dtype=torch.bool, device=close.device)
     for i in range(count):
         kept = kept & ~(close[:, i] & kept[:, i : i + 1])
-    # A stable sort on "is a duplicate" keeps the order by score inside both groups.
-    return (~kept).to(torch.int8).argsort(dim=1, stable=True)
+    # Duplicates after the others, and both in the order they came in; ONNX has no stable sort, but these keys differ.
+    return ((~kept) * count + torch.arange(count, device=kept.device)).argsort(dim=1)
 
 
 def _take(x_BPk: Tensor, index_BP: Tensor) -> Tensor:
