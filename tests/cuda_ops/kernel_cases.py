@@ -144,6 +144,14 @@ def pixels_of(inputs: Inputs) -> Tensor:
     return locations * sizes - 0.5
 
 
+def random_grad_out(inputs: Inputs, seed: int = 7) -> Tensor:
+    """B,Q,H*D in value's dtype."""
+    batch, _, _, heads, channels = inputs.value.shape
+    shape = (batch, inputs.locations.shape[1], heads * channels)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs.value.dtype)
+
+
 def _evaluate(inputs: Inputs) -> Tensor:
     shapes = list(inputs.shapes)
     if inputs.mode == "plain":

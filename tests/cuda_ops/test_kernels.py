@@ -13,7 +13,7 @@ import pytest
 import torch
 from harness import build
 from harness.host import Gradients, Inputs, Schedule, backward, forward
-from kernel_cases import Size, answer, error, log_sum_exp, make
+from kernel_cases import Size, answer, error, log_sum_exp, make, random_grad_out
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
@@ -39,13 +39,6 @@ SCHEDULES = {
 }
 
 
-def _grad_out(inputs: Inputs, seed: int = 7) -> Tensor:
-    batch, _, _, heads, channels = inputs.value.shape
-    shape = (batch, inputs.locations.shape[1], heads * channels)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs.value.dtype)
-
-
 def _backward(inputs: Inputs, grad_out: Tensor, schedule: Schedule, deterministic: bool = False) -> Gradients:
     out = lse = None
     if inputs.mode == "fused":
@@ -56,7 +49,7 @@ def _backward(inputs: Inputs, grad_out: Tensor, schedule: Schedule, deterministi
 def check(inputs: Inputs, schedule: Schedule, deterministic: bool = False) -> None:
     """Forward and backward agree with float64."""
     limit = TOLERANCE[inputs.value.dtype]
-    grad_out = _grad_out(inputs)
+    grad_out = random_grad_out(inputs)
     wanted, gradients = answer(inputs, grad_out)
     assert gradients is not None
     out, lse = forward(inputs, schedule)
@@ -158,7 +151,7 @@ def test_locations_that_are_not_numbers(mode: str) -> None:
     check(inputs, MANY)
     check(inputs, Schedule(coarse_levels=2))
     check(inputs, Schedule(), deterministic=True)
-    found = _backward(inputs, _grad_out(inputs), MANY)
+    found = _backward(inputs, random_grad_out(inputs), MANY)
     assert found.locations.view(-1, 2)[[0, 3, 6, 9]].eq(0).all()
     assert all(getattr(found, name).isfinite().all() for name in ("value", "locations", "weights"))
 
@@ -173,12 +166,12 @@ def test_values_of_masked_frames_are_not_read(mode: str) -> None:
     value[:, 1] = torch.nan
     inputs = replace(inputs, frame_index=index, value=value)
     clean = replace(inputs, value=torch.nan_to_num(value, nan=0.0))
-    wanted, gradients = answer(clean, _grad_out(inputs))
+    wanted, gradients = answer(clean, random_grad_out(inputs))
     assert gradients is not None
     for schedule in (MANY, Schedule()):
         out, _ = forward(inputs, schedule)
         assert error(out, wanted) < 1e-5
-        found = _backward(inputs, _grad_out(inputs), schedule)
+        found = _backward(inputs, random_grad_out(inputs), schedule)
         for name in ("value", "locations", "weights"):
             assert error(getattr(found, name), getattr(gradients, name)) < 1e-5
 
@@ -193,7 +186,7 @@ def test_all_frames_masked() -> None:
         assert out.eq(0).all()
         assert lse.eq(-torch.inf).all()
         for deterministic in (False, True):
-            found = _backward(inputs, _grad_out(inputs), schedule, deterministic)
+            found = _backward(inputs, random_grad_out(inputs), schedule, deterministic)
             for name in ("value", "locations", "weights", "reference"):
                 assert getattr(found, name).eq(0).all()
 
@@ -204,7 +197,7 @@ def test_extreme_logits() -> None:
     logits = inputs.weights * 200
     logits[..., 0, 0] -= 5000
     inputs = replace(inputs, weights=logits)
-    grad_out = _grad_out(inputs)
+    grad_out = random_grad_out(inputs)
     wanted, gradients = answer(inputs, grad_out)
     assert gradients is not None
     for schedule in (MANY, Schedule()):
@@ -228,7 +221,7 @@ def test_continuous_time_on_and_outside_the_ends() -> None:
         inputs = replace(inputs, tau=tau)
         check(inputs, MANY)
         check(inputs, Schedule())
-        found = _backward(inputs, _grad_out(inputs), MANY)
+        found = _backward(inputs, random_grad_out(inputs), MANY)
         assert found.tau is not None
         assert found.tau.view(-1)[:6].eq(0).all()
 
@@ -238,7 +231,7 @@ def test_frames_all_masked_in_continuous_time() -> None:
     inputs = replace(inputs, frame_mask=torch.zeros(2, 3, dtype=torch.bool))
     out, _ = forward(inputs, MANY)
     assert out.eq(0).all()
-    found = _backward(inputs, _grad_out(inputs), MANY)
+    found = _backward(inputs, random_grad_out(inputs), MANY)
     for name in ("value", "locations", "weights", "tau"):
         assert getattr(found, name).eq(0).all()
 
@@ -248,7 +241,7 @@ def test_deterministic_pass_does_not_depend_on_the_order(mode: str) -> None:
     """Bitwise equal for every order of threads and blocks, although all queries meet on the same pixels."""
     inputs = make(mode, Size(queries=29, levels=1, heads=1), torch.float32, seed=14)
     inputs = replace(inputs, locations=inputs.locations * 0.1 + (0.4 if mode != "fused" else 0.0))
-    grad_out = _grad_out(inputs)
+    grad_out = random_grad_out(inputs)
     first = _backward(inputs, grad_out, Schedule(coarse_parts=2), deterministic=True)
     for schedule in (
         Schedule(coarse_parts=2, order="descending"),
@@ -269,7 +262,7 @@ def test_deterministic_pass_does_not_depend_on_the_order(mode: str) -> None:
 def test_deterministic_pass_keeps_its_precision_at_any_scale() -> None:
     inputs = make("plain", Size(queries=5), torch.float32, seed=15)
     for scale in (1e-20, 1.0, 1e20):
-        grad_out = _grad_out(inputs) * scale
+        grad_out = random_grad_out(inputs) * scale
         _, gradients = answer(inputs, grad_out)
         assert gradients is not None
         found = _backward(inputs, grad_out, MANY, deterministic=True)
@@ -279,7 +272,7 @@ def test_deterministic_pass_keeps_its_precision_at_any_scale() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_deterministic_pass_passes_on_what_is_not_finite(bad: float) -> None:
     inputs = make("plain", Size(queries=5), torch.float32, seed=16)
-    grad_out = _grad_out(inputs)
+    grad_out = random_grad_out(inputs)
     grad_out[0, 0, 0] = bad
     assert _backward(inputs, grad_out, MANY, deterministic=True).value.isnan().all()
     zero = _backward(inputs, torch.zeros_like(grad_out), MANY, deterministic=True)

@@ -13,8 +13,7 @@ import pytest
 import torch
 from harness import build
 from harness.host import Gradients, Inputs, Schedule, backward, forward, scratch_bytes
-from kernel_cases import Size, answer, error, log_sum_exp, make
-from torch import Tensor
+from kernel_cases import Size, answer, error, log_sum_exp, make, random_grad_out
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -41,20 +40,13 @@ SCHEDULES = {
 }
 
 
-def _grad_out(inputs: Inputs, seed: int = 7) -> Tensor:
-    batch, _, _, heads, channels = inputs.value.shape
-    shape = (batch, inputs.locations.shape[1], heads * channels)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs.value.dtype)
-
-
 def _backward(
     inputs: Inputs, schedule: Schedule, *, deterministic: bool = False, reference_gradient: bool = True
 ) -> Gradients:
     out, lse = forward(inputs, schedule)
     return backward(
         inputs,
-        _grad_out(inputs),
+        random_grad_out(inputs),
         schedule,
         out=out,
         lse=lse,
@@ -66,7 +58,7 @@ def _backward(
 def check(inputs: Inputs, schedule: Schedule, deterministic: bool = False) -> None:
     """Output, log-sum-exp and all seven gradients agree with float64."""
     dtype = inputs.value.dtype
-    wanted, gradients = answer(inputs, _grad_out(inputs))
+    wanted, gradients = answer(inputs, random_grad_out(inputs))
     assert gradients is not None
     out, lse = forward(inputs, schedule)
     assert error(out, wanted) < FORWARD[dtype]
@@ -168,7 +160,7 @@ def test_distances_that_are_not_numbers(bad: float) -> None:
         dt=torch.where(where, same_row, inputs.dt),
         reference=torch.where(where[..., None], torch.nan, inputs.reference),
     )
-    wanted, gradients = answer(lost, _grad_out(inputs))
+    wanted, gradients = answer(lost, random_grad_out(inputs))
     assert gradients is not None
     inputs = replace(inputs, dt=torch.where(where, bad, inputs.dt))
     for schedule in (MANY, Schedule()):

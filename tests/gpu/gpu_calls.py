@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 from harness.host import FUSED, Gradients, Inputs
+from kernel_cases import answer, error, log_sum_exp, random_grad_out
 from torch import Tensor
+
+# Largest error relative to the largest number.
+FORWARD = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+BACKWARD = {torch.float32: 1e-4, torch.float64: 1e-11, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
 def flat(inputs: Inputs) -> list[int]:
@@ -63,3 +68,28 @@ def backward(
     last = flags(mode, deterministic, reference_gradient)
     found = operator(mode, "backward")(grad_out.cuda(), *saved, *arguments(inputs), *last)
     return Gradients(**{name: grad.cpu() for name, grad in zip(RETURNED[mode], found, strict=True)})
+
+
+def _poison() -> None:
+    """Leaves NaN in the memory that the next outputs will get."""
+    blocks = [
+        torch.full((size,), torch.nan, device="cuda") for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22) for _ in "ab"
+    ]
+    del blocks
+
+
+def check(inputs: Inputs, deterministic: bool = False) -> None:
+    """Output, log-sum-exp and all gradients agree with float64."""
+    dtype, grad_out = inputs.value.dtype, random_grad_out(inputs)
+    wanted, gradients = answer(inputs, grad_out)
+    assert gradients is not None
+    _poison()
+    out, lse = forward(inputs)
+    assert error(out.cpu(), wanted) < FORWARD[dtype]
+    assert (lse is not None) == (inputs.mode in FUSED)
+    if lse is not None:
+        assert error(lse.cpu(), log_sum_exp(inputs)) < 1e-5
+    _poison()
+    found = backward(inputs, grad_out, deterministic)
+    for name in RETURNED[inputs.mode]:
+        assert error(getattr(found, name), getattr(gradients, name)) < BACKWARD[dtype], name

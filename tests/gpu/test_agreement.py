@@ -9,45 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpu_calls import backward, forward
-from harness.host import Inputs
-from kernel_cases import Size, answer, error, log_sum_exp, make
+from gpu_calls import FORWARD, backward, check, forward
+from kernel_cases import Size, answer, error, make, random_grad_out
 from torch import Tensor
 
 MODES = ("plain", "fused", "continuous")
-FORWARD = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-BACKWARD = {torch.float32: 1e-4, torch.float64: 1e-11, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-
-
-def _poison() -> None:
-    """Leaves NaN in the memory that the next outputs will get."""
-    blocks = [
-        torch.full((size,), torch.nan, device="cuda") for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22) for _ in "ab"
-    ]
-    del blocks
-
-
-def _grad_out(inputs: Inputs) -> Tensor:
-    batch, _, _, heads, channels = inputs.value.shape
-    generator = torch.Generator().manual_seed(7)
-    shape = (batch, inputs.locations.shape[1], heads * channels)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs.value.dtype)
-
-
-def check(inputs: Inputs, deterministic: bool = False) -> None:
-    dtype, grad_out = inputs.value.dtype, _grad_out(inputs)
-    wanted, gradients = answer(inputs, grad_out)
-    assert gradients is not None
-    _poison()
-    out, lse = forward(inputs)
-    assert error(out.cpu(), wanted) < FORWARD[dtype]
-    if lse is not None:
-        assert error(lse.cpu(), log_sum_exp(inputs)) < 1e-5
-    _poison()
-    found = backward(inputs, grad_out, deterministic)
-    for name in ("value", "locations", "weights", "reference", "tau"):
-        if getattr(gradients, name) is not None:
-            assert error(getattr(found, name), getattr(gradients, name)) < BACKWARD[dtype], name
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -108,7 +74,7 @@ def test_all_frames_masked() -> None:
     assert out.eq(0).all()
     assert lse is not None
     assert lse.eq(-torch.inf).all()
-    found = backward(inputs, _grad_out(inputs))
+    found = backward(inputs, random_grad_out(inputs))
     assert all(getattr(found, name).eq(0).all() for name in ("value", "locations", "weights", "reference"))
 
 

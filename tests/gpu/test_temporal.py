@@ -10,47 +10,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpu_calls import RETURNED, backward, forward
-from harness.host import Inputs
-from kernel_cases import Size, answer, error, log_sum_exp, make
+from gpu_calls import FORWARD, RETURNED, backward, check, forward
+from kernel_cases import Size, error, log_sum_exp, make, random_grad_out
 from torch import Tensor
 
 from stdetr.ops import st_deform_attn_temporal
 from stdetr.ops.temporal import formed_inside, formed_outside
 
 NAMES = RETURNED["temporal"]
-FORWARD = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-BACKWARD = {torch.float32: 1e-4, torch.float64: 1e-11, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-
-
-def _poison() -> None:
-    """Leaves NaN in the memory that the next outputs will get."""
-    blocks = [
-        torch.full((size,), torch.nan, device="cuda") for size in (1 << 10, 1 << 14, 1 << 18, 1 << 22) for _ in "ab"
-    ]
-    del blocks
-
-
-def _grad_out(inputs: Inputs) -> Tensor:
-    batch, _, _, heads, channels = inputs.value.shape
-    generator = torch.Generator().manual_seed(7)
-    shape = (batch, inputs.locations.shape[1], heads * channels)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs.value.dtype)
-
-
-def check(inputs: Inputs, deterministic: bool = False) -> None:
-    dtype, grad_out = inputs.value.dtype, _grad_out(inputs)
-    wanted, gradients = answer(inputs, grad_out)
-    assert gradients is not None
-    _poison()
-    out, lse = forward(inputs)
-    assert lse is not None
-    assert error(out.cpu(), wanted) < FORWARD[dtype]
-    assert error(lse.cpu(), log_sum_exp(inputs)) < 1e-5
-    _poison()
-    found = backward(inputs, grad_out, deterministic)
-    for name in NAMES:
-        assert error(getattr(found, name), getattr(gradients, name)) < BACKWARD[dtype], name
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -108,7 +75,7 @@ def test_what_does_not_count() -> None:
     assert out.eq(0).all()
     assert lse is not None
     assert lse.eq(-torch.inf).all()
-    found = backward(inputs, _grad_out(inputs))
+    found = backward(inputs, random_grad_out(inputs))
     assert all(getattr(found, name).eq(0).all() for name in NAMES)
 
 
@@ -122,14 +89,14 @@ def test_distances_that_are_not_numbers() -> None:
     assert lse is not None
     assert out.isfinite().all()
     assert error(lse.cpu(), log_sum_exp(inputs)) < 1e-5
-    found = backward(inputs, _grad_out(inputs))
+    found = backward(inputs, random_grad_out(inputs))
     assert all(getattr(found, name).isfinite().all() for name in NAMES)
 
 
 def test_the_reference_gets_a_gradient_only_where_it_is_wanted() -> None:
     inputs = make("temporal", Size(queries=37, reference_size=4), torch.float32, seed=10)
-    found = backward(inputs, _grad_out(inputs), deterministic=True, reference_gradient=False)
-    wanted = backward(inputs, _grad_out(inputs), deterministic=True)
+    found = backward(inputs, random_grad_out(inputs), deterministic=True, reference_gradient=False)
+    wanted = backward(inputs, random_grad_out(inputs), deterministic=True)
     assert found.reference is not None
     assert found.reference.eq(0).all()
     for name in NAMES:
@@ -168,7 +135,7 @@ def test_empty(axis: str) -> None:
 
 def test_the_kernel_agrees_with_the_composition() -> None:
     inputs = make("temporal", Size(queries=301, heads=8, points=4, frames=3, reference_size=4), torch.float32, seed=11)
-    grad_out = _grad_out(inputs).cuda()
+    grad_out = random_grad_out(inputs).cuda()
     given = [getattr(inputs, name) for name in NAMES]
     assert inputs.dt is not None
     assert inputs.frame_index is not None
@@ -191,7 +158,7 @@ def test_memory_does_not_grow_with_the_frames_sampled() -> None:
     peaks = {}
     for frames in (2, 8):
         inputs = make("temporal", Size(batch=1, queries=20011, heads=8, points=4, frames=frames), torch.float32)
-        grad_out = _grad_out(inputs)
+        grad_out = random_grad_out(inputs)
         backward(inputs, grad_out, reference_gradient=False)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
