@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <limits>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "run.h"
@@ -175,6 +176,21 @@ class Call {
   void forward() {
     const Machine machine = describe();
     run_forward(problem, dtype, machine.device, machine.stream);
+  }
+
+  // Output, and the log-sum-exp of the operators that form a softmax.
+  std::tuple<Tensor, Tensor> forward_with_lse() {
+    Problem& p = problem;
+    Tensor lse = make({p.batch, p.queries, p.heads}, real);
+    if (empty()) {
+      torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+      return {zeros(out_shape(), storage()), lse};
+    }
+    Tensor out = make(out_shape(), storage());
+    p.out = out.mutable_data_ptr();
+    p.lse = lse.mutable_data_ptr();
+    forward();
+    return {out, lse};
   }
 
   // grad_value into `grad_value`; the other gradients' pointers are set already.  `reference_gradient`: see Workspace.

@@ -3,7 +3,6 @@
 // Nothing waits for the device, so every operator can be captured in a CUDA graph.
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
 #include <tuple>
 
 #include "call.h"
@@ -64,17 +63,7 @@ std::tuple<Tensor, Tensor> fused_forward(const Tensor& value, const Tensor& refe
                                          const Tensor& logits, const MaybeTensor& index,
                                          const MaybeTensor& valid_ratios, const Sizes& shapes) {
   Call call = fused_call(value, reference, offsets, logits, index, valid_ratios, shapes);
-  Problem& p = call.problem;
-  Tensor lse = call.make({p.batch, p.queries, p.heads}, call.real);
-  if (call.empty()) {
-    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
-    return {call.zeros(call.out_shape(), call.storage()), lse};
-  }
-  Tensor out = call.make(call.out_shape(), call.storage());
-  p.out = out.mutable_data_ptr();
-  p.lse = lse.mutable_data_ptr();
-  call.forward();
-  return {out, lse};
+  return call.forward_with_lse();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(

@@ -3,7 +3,6 @@
 // Nothing waits for the device, so every operator can be captured in a CUDA graph.
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
 #include <tuple>
 
 #include "call.h"
@@ -52,17 +51,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& value, const Tensor& reference,
                                    const MaybeTensor& valid_ratios, const Sizes& shapes) {
   TemporalCall call(value, reference, {offsets, velocity, logits, offset_table, logit_table, dt}, index, valid_ratios,
                     shapes);
-  Problem& p = call.problem;
-  Tensor lse = call.make({p.batch, p.queries, p.heads}, call.real);
-  if (call.empty()) {
-    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
-    return {call.zeros(call.out_shape(), call.storage()), lse};
-  }
-  Tensor out = call.make(call.out_shape(), call.storage());
-  p.out = out.mutable_data_ptr();
-  p.lse = lse.mutable_data_ptr();
-  call.forward();
-  return {out, lse};
+  return call.forward_with_lse();
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
