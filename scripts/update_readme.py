@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def _found(name: str) -> dict[str, Any] | None:
+    file = ROOT / "benchmarks" / f"{name}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
 def toy() -> list[str]:
-    file = ROOT / "benchmarks" / "temporal_toy.json"
-    if not file.is_file():
+    found = _found("temporal_toy")
+    if found is None:
         return []
-    found = json.loads(file.read_text())
     names = {"clip": "clip, T = 5", "single": "single frame, T = 1", "oracle": "T = 1, degraded frames copied (oracle)"}
     lines = [
         f"**Toy benchmark**, test split, COCO rules per frame, offline, mean of {len(found['seeds'])} seeds, equal "
@@ -41,10 +46,9 @@ def toy() -> list[str]:
 
 
 def pets() -> list[str]:
-    file = ROOT / "benchmarks" / "mot_pets.json"
-    if not file.is_file():
+    found = _found("mot_pets")
+    if found is None:
         return []
-    found = json.loads(file.read_text())
     lines = [
         "**One real clip** (PETS09-S2L1, walkers; trained on frames 1-560, scored on 600-795; one camera and shared "
         f"people: a demonstration, not a claim of generalisation), {found['seeds']} seed, COCO rules; "
@@ -64,10 +68,9 @@ def pets() -> list[str]:
 
 def op() -> list[str]:
     """The attention op on the CPU: ours, and how many times longer the others take in the same run."""
-    file = ROOT / "benchmarks" / "op_cpu.json"
-    if not file.is_file():
+    found = _found("op_cpu")
+    if found is None:
         return []
-    found = json.loads(file.read_text())
     machine = found["machine"]
     lines = [
         f"**The op**, {found['dtype']}, inference (forward) and a training step (both), medians; "
@@ -105,10 +108,9 @@ def op() -> list[str]:
 
 def model() -> list[str]:
     """The detector's encoder and decoder on the CPU over T, and what forming offsets inside the op saves."""
-    file = ROOT / "benchmarks" / "model_cpu.json"
-    if not file.is_file():
+    found = _found("model_cpu")
+    if found is None:
         return []
-    found = json.loads(file.read_text())
     machine = found["machine"]
     lines = [
         f"**The model over T** with a fixed window of {found['model']['window']} frame to each side; "
@@ -133,10 +135,9 @@ def model() -> list[str]:
 
 def loader() -> list[str]:
     """Clips in order, loaded in one process, against the bare decoder."""
-    file = ROOT / "benchmarks" / "loader.json"
-    if not file.is_file():
+    found = _found("loader")
+    if found is None:
         return []
-    found = json.loads(file.read_text())
     ways = {name: rows["loader_contiguous_workers_0"] for name, rows in found["backends"].items()}
     shares = ", ".join(
         f"{name} {100 * way['ratio_to_raw']:.0f} % ({way['frames_per_s']:.0f} frames/s)" for name, way in ways.items()
@@ -153,10 +154,9 @@ def loader() -> list[str]:
 
 def evaluation() -> list[str]:
     """Time and memory of the AP evaluators at the size of ImageNet VID val."""
-    file = ROOT / "benchmarks" / "evaluation.json"
-    if not file.is_file():
+    found = _found("evaluation")
+    if found is None:
         return []
-    found = json.loads(file.read_text())
     faster = found["subset"]["times_faster"]
     return [
         f"**Scoring** {found['frames']:,} frames in {found['videos']} videos with {found['detections']:,} detections "
