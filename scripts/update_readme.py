@@ -73,7 +73,8 @@ def op() -> list[str]:
         return []
     machine = found["machine"]
     lines = [
-        f"**The op**, {found['dtype']}, inference (forward) and a training step (both), medians; "
+        f"**The op**, {found['dtype']}, inference (forward) and a training step (both), medians of "
+        f"turns that start with a call that is not timed; "
         f"`{found['command']}`, commit `{found['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads, "
         f"torch {machine['torch']}, {found['backend']}:",
         "",
