@@ -23,7 +23,7 @@ from stdetr.data.collate import Collate, continue_count
 from stdetr.data.dataset import ClipDataset, pack_tracks
 from stdetr.data.frame_cache import MemoryCache
 from stdetr.data.frame_folder import FrameFolder, read_image
-from stdetr.data.loader import EpochBatches, build_loader
+from stdetr.data.loader import EpochBatches, build_loader, in_turn
 from stdetr.data.sampling import CoveringWindows, RandomWindows
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import Clip, ClipInfo, ClipTargets
@@ -255,6 +255,16 @@ def test_batches_by_epoch() -> None:
     assert len(EpochBatches(10, 4, shuffle=True, drop_last=True)) == 2
     with pytest.raises(ValueError, match=r"batch_size=11 is more than the 10 clips"):
         EpochBatches(10, 11, shuffle=True, drop_last=True)
+
+
+def test_each_worker_gets_a_run_of_neighbouring_batches() -> None:
+    assert in_turn(7, 3) == [0, 3, 5, 1, 4, 6, 2]  # 0 1 2, 3 4 and 5 6
+    assert in_turn(2, 4) == [0, 1]
+    assert in_turn(0, 2) == []
+    batches = list(EpochBatches(10, 2, shuffle=False, runs=2))
+    assert [[n for _, n in batch] for batch in batches] == [[0, 1], [6, 7], [2, 3], [8, 9], [4, 5]]
+    shuffled = (EpochBatches(10, 2, shuffle=True, seed=3, runs=runs) for runs in (1, 4))
+    assert list(next(shuffled)) == list(next(shuffled))
 
 
 def test_workers_change_nothing(small_toy: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stdetr.evaluation import Detections, GroundTruth, TubeResults, columns, evaluate
+from stdetr.evaluation import Detections, GroundTruth, TubeResults, columns, detections, evaluate
 from stdetr.evaluation.evaluate import prepare
 
 
@@ -64,6 +64,19 @@ def test_plain_coco_has_one_video_an_image(scene) -> None:
     assert values["vid/AP50_slow"] is None
     assert values["tube/AP"] is None
     assert values["track/HOTA"] is None
+
+
+def test_results_written_in_parts_are_what_was_read(scene, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(detections, "_PART", 2)
+    found = Detections.from_results(scene.predictions)
+    found.write_results(tmp_path / "new" / "predictions.json")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["predictions.json"]
+    assert json.loads((tmp_path / "new" / "predictions.json").read_text()) == scene.predictions
+    halves = [Detections.from_results(scene.predictions[:2]), Detections.from_results(scene.predictions[:1])]
+    assert Detections.joined(halves).track_ids.tolist() == [7, 7, 7]
+    assert Detections.joined([]).boxes.shape == (0, 4)
+    Detections.empty().write_results(tmp_path / "none.json")
+    assert json.loads((tmp_path / "none.json").read_text()) == []
 
 
 def test_results_list_file_and_npz_are_the_same(scene, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from stdetr.cli import main
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.predictions import SplitPredictions
+from stdetr.evaluation.detections import Detections
 from stdetr.structures import RunPaths
 from stdetr.tracking import JsonlLogger, read_metrics
 
@@ -91,7 +92,8 @@ def test_the_record_of_a_training_run_goes_on(files: Path) -> None:
 
 def test_training_hands_its_report_to_the_logger(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = json.loads((files / "predictions.json").read_text())
-    monkeypatch.setattr(SplitEvaluator, "predictions", lambda *_: SplitPredictions(predictions, []))
+    found = SplitPredictions(Detections.from_results(predictions), [])
+    monkeypatch.setattr(SplitEvaluator, "predictions", lambda *_: found)
     logger = JsonlLogger(files / "run")
     logger.start({})
     evaluator = SplitEvaluator(

@@ -24,6 +24,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     shuffle:   a new order each epoch, drawn from ``(seed, epoch)``
     drop_last: leave out a smaller last batch
     start_batch: batches to leave out at the start of the next pass, for a run that resumes within an epoch
+    runs: without shuffling, cut the pass into so many runs of neighbouring batches and take one of each in turn.  A
+        loader deals its batches to its workers in turn, so with a run for each worker nobody decodes what another
+        one skips
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         drop_last: bool = False,
         seed: int = 0,
         start_batch: int = 0,
+        runs: int = 1,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.loader.batch_size must be at least 1, got {batch_size}")
@@ -44,7 +48,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
                 "dropped: nothing would be left"
             )
         self.clips, self.batch_size, self.shuffle, self.drop_last = clips, batch_size, shuffle, drop_last
-        self.seed, self.epoch, self.start_batch = seed, 0, start_batch
+        self.seed, self.epoch, self.start_batch, self.runs = seed, 0, start_batch, runs
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass."""
@@ -55,13 +59,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return whole + (1 if rest and not self.drop_last else 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.clips)
+        clips, batches = np.arange(self.clips), range(len(self))
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch, 3]).permutation(self.clips)
+            clips = np.random.default_rng([self.seed, self.epoch, 3]).permutation(self.clips)
+        elif self.runs > 1:
+            batches = in_turn(len(self), self.runs)
         first, self.start_batch = self.start_batch, 0
-        for batch in range(first, len(self)):
-            numbers = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        for batch in batches[first:]:
+            numbers = clips[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, int(number)) for number in numbers]
+
+
+def in_turn(count: int, runs: int) -> list[int]:
+    """0, ..., count - 1 cut into runs whose lengths differ by one at most, the longer first; one of each in turn."""
+    starts = [run * (count // runs) + min(run, count % runs) for run in range(runs)]
+    return [starts[place % runs] + place // runs for place in range(count)]
 
 
 class ClipLoader(DataLoader[ClipBatch]):
@@ -119,7 +131,8 @@ def build_loader(
     timeout: float = 0.0,
     start_batch: int = 0,
 ) -> ClipLoader:
-    """A loader whose batches do not depend on the number of workers.
+    """A loader whose batches do not depend on the number of workers.  Nor does their order, unless they are not
+    shuffled: then each worker reads a run of neighbouring clips, and those runs come in turn (:class:`EpochBatches`).
 
     num_workers: 0 loads in this process.  Workers start by ``spawn`` or ``forkserver``; fork would deadlock decoders
     prefetch: batches that each worker prepares ahead, which bounds the memory
@@ -140,7 +153,13 @@ def build_loader(
         # The server imports torch once; workers then start in milliseconds.  It loads no decoder, so forks are safe.
         context.set_forkserver_preload(["stdetr.data.dataset"])
     batches = EpochBatches(
-        len(dataset), batch_size, shuffle=shuffle, drop_last=drop_last, seed=seed, start_batch=start_batch
+        len(dataset),
+        batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        seed=seed,
+        start_batch=start_batch,
+        runs=max(num_workers, 1),
     )
     collate = Collate(pad_to, dataset.transforms.pixels)
     return ClipLoader(

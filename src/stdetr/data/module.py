@@ -207,7 +207,9 @@ class DataModule:
     def eval_loader(
         self, split: str = "val", *, frames: int | None = None, batch_size: int | None = None
     ) -> ClipLoader:
-        """Batches that cover every frame of a split once, in order, without augmentation."""
+        """Batches that cover every frame of a split once, without augmentation; in order, or in as many runs in turn as
+        there are workers.
+        """
         size = batch_size or self.loader.eval_batch_size or self.loader.batch_size
         return self._loader(self.dataset(split, train=False, frames=frames), size, train=False)
 

@@ -89,7 +89,7 @@ class SplitEvaluator:
         )
         self.metrics = scored.flat()
         figures = write_reports(scored, self.paths.root)
-        write_json(self.paths.root / "predictions.json", found.frames)
+        found.frames.write_results(self.paths.root / "predictions.json")
         write_json(self.paths.root / "tubes.json", found.tubes)
         print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(self.metrics), flush=True)

@@ -6,13 +6,15 @@ Shape legend: N tubes of a clip or video, T frames.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from stdetr.evaluation.detections import Detections
 from stdetr.inference.gaps import fill_gaps
 from stdetr.inference.rules import StitchRules
 from stdetr.inference.stitching import Stitcher
@@ -23,11 +25,23 @@ from stdetr.structures import ClassNames, ClipBatch, ClipInfo, Tubes
 
 @dataclass
 class SplitPredictions:
-    """COCO results (``frames``: image_id, category_id, bbox xywh in source pixels, score) and tube results (``tubes``:
-    video_id, category_id, score, bboxes with null, track_id), ready for JSON and for ``stdetr.evaluation``."""
+    """What a model says of a split, in the order of its videos and frames.
 
-    frames: list[dict[str, Any]] = field(default_factory=list)
-    tubes: list[dict[str, Any]] = field(default_factory=list)
+    frames: detections of single frames, boxes xywh in source pixels
+    tubes:  tube results (video_id, category_id, score, track_id, bboxes with null), ready for JSON
+    """
+
+    frames: Detections
+    tubes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _SeenClip:
+    """What one clip gave: the detections of its frames and the tubes that may continue its neighbours'."""
+
+    video: int
+    frames: Detections
+    tubes: Tubes
 
 
 @torch.no_grad()
@@ -47,8 +61,9 @@ def predict_split(
     rules: StitchRules | None = None,
 ) -> SplitPredictions:
     """
-    batches: windows that cover every frame of every video once and in order (repeated frames have image id -1)
-    video_lengths: frames of each video id
+    batches: windows that cover every frame of every video once (repeated frames have image id -1), in any order:
+        workers that read a run of windows each give those of several places in turn
+    video_lengths: frames of each video id, in the order that the predictions get
     min_score: frame detections below it are left out
     track_score, presence: a clip's tube is stitched into a video's tube when its best frame reaches ``track_score``;
         frames whose presence is lower than ``presence`` are null
@@ -56,39 +71,39 @@ def predict_split(
     """
     was_training = model.training
     model.eval()
-    result = SplitPredictions()
-    collected: VideoTubes | None = None
-    video: int | None = None
+    seen: list[_SeenClip] = []
     for batch in batches:
         batch = batch.to(device)
         output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
         for tubes, info in zip(to_tubes(output, batch.infos, top_k, presence=presence), batch.infos, strict=True):
-            result.frames.extend(_frame_detections(tubes, info, classes, min_score))
-            if video != info.video_id or collected is None:
-                if collected is not None and video is not None:
-                    result.tubes.extend(collected.results(video, video_lengths[video], classes))
-                video, collected = info.video_id, VideoTubes(rules, fill_gap=fill_gap, prior_frames=prior_frames)
-            collected.add(_trackable(tubes, track_score))
-    if collected is not None and video is not None:
-        result.tubes.extend(collected.results(video, video_lengths[video], classes))
+            found = _frame_detections(tubes, info, classes, min_score)
+            seen.append(_SeenClip(info.video_id, found, _trackable(tubes, track_score)))
     model.train(was_training)
-    return result
+    place = {video: number for number, video in enumerate(video_lengths)}
+    # By the last frame: the last window of a video may be moved back to be of full length.
+    seen.sort(key=lambda clip: (place[clip.video], int(clip.tubes.frame_index[-1])))
+    results: list[dict[str, Any]] = []
+    for video, clips in groupby(seen, key=lambda clip: clip.video):
+        collected = VideoTubes(rules, fill_gap=fill_gap, prior_frames=prior_frames)
+        for clip in clips:
+            collected.add(clip.tubes)
+        results.extend(collected.results(video, video_lengths[video], classes))
+    return SplitPredictions(Detections.joined([clip.frames for clip in seen]), results)
 
 
-def _frame_detections(tubes: Tubes, info: ClipInfo, classes: ClassNames, min_score: float) -> list[dict[str, Any]]:
-    xywh = tubes.boxes.clone()
-    xywh[..., 2:] -= xywh[..., :2]
-    boxes, scores = xywh.tolist(), tubes.scores.tolist()
-    found = []
-    for t, image in enumerate(info.image_ids):
-        if image < 0:
-            continue
-        for n, label in enumerate(tubes.labels.tolist()):
-            if scores[n][t] >= min_score:
-                box = [round(value, 3) for value in boxes[n][t]]
-                detection = {"image_id": image, "category_id": classes.ids[label], "bbox": box}
-                found.append(detection | {"score": round(scores[n][t], 6)})
-    return found
+def _frame_detections(tubes: Tubes, info: ClipInfo, classes: ClassNames, min_score: float) -> Detections:
+    """Those that score at least ``min_score``, frame by frame; boxes to a thousandth of a pixel."""
+    images = np.array(info.image_ids)
+    scores = tubes.scores.numpy().T[: len(images)]  # T,N
+    frame, tube = np.nonzero((scores >= min_score) & (images >= 0)[:, None])
+    boxes = tubes.boxes.numpy()[tube, frame]
+    boxes[:, 2:] -= boxes[:, :2]
+    return Detections(
+        images[frame],
+        np.array(classes.ids)[tubes.labels.numpy()[tube]],
+        boxes.astype(np.float64).round(3),
+        scores[frame, tube].astype(np.float64).round(6),
+    )
 
 
 def _trackable(tubes: Tubes, track_score: float) -> Tubes:

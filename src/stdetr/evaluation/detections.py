@@ -8,7 +8,8 @@ Boxes are ``xywh`` in source pixels, as in the COCO results format.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .columns import box_column, check_boxes, column, index_of, missing_file, op
 from .ground_truth import GroundTruth
 
 NO_TRACK = np.iinfo(np.int64).min
+_PART = 100_000  # records written at a time: as Python objects they take ten times the memory of the columns
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,6 +68,17 @@ class Detections:
         return cls(whole, whole.copy(), np.zeros((0, 4)), np.zeros(0))
 
     @classmethod
+    def joined(cls, parts: Sequence[Detections]) -> Detections:
+        """All parts one after the other; either all of them have track ids or none."""
+        if not parts:
+            return cls.empty()
+        tracked = [part.track_ids for part in parts if part.track_ids is not None]
+        assert len(tracked) in (0, len(parts))
+        names = ("image_ids", "category_ids", "boxes", "scores")
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return cls(*columns, track_ids=np.concatenate(tracked) if tracked else None)
+
+    @classmethod
     def from_results(cls, records: Iterable[Any]) -> Detections:
         """A COCO results list: ``image_id, category_id, bbox [x,y,w,h], score``, optional ``track_id`` (or null).
 
@@ -101,6 +114,29 @@ class Detections:
         """Write the columns to one ``.npz`` file, much smaller and faster to read than JSON."""
         columns = {name: getattr(self, name) for name in self.__dataclass_fields__ if getattr(self, name) is not None}
         np.savez(Path(path), **columns)
+
+    def write_results(self, path: Path | str) -> None:
+        """Write a COCO results list, a part at a time; the file appears only when it is complete."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(path.suffix + ".new")
+        with fresh.open("w") as stream:
+            stream.write("[")
+            for start in range(0, len(self), _PART):
+                text = json.dumps(self._records(slice(start, start + _PART)))
+                stream.write((", " if start else "") + text[1:-1])
+            stream.write("]")
+        fresh.rename(path)
+
+    def _records(self, part: slice) -> list[dict[str, Any]]:
+        names = {"image_id": "image_ids", "category_id": "category_ids", "bbox": "boxes", "score": "scores"}
+        columns = {key: getattr(self, name)[part].tolist() for key, name in names.items()}
+        records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        if self.track_ids is not None:
+            for record, track in zip(records, self.track_ids[part].tolist(), strict=True):
+                if track != NO_TRACK:
+                    record["track_id"] = track
+        return records
 
     def bind(self, gt: GroundTruth) -> BoundDetections:
         """Positions instead of ids.  Raises ValueError naming an unknown image or category and the nearest valid."""
