@@ -95,5 +95,5 @@ def test_a_damaged_video_stops_the_run_before_it_starts(
     with pytest.raises(ValueError, match=r"train\.json: .*00001\.mp4 is damaged \(2 such files of 2\)"):
         module.train_dataset()
     assert asked["paths"] == [toy.root / f"videos/train/0000{number}.mp4" for number in (0, 1)]
-    assert (asked["seconds"], asked["backend"]) == (7, "decord")
+    assert (asked["seconds"], asked["backend"]) == (7, "av")
     assert asked["record"] == tmp_path / "cache" / "probed.json"

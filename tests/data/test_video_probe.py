@@ -20,7 +20,7 @@ def test_good_and_bad_files_in_one_go(encode: Callable[..., Path], tmp_path: Pat
     assert set(faults) == {text, missing}
     assert "is no video" in faults[text]
     assert "does not exist" in faults[missing]
-    assert list(json.loads(record.read_text())) == [f"decord {good}"]
+    assert list(json.loads(record.read_text())) == [f"av {good}"]
     # The good file is remembered, so nothing has to be started.
     began = time.monotonic()
     assert probe_videos([good], seconds=60, record=record) == {}

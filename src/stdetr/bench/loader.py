@@ -51,7 +51,7 @@ class LoaderBench:
     size: tuple[int, int] = (640, 360)
     length: int = 600
     gop: int = 24
-    backends: tuple[str, ...] = ("decord", "av", "frames")
+    backends: tuple[str, ...] = ("av", "decord", "frames")
     frames: int = 5
     batch_size: int = 1
     workers: tuple[int, ...] = (0, 1, 2)
@@ -63,7 +63,7 @@ class LoaderBench:
         for key in ("length", "gop", "frames", "batch_size", "reads", "limit", "repeats"):
             if getattr(self, key) < 1:
                 raise ValueError(f"loader.{key} must be at least 1, got {getattr(self, key)}")
-        known = ("decord", "av", "torchcodec", "frames")
+        known = ("av", "decord", "torchcodec", "frames")
         for backend in self.backends:
             if backend not in known:
                 raise ValueError(f"loader.backends has {backend!r}; it may have {', '.join(known)}")
@@ -92,7 +92,8 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         }
         first = next((name for name in settings.backends if name != "frames"), settings.backends[0])
         caches = {kind: _measure_cache(kind, folder, first, settings) for kind in ("memory", "disk")}
-        memory = _measure_memory(folder, first, settings)
+        files = [name for name in settings.backends if name != "frames"] or [first]
+        memory = {backend: _measure_memory(folder, backend, settings) for backend in files}
     return {
         "suite": "loader",
         "machine": _machine(),
@@ -100,6 +101,7 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
             "name": video.name if settings.video else "made",
             "size": list(source.size[::-1]),
             "frames": length,
+            "gop": None if settings.video else settings.gop,
         },
         "clip_frames": settings.frames,
         "backends": backends,
@@ -198,7 +200,7 @@ def _raw(backend: str, video: Path, folder: Path, length: int) -> None:
 def _dataset(folder: Path, backend: str, sampler: ClipSampler, cache: FrameCache | None = None) -> ClipDataset:
     name = "frames" if backend == "frames" else "video"
     transform = ClipTransform(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    decoder = "decord" if backend == "frames" else backend
+    decoder = "av" if backend == "frames" else backend
     return ClipDataset(read_coco_vid(folder / f"{name}.json"), folder, sampler, transform, cache=cache, backend=decoder)
 
 
@@ -325,7 +327,6 @@ def _measure_memory(folder: Path, backend: str, settings: LoaderBench) -> dict[s
     late = np.array(marks[len(marks) // 4 :])
     slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0] * 1000) if len(late) > 1 else 0.0
     return {
-        "backend": backend,
         "reads": settings.reads,
         "before_mb": round(before, 1),
         "peak_mb": round(peak, 1),
@@ -352,12 +353,14 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     rows += [["cache", kind, entry["frames_per_s"], entry["clips_per_s"]] + [None] * 3
              for kind, entry in result["caches"].items()]  # fmt: skip
-    memory = result["memory"]
     film = result["video"]
     return (
         f"{film['name']} film, {film['size'][0]}x{film['size'][1]}, {film['frames']} frames, "
         f"clips of {result['clip_frames']}\n"
         + draw_table(["backend", "way", "frames/s", "clips/s", "to raw", "CPU ms/frame", "CPU to raw"], rows)
-        + f"\nmemory over {memory['reads']} random clips ({memory['backend']}): {memory['before_mb']:.0f} MB before, "
-        f"{memory['peak_mb']:.0f} MB at most, {memory['slope_mb_per_1000_reads']:+.2f} MB per 1000 clips"
+        + "".join(
+            f"\nmemory over {memory['reads']} random clips ({backend}): {memory['before_mb']:.0f} MB before, "
+            f"{memory['peak_mb']:.0f} MB at most, {memory['slope_mb_per_1000_reads']:+.2f} MB per 1000 clips"
+            for backend, memory in result["memory"].items()
+        )
     )

@@ -16,8 +16,10 @@ from stdetr.data.packet_index import PacketIndex, scan_packets
 from stdetr.data.read_ahead import ReadAhead
 from stdetr.data.video_source import check_indices, check_range, stack_frames
 
-# Frames that are decoded for nothing rather than sought: what workers that take turns leave to others.
+# Frames that are decoded for nothing rather than sought.
 _NEARBY = 32
+# Decoders that may leave out pictures by the time of their packet; those of VP9 and AV1 also hold pictures shown later.
+_ONE_PICTURE_A_PACKET = ("h264", "hevc", "mpeg4")
 # Frames that are decoded ahead at a time, which bounds the memory for long clips.
 _GROUP = 8
 
@@ -42,6 +44,7 @@ class AvSource:
         self._converter = VideoReformatter()
         self._frames: Iterator[Any] = iter(())
         self._next = 0
+        self._shown_from = 0
         self._ahead: ReadAhead | None = None
         self._expected = -1  # the frame after the last read
         self._runs = 0  # reads in a row that continued the one before
@@ -124,6 +127,8 @@ class AvSource:
             if picture is not None and self._next - 1 == number:
                 return picture
         key = self._key_before(number)
+        # Many pictures on the way serve no other as a reference; they need no decoding.
+        self._shown_from = number
         if self._container is None or self._next > number or key > self._next:
             self._start(key)
         while True:
@@ -158,8 +163,18 @@ class AvSource:
         if key:
             assert self._index.pts is not None
             self._container.seek(int(self._index.pts[key]), stream=stream)
-        self._frames = self._container.decode(stream)
+        self._frames = self._pictures(self._container, stream)
         self._next = 0
+
+    def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
+        """What the file holds from here on, less pictures before ``_shown_from`` that no other one refers to."""
+        decoder, skips = stream.codec_context, False
+        pts = self._index.pts if decoder.name in _ONE_PICTURE_A_PACKET else None
+        for packet in container.demux(stream):
+            skip = pts is not None and packet.pts is not None and packet.pts < pts[self._shown_from]
+            if skip != skips:
+                decoder.skip_frame, skips = "NONREF" if skip else "DEFAULT", skip
+            yield from packet.decode()
 
     def _decode(self) -> Any | None:
         """The next picture, or None at the end; ``_next`` then is the number after it."""

@@ -56,7 +56,7 @@ class ClipDataset(Dataset[Clip]):
         transforms: ClipTransform,
         *,
         cache: FrameCache | None = None,
-        backend: str = "decord",
+        backend: str = "av",
         seed: int = 0,
         check_files: bool = True,
     ) -> None:

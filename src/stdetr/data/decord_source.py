@@ -14,7 +14,7 @@ from stdetr.data.av_source import AvSource
 from stdetr.data.packet_index import scan_packets
 from stdetr.data.video_source import check_indices, stack_frames
 
-# Frames ahead of the last read that are still reached by decoding on: what workers that take turns leave to others.
+# Frames ahead of the last read that are still reached by decoding on.
 _NEARBY = 32
 
 _log = logging.getLogger(__name__)
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 class DecordSource:
     """A :class:`~stdetr.data.video_source.VideoSource`: decord for scattered reads, PyAV for reads in sequence.
 
-    decord is the faster of the two at fetching frames from anywhere, but its reader goes on decoding while nobody
-    asks (hundreds of megabytes within seconds at 720p), so it is dropped after each read.  Reads that continue where
-    the last one stopped, and :meth:`iterate`, therefore decode on with PyAV, which holds one picture; both give the
-    same pixels.  In files with open groups of pictures decord's frame numbers are wrong, and at a few small widths it
-    fails, so PyAV reads those.
+    decord's reader goes on decoding while nobody asks (hundreds of megabytes within seconds at 720p), so it is dropped
+    after each read; opening it again is what makes it slower than PyAV at clips from anywhere.  Reads that continue
+    where the last one stopped, and :meth:`iterate`, decode on with PyAV, which holds one picture; both give the same
+    pixels.  In files with open groups of pictures decord's frame numbers are wrong, and at a few small widths it fails,
+    so PyAV reads those.
     """
 
     backend = "decord"

@@ -79,7 +79,7 @@ class DataModule:
         min_share: float = 0.0,
         loader: LoaderSettings | Mapping[str, object] | None = None,
         benchmark: Benchmark | None = None,
-        backend: str = "decord",
+        backend: str = "av",
         strict: bool = True,
         cache: str = "none",
         cache_dir: str | Path | None = None,

@@ -91,7 +91,7 @@ class _Prober:
 
 
 def probe_videos(
-    paths: Iterable[Path], *, backend: str = "decord", seconds: float = 60.0, record: Path | None = None
+    paths: Iterable[Path], *, backend: str = "av", seconds: float = 60.0, record: Path | None = None
 ) -> dict[Path, str]:
     """Check files one after the other in another process.
 

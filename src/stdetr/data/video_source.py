@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-BACKENDS = ("decord", "av", "torchcodec")
+BACKENDS = ("av", "decord", "torchcodec")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv")
 
@@ -84,10 +84,10 @@ def check_range(name: str, start: int, stop: int | None, step: int, length: int)
     return range(start, length if stop is None else min(stop, length), step)
 
 
-def open_source(path: str | Path, *, backend: str = "decord") -> VideoSource:
+def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
     """Open a video file, a folder of frames or a glob pattern of frames.
 
-    backend: ``decord``, ``av`` or ``torchcodec``, for video files; image files need none.
+    backend: ``av``, ``decord`` or ``torchcodec``, for video files; all give the same pixels.  Image files need none.
 
     Raises FileNotFoundError when nothing is there and ValueError when it is no video.
     """

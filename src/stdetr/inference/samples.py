@@ -45,7 +45,7 @@ def draw_samples(
     max_frames: int = 60,
     score_threshold: float = 0.4,
     sampling: Mapping[str, Any] | None = None,
-    backend: str = "decord",
+    backend: str = "av",
 ) -> list[Sample]:
     """Run the detector on ``count`` videos of a split, spread over it, and draw what it says into ``folder``.
 
@@ -59,7 +59,7 @@ def draw_samples(
     ]  # fmt: skip
 
 
-def open_video(index: CocoVid, root: Path, video: int, backend: str = "decord") -> tuple[VideoSource, range]:
+def open_video(index: CocoVid, root: Path, video: int, backend: str = "av") -> tuple[VideoSource, range]:
     """The source of video number ``video`` of an index, and its rows, whose frame numbers count in that source."""
     rows = index.rows(video)
     name = index.video_files[video]
