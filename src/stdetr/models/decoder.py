@@ -55,7 +55,7 @@ class FrameAttention(nn.Module):
         x = self.norm(states_BQTC)
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k = q + position_BQTC, k + position_BQTC
-        q, k, v = (rearrange(y, "b q t (h d) -> b q h t d", h=self.heads) for y in (q, k, v))
+        q, k, v = (rearrange(y, "b q t (h d) -> (b q) h t d", h=self.heads) for y in (q, k, v))
         distance = (index_BT[:, None, :] - index_BT[:, :, None]).long()  # B,T,T: sampled minus own
         bias = self.bias[:, distance.abs().clamp(max=self.reach)].movedim(0, 1)  # B,H,T,T
         allowed = frame_mask_BT[:, None, None, :].expand(-1, 1, frames, -1)
@@ -63,8 +63,9 @@ class FrameAttention(nn.Module):
             allowed = allowed & (distance <= 0)[:, None]
         allowed = allowed | torch.eye(frames, dtype=torch.bool, device=allowed.device)
         bias = bias.masked_fill(~allowed, float("-inf"))
-        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None].to(q.dtype))
-        return states_BQTC + self.output(rearrange(y, "b q h t d -> b q t (h d)"))
+        bias = repeat(bias.to(q.dtype), "b h t s -> (b q) h t s", q=tubes)  # ONNX knows attention over four axes only
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return states_BQTC + self.output(rearrange(y, "(b q) h t d -> b q t (h d)", b=clips))
 
 
 class DecoderLayer(nn.Module):
