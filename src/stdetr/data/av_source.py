@@ -73,10 +73,11 @@ class AvSource:
         self._expected = wanted[-1] + 1
         if self._ahead is not None and not 0 <= wanted[0] - self._ahead.next <= _NEARBY:
             self._halt()
-        take = self._make if self._ahead is None else self._ahead.take
-        found = {number: take(number) for number in wanted}
+        take = self._seek if self._ahead is None else self._ahead.take
+        found = {number: self._array(number, take(number)) for number in wanted}
         if self._ahead is None and self._runs >= 2 and self._expected < len(self):
-            self._ahead = ReadAhead(self._make, self._expected, len(self), min(len(wanted), _GROUP))
+            # Converting the colours is left to this thread, as decord's reader does: it takes a quarter of the time.
+            self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(wanted), _GROUP))
         return [found[number] for number in numbers]
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
@@ -87,7 +88,7 @@ class AvSource:
         """Sequential frames; one decoded picture in memory."""
         self._halt()
         for number in check_range(self.name, start, stop, step, len(self)):
-            yield number, self._make(number)
+            yield number, self._array(number, self._seek(number))
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""
@@ -106,10 +107,7 @@ class AvSource:
             self._container.close()
             self._container = None
 
-    def _make(self, number: int) -> np.ndarray:
-        return self._array(self._seek(number))
-
-    def _array(self, picture: Any) -> np.ndarray:
+    def _array(self, number: int, picture: Any) -> np.ndarray:
         # FFmpeg's own default, and decord's: PyAV's would interpolate chroma differently where sides are odd.
         # One converter for all frames, since setting one up costs as much as decoding a small frame.
         array = self._converter.reformat(picture, format="rgb24", interpolation="BICUBIC").to_ndarray()
@@ -117,7 +115,7 @@ class AvSource:
             array = np.ascontiguousarray(np.rot90(array, self._index.rotation // 90))
         if array.shape[:2] != self.size:
             have, want = (f"{shape[1]}x{shape[0]}" for shape in (array.shape, self.size))
-            raise ValueError(f"{self.name}: frame {self._next - 1} is {have}, but the video starts with {want}")
+            raise ValueError(f"{self.name}: frame {number} is {have}, but the video starts with {want}")
         return array
 
     def _seek(self, number: int) -> Any:
