@@ -76,7 +76,7 @@ class AvSource:
         take = self._seek if self._ahead is None else self._ahead.take
         found = {number: self._array(number, take(number)) for number in wanted}
         if self._ahead is None and self._runs >= 2 and self._expected < len(self):
-            # Converting the colours is left to this thread, as decord's reader does: it takes a quarter of the time.
+            # Converting the colours, a fifth of a frame's time, is left to this thread, as decord's reader does.
             self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(wanted), _GROUP))
         return [found[number] for number in numbers]
 
