@@ -141,6 +141,7 @@ def loader() -> list[str]:
         return []
     film = found["video"]
     ways = [name for name in next(iter(found["backends"].values())) if name.startswith("loader_contiguous_workers_")]
+    reads = next(memory["reads"] for memory in found["memory"].values())
     workers = [int(name.rpartition("_")[2]) for name in ways]
     lines = [
         f"**Reading** clips of {found['clip_frames']} frames, {film['size'][0]}x{film['size'][1]}, a key frame every "
@@ -150,7 +151,7 @@ def loader() -> list[str]:
         "",
         "| | bare decoder | in order, "
         + ", ".join("no worker" if n == 0 else f"{n} worker{'s' * (n > 1)}" for n in workers)
-        + " | random clips | memory for 1,000 more random clips |",
+        + f" | random clips | memory, each 1,000 of {reads:,} random clips |",
         "|---|---|---|---|---|",
     ]
     for name, rows in found["backends"].items():
@@ -159,7 +160,7 @@ def loader() -> list[str]:
         lines.append(
             f"| {name} | {rows['raw_sequential']['frames_per_s']:.0f} frames/s | {shares} | "
             f"{rows['loader_random_workers_0']['frames_per_s']:.0f} frames/s | "
-            + ("-" if memory is None else f"{memory['slope_mb_per_1000_reads']:+.1f} MB of {memory['reads']:,}")
+            + ("-" if memory is None else f"{round(memory['slope_mb_per_1000_reads'], 1) + 0.0:+.1f} MB")
             + " |"
         )
     return [*lines, ""]
