@@ -24,10 +24,9 @@ class DecordSource:
     """A :class:`~stdetr.data.video_source.VideoSource`: decord for scattered reads, PyAV for reads in sequence.
 
     decord's reader goes on decoding while nobody asks (hundreds of megabytes within seconds at 720p), so it is dropped
-    after each read; opening it again is what makes it slower than PyAV at clips from anywhere.  Reads that continue
-    where the last one stopped, and :meth:`iterate`, decode on with PyAV, which holds one picture; both give the same
-    pixels.  In files with open groups of pictures decord's frame numbers are wrong, and at a few small widths it fails,
-    so PyAV reads those.
+    after each read and opened again for the next.  Reads that continue where the last one stopped, and :meth:`iterate`,
+    decode on with PyAV, which holds one picture; both give the same pixels.  In files with open groups of pictures
+    decord's frame numbers are wrong, and at a few small widths it fails, so PyAV reads those.
     """
 
     backend = "decord"

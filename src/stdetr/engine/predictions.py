@@ -60,7 +60,8 @@ def predict_split(
     prior_frames: float = 5,
     rules: StitchRules | None = None,
 ) -> SplitPredictions:
-    """
+    """What ``model`` says of a split, on ``device``.
+
     batches: windows that cover every frame of every video once (repeated frames have image id -1), in any order:
         workers that read a run of windows each give those of several places in turn
     video_lengths: frames of each video id, in the order that the predictions get
@@ -92,9 +93,9 @@ def predict_split(
 
 
 def _frame_detections(tubes: Tubes, info: ClipInfo, classes: ClassNames, min_score: float) -> Detections:
-    """Those that score at least ``min_score``, frame by frame; boxes to a thousandth of a pixel."""
+    """A clip's detections of at least ``min_score``, frame by frame: boxes xywh to a thousandth of a source pixel."""
     images = np.array(info.image_ids)
-    scores = tubes.scores.numpy().T[: len(images)]  # T,N
+    scores = tubes.scores.numpy().T  # T,N
     frame, tube = np.nonzero((scores >= min_score) & (images >= 0)[:, None])
     boxes = tubes.boxes.numpy()[tube, frame]
     boxes[:, 2:] -= boxes[:, :2]
