@@ -22,6 +22,7 @@ def test_a_small_run_gives_json() -> None:
         names = ("source_contiguous", "loader_contiguous_workers_0", "loader_random_workers_0")
         for name in (*names, "loader_contiguous_normalised_on_cpu"):
             entry = measured[name]
+            # One turn: the rate of each is its median.
             assert entry["ratio_to_raw"] == pytest.approx(entry["frames_per_s"] / raw, abs=0.002)
             assert entry["frames_per_s"] == pytest.approx(3 * entry["clips_per_s"], rel=0.02)
             assert entry["cpu_ms_per_frame"] > 0
@@ -38,18 +39,20 @@ def test_a_small_run_gives_json() -> None:
     ]  # fmt: skip
 
 
-def test_the_fastest_pass_counts_and_workers_have_no_cpu_figure() -> None:
+def test_figures_are_medians_of_turns_and_workers_have_no_cpu_figure() -> None:
     passes = {
-        "raw_sequential": [_Pass(2.0, 1.0, 100), _Pass(1.0, 1.5, 100)],
-        "loader_contiguous_workers_0": [_Pass(1.25, 1.6, 100), _Pass(4.0, 1.25, 100)],
-        "loader_contiguous_workers_2": [_Pass(0.5, 0.1, 100)],
+        "raw_sequential": [_Pass(2.0, 1.0, 100), _Pass(1.0, 1.5, 100), _Pass(4.0, 2.0, 100)],
+        "loader_contiguous_workers_0": [_Pass(2.5, 2.0, 100), _Pass(2.0, 2.0, 100), _Pass(4.0, 1.25, 100)],
+        "loader_contiguous_workers_2": [_Pass(0.5, 0.1, 100)] * 3,
     }
     found = _summary(passes, clip=5)
-    assert found["raw_sequential"]["frames_per_s"] == 100
+    assert found["raw_sequential"]["frames_per_s"] == 50  # of 50, 100 and 25
     here = found["loader_contiguous_workers_0"]
-    assert (here["frames_per_s"], here["clips_per_s"], here["ratio_to_raw"]) == (80, 16, 0.8)
-    assert (here["cpu_ms_per_frame"], here["cpu_ratio_to_raw"]) == (12.5, 0.8)
-    assert found["loader_contiguous_workers_2"] == {"frames_per_s": 200, "clips_per_s": 40, "ratio_to_raw": 2}
+    assert (here["frames_per_s"], here["clips_per_s"]) == (40, 8)  # of 40, 50 and 25
+    assert here["ratio_to_raw"] == 0.8  # of 0.8, 0.5 and 1
+    assert here["cpu_ms_per_frame"] == 20  # of 20, 20 and 12.5
+    assert here["cpu_ratio_to_raw"] == 0.75  # of 0.5, 0.75 and 1.6
+    assert found["loader_contiguous_workers_2"] == {"frames_per_s": 200, "clips_per_s": 40, "ratio_to_raw": 4}
 
 
 @pytest.mark.parametrize(

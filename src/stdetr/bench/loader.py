@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class LoaderBench:
     frames:   T; workers: numbers of worker processes; batch_size: clips
     reads:    random clips read in a row while memory is watched
     limit:    frames that a measurement decodes at most
-    repeats:  measured passes, of which the fastest counts
+    repeats:  measured turns; figures are medians
     """
 
     video: str | None = None
@@ -90,9 +91,8 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         backends = {
             backend: _measure_backend(backend, folder, video, length, settings) for backend in settings.backends
         }
-        first = next((name for name in settings.backends if name != "frames"), settings.backends[0])
-        caches = {kind: _measure_cache(kind, folder, first, settings) for kind in ("memory", "disk")}
-        files = [name for name in settings.backends if name != "frames"] or [first]
+        files = [name for name in settings.backends if name != "frames"] or list(settings.backends[:1])
+        caches = {kind: _measure_cache(kind, folder, files[0], settings) for kind in ("memory", "disk")}
         memory = {backend: _measure_memory(folder, backend, settings) for backend in files}
     return {
         "suite": "loader",
@@ -231,7 +231,7 @@ def _drain(loader: ClipLoader, *, normalise: bool = False) -> int:
 
 
 def _measure_backend(backend: str, folder: Path, video: Path, length: int, settings: LoaderBench) -> dict[str, Any]:
-    """Every way of reading in turn, ``repeats`` times after one turn to warm up; the fastest pass of each counts."""
+    """Every way of reading in turn, ``repeats`` times after one turn to warm up."""
     if backend == "frames":
         for index, frame in open_source(video).iterate(0, length):
             Image.fromarray(frame).save(folder / "frames" / f"{index:06d}.jpg", quality=92)
@@ -270,23 +270,29 @@ def _measure_backend(backend: str, folder: Path, video: Path, length: int, setti
 
 
 def _summary(passes: Mapping[str, Sequence[_Pass]], clip: int) -> dict[str, Any]:
-    """Rates of the fastest passes, and their ratios to ``raw_sequential``.
+    """Medians over the turns, of the rates and of their ratios to ``raw_sequential`` in the same turn.
 
-    What other processes take from this one shows in the wall clock, but not in the time that it computed, so on a busy
-    machine ``cpu_ratio_to_raw`` is the steadier figure; where workers decode it says nothing and is left out.
+    How fast a shared machine is changes from turn to turn; a ratio within a turn changes less.  What other processes
+    take from this one shows in the wall clock, but not in the time that it computed (``cpu_*``); where workers decode,
+    that says nothing and is left out.
     """
-    fastest = {name: max(found.frames / found.seconds for found in kept) for name, kept in passes.items()}
-    cheapest = {name: min(found.cpu / found.frames for found in kept) for name, kept in passes.items()}
+    raw = passes["raw_sequential"]
     result: dict[str, Any] = {}
-    for name, rate in fastest.items():
+    for name, kept in passes.items():
+        rates = [found.frames / found.seconds for found in kept]
         entry = {
-            "frames_per_s": round(rate, 2),
-            "clips_per_s": round(rate / clip, 2),
-            "ratio_to_raw": round(rate / fastest["raw_sequential"], 3),
+            "frames_per_s": round(median(rates), 2),
+            "clips_per_s": round(median(rates) / clip, 2),
+            "ratio_to_raw": round(
+                median(rate * bare.seconds / bare.frames for rate, bare in zip(rates, raw, strict=True)), 3
+            ),
         }
         if "_workers_" not in name or name.endswith("_workers_0"):
-            entry["cpu_ms_per_frame"] = round(1000 * cheapest[name], 3)
-            entry["cpu_ratio_to_raw"] = round(cheapest["raw_sequential"] / cheapest[name], 3)
+            costs = [found.cpu / found.frames for found in kept]
+            entry["cpu_ms_per_frame"] = round(1000 * median(costs), 3)
+            entry["cpu_ratio_to_raw"] = round(
+                median(bare.cpu / bare.frames / cost for cost, bare in zip(costs, raw, strict=True)), 3
+            )
         result[name] = entry
     return result
 
