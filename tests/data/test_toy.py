@@ -12,7 +12,8 @@ import pytest
 from scipy import ndimage
 
 from stdetr.data.coco_vid_reader import read_coco_vid
-from stdetr.data.toy import SPRITE_CLASSES, ToyBenchmark, ToyDegradation, ToyObjects, ToySplit
+from stdetr.data.toy import SPRITE_CLASSES, ToyBenchmark, ToyDegradation, ToyEncoder, ToyObjects, ToySplit
+from stdetr.data.toy.encode import encode_h264
 from stdetr.data.toy.degradation import draw_schedule
 from stdetr.data.toy.motion import draw_path
 from stdetr.data.toy.sprites import draw_sprite, outline_boxes, render_sprite
@@ -29,6 +30,18 @@ def test_equal_seeds_give_equal_bytes(small_benchmark: ToyBenchmark, small_toy: 
     assert _digest(again) == _digest(small_toy)
     assert len(_digest(again)) == 6 + 2 + 2 + 4
     assert [path.name for path in tmp_path.iterdir()] == [again.name]
+
+
+def test_one_stream_on_every_processor(tmp_path: Path) -> None:
+    """Whole numbers, so that nothing but the encoder decides.  Without ``cpu-independent`` AVX-512 code gives two
+    streams in turn for these frames, AVX2 code a third.  The hash belongs to the locked libx264.
+    """
+    frames = np.random.default_rng(0).integers(0, 256, (24, 96, 96, 3)).astype(np.uint8)
+    streams = set()
+    for number in range(8):
+        encode_h264(tmp_path / f"{number}.mp4", frames, ToyEncoder())
+        streams.add(hashlib.sha256((tmp_path / f"{number}.mp4").read_bytes()).hexdigest()[:16])
+    assert streams == {"082c7a68b86c44ea"}
 
 
 def test_the_default_benchmark_is_the_published_one() -> None:

@@ -13,7 +13,8 @@ from stdetr.data.toy.settings import ToyEncoder
 def encode_h264(path: Path, frames: np.ndarray, settings: ToyEncoder) -> None:
     """Write ``frames`` (T,h,w,3 uint8 RGB, even sides) as an mp4 file; equal frames give equal bytes.
 
-    One thread and the ``bitexact`` flags keep timestamps, versions and thread timing out of the file.
+    One thread and the ``bitexact`` flags keep timestamps, versions and thread timing out of the file;
+    ``cpu-independent`` keeps out the processor: without it x264's AVX-512 code writes different streams from equal frames.
     """
     import av
 
@@ -26,7 +27,8 @@ def encode_h264(path: Path, frames: np.ndarray, settings: ToyEncoder) -> None:
                 "crf": str(settings.crf),
                 "preset": settings.preset,
                 "flags": "+bitexact",
-                "x264-params": f"keyint={settings.gop}:scenecut=0:threads=1:lookahead-threads=1:sliced-threads=0",
+                "x264-params": f"keyint={settings.gop}:scenecut=0:threads=1:lookahead-threads=1:sliced-threads=0"
+                ":cpu-independent=1",
             },
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

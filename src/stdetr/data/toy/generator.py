@@ -19,7 +19,7 @@ from stdetr.data.toy.scene import Scene, draw_scene
 from stdetr.data.toy.settings import ToyBackground, ToyDegradation, ToyEncoder, ToyObjects, ToySplit
 from stdetr.data.toy.sprites import SPRITE_CLASSES
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Part of the name of the folder: raise it whenever the same settings would give other pixels or boxes."""
 
 _SPLITS = ("train", "val", "test")
