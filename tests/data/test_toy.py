@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.toy import SPRITE_CLASSES, ToyBenchmark, ToyDegradation, ToyEncoder, ToyObjects, ToySplit
-from stdetr.data.toy.encode import encode_h264
 from stdetr.data.toy.degradation import draw_schedule
+from stdetr.data.toy.encode import encode_h264
 from stdetr.data.toy.motion import draw_path
 from stdetr.data.toy.sprites import draw_sprite, outline_boxes, render_sprite
 from stdetr.data.video_source import open_source

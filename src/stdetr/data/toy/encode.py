@@ -13,8 +13,8 @@ from stdetr.data.toy.settings import ToyEncoder
 def encode_h264(path: Path, frames: np.ndarray, settings: ToyEncoder) -> None:
     """Write ``frames`` (T,h,w,3 uint8 RGB, even sides) as an mp4 file; equal frames give equal bytes.
 
-    One thread and the ``bitexact`` flags keep timestamps, versions and thread timing out of the file;
-    ``cpu-independent`` keeps out the processor: without it x264's AVX-512 code writes different streams from equal frames.
+    One thread and the ``bitexact`` flags keep timestamps, versions and thread timing out of the file.  Without
+    ``cpu-independent`` x264's AVX-512 code writes different streams from equal frames.
     """
     import av
 
