@@ -168,6 +168,8 @@ class Decoder(nn.Module):
         super().__init__()
         if position not in ("boxes", "fixed"):
             raise ValueError(f"model.decoder.position must be 'boxes' or 'fixed', got {position!r}")
+        if width % heads:
+            raise ValueError(f"model.width={width} must be a multiple of model.heads={heads}")
         self.layers = nn.ModuleList(
             DecoderLayer(
                 width=width,
