@@ -21,12 +21,12 @@ from torchvision.transforms import v2
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.collate import Collate, continue_count
 from stdetr.data.dataset import ClipDataset, pack_tracks
-from stdetr.data.frame_cache import MemoryCache
-from stdetr.data.frame_folder import FrameFolder, read_image
 from stdetr.data.loader import EpochBatches, build_loader, in_turn
 from stdetr.data.sampling import CoveringWindows, RandomWindows
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import Clip, ClipInfo, ClipTargets
+from stdetr.video.cache import MemoryCache
+from stdetr.video.frame_folder import FrameFolder, read_image
 
 NORMALISE = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stdetr.engine.predictions import VideoTubes, _frame_detections, _trackable, predict_split
-from stdetr.inference.rules import StitchRules
+from stdetr.stitch.rules import StitchRules
 from stdetr.structures import ClassNames, ClipBatch, ClipInfo, ClipTargets, ModelOutput, Tubes
 
 CLASSES = ClassNames((4, 9), ("cat", "dog"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stdetr.data.converters.convert import convert
+from stdetr.datasets.converters.convert import convert
 from stdetr.evaluation import evaluate
 from stdetr.evaluation.coco import CocoEvaluator
 from stdetr.evaluation.evaluate import prepare

@@ -15,8 +15,8 @@ from stdetr.cli import main
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.predictions import SplitPredictions
 from stdetr.evaluation.detections import Detections
+from stdetr.logger import JsonlLogger, read_metrics
 from stdetr.structures import RunPaths
-from stdetr.tracking import JsonlLogger, read_metrics
 
 TABLES = {"variants", "per_class", "per_motion", "per_size", "tracking", "per_video"}
 

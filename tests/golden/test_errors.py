@@ -158,7 +158,7 @@ def test_inventory(golden: Any) -> None:
             name: sorted(set(_keys(compose("train", [f"experiment={name}"]))) - set(_keys(compose("train", []))))
             for name in groups["experiment"]
         },
-        "formats": sorted(import_module("stdetr.data.converters.convert").FORMATS),
+        "formats": sorted(import_module("stdetr.datasets.converters.convert").FORMATS),
     }
     recorded = golden("inventory", inventory)
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ def draw_squares(places: list[tuple[Place, Place, Place]], size: tuple[int, int]
 
 
 class ArraySource:
-    """A video in memory, with the interface of ``stdetr.data.video_source.VideoSource``."""
+    """A video in memory, with the interface of ``stdetr.video.source.VideoSource``."""
 
     def __init__(self, frames: np.ndarray, fps: float = 8.0, name: str = "squares.mp4") -> None:
         self.pictures, self.fps, self.name = frames, fps, name

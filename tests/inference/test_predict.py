@@ -12,11 +12,11 @@ from PIL import Image
 
 from stdetr import config as configs
 from stdetr.data.coco_vid_reader import read_coco_vid
-from stdetr.data.video_source import open_source
 from stdetr.inference import Detector
 from stdetr.inference.looking import surest_window
 from stdetr.inference.predict import run
 from stdetr.inference.samples import annotated_tubes, draw_samples
+from stdetr.video.open import open_source
 from stdetr.viz.overlay import write_clip
 
 LENGTH = 14

@@ -27,13 +27,13 @@ from PIL import Image
 from stdetr.bench.report import draw_table, machine
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.dataset import ClipDataset
-from stdetr.data.frame_cache import FrameCache, NoCache, make_cache
 from stdetr.data.loader import ClipLoader, build_loader
 from stdetr.data.sampling import ClipSampler, CoveringWindows, RandomWindows
-from stdetr.data.toy.encode import encode_h264
-from stdetr.data.toy.settings import ToyEncoder
 from stdetr.data.transforms import ClipTransform
-from stdetr.data.video_source import open_source
+from stdetr.datasets.toy.encode import encode_h264
+from stdetr.datasets.toy.settings import ToyEncoder
+from stdetr.video.cache import FrameCache, NoCache, make_cache
+from stdetr.video.open import open_source
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ VERBS = {
         ),
         Verb(
             "data",
-            "stdetr.data.command",
+            "stdetr.datasets.command",
             "convert, validate, count or show a data set",
             "action=validate data=mot_pets",
         ),

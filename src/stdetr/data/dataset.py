@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 
 from stdetr.data.coco_vid import CocoVid
 from stdetr.data.collate import DecodedClip
-from stdetr.data.frame_cache import FrameCache, NoCache
-from stdetr.data.frame_folder import read_image
 from stdetr.data.sampling import ClipRows, ClipSampler
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import ClassNames, Clip, ClipInfo, ClipTargets
+from stdetr.video.cache import FrameCache, NoCache
+from stdetr.video.frame_folder import read_image
 
 _MIX = 0x9E3779B97F4A7C15
 """Odd 64-bit constant (golden ratio) that spreads neighbouring seeds apart."""

@@ -14,12 +14,12 @@ from torch import nn
 from stdetr.data.coco_vid import CocoVid
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.dataset import ClipDataset
-from stdetr.data.frame_cache import make_cache
 from stdetr.data.loader import ClipLoader, build_loader
 from stdetr.data.sampling import ClipSampler
 from stdetr.data.transforms import ClipTransform
-from stdetr.data.video_probe import probe_videos
 from stdetr.structures import ClassNames
+from stdetr.video.cache import make_cache
+from stdetr.video.probe import probe_videos
 
 SPLITS = ("train", "val", "test")
 
@@ -55,7 +55,7 @@ class DataModule:
     benchmark: makes the data set when it is absent (the toy); files then lie in the folder it returns
     frames: T of the samplers, kept for those who ask
     strict: a box outside its frame is an error (otherwise it is clipped)
-    cache, cache_dir, cache_limit_gb: ``none``, ``memory`` or ``disk``, see :mod:`stdetr.data.frame_cache`
+    cache, cache_dir, cache_limit_gb: ``none``, ``memory`` or ``disk``, see :mod:`stdetr.video.cache`
     probe_seconds: time within which another process must be able to open each video file; None skips that check
 
     Raises ValueError or FileNotFoundError in one line for keys and files that do not fit.

@@ -77,7 +77,7 @@ def check_configurations() -> Iterator[Check]:
 
 def check_tracking() -> Check:
     """W&B's version and what ``logger.wandb.mode=auto`` means here."""
-    from stdetr.tracking.wandb import resolve_mode
+    from stdetr.logger.wandb import resolve_mode
 
     asked = os.environ.get("WANDB_MODE")
     reason = (

@@ -14,8 +14,8 @@ from stdetr.engine.evaluation_log import log_evaluation, tracked
 from stdetr.engine.evaluation_loop import SplitEvaluator, prediction_settings
 from stdetr.evaluation import offline
 from stdetr.inference.checkpoint import find_weights, load_model
+from stdetr.logger import Logger
 from stdetr.structures import RunPaths
-from stdetr.tracking import Logger
 
 
 def run(cfg: DictConfig) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from stdetr.evaluation.evaluate import Evaluation
 from stdetr.evaluation.report import tables
+from stdetr.logger import Logger, Table, read_metrics
 from stdetr.structures import RunPaths
-from stdetr.tracking import Logger, Table, read_metrics
 
 
 def log_evaluation(logger: Logger, step: int, split: str, found: Evaluation, figures: Iterable[Path]) -> None:

@@ -19,10 +19,10 @@ from stdetr.engine.predictions import SplitPredictions, predict_split
 from stdetr.evaluation.evaluate import score
 from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
-from stdetr.inference.rules import StitchRules
 from stdetr.inference.samples import draw_samples
+from stdetr.logger import Logger
+from stdetr.stitch.rules import StitchRules
 from stdetr.structures import RunPaths
-from stdetr.tracking import Logger
 
 
 class SplitEvaluator:

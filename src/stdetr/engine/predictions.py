@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from stdetr.evaluation.detections import Detections
-from stdetr.inference.gaps import fill_gaps
-from stdetr.inference.rules import StitchRules
-from stdetr.inference.stitching import Stitcher
-from stdetr.inference.tubes import best_class_only, visible_frames
 from stdetr.models.postprocess import to_tubes
+from stdetr.stitch.gaps import fill_gaps
+from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.stitching import Stitcher
+from stdetr.stitch.tubes import best_class_only, visible_frames
 from stdetr.structures import ClassNames, ClipBatch, ClipInfo, Tubes
 
 

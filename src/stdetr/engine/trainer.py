@@ -21,9 +21,9 @@ from tqdm import tqdm
 from stdetr.engine import checkpoint
 from stdetr.engine.average import WeightAverage
 from stdetr.engine.optim import Optimisation
+from stdetr.logger import Logger
 from stdetr.losses.criterion import TubeCriterion
 from stdetr.structures import ClassNames, ClipBatch, RunPaths
-from stdetr.tracking import Logger
 
 Metrics = Mapping[str, float | None]
 # Gets the (averaged) model and the step, returns metrics; writes what it wants below the run's folder.

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from stdetr import config as configs
 from stdetr.data.collate import Collate
 from stdetr.data.transforms import ClipTransform
-from stdetr.data.video_source import VideoSource, open_source
 from stdetr.inference.checkpoint import load_model
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
-from stdetr.inference.rules import StitchRules
-from stdetr.inference.stitching import Stitcher
-from stdetr.inference.tubes import best_class_only, visible_frames
 from stdetr.inference.windows import Window, iterate_windows
 from stdetr.models.postprocess import to_tubes
+from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.stitching import Stitcher
+from stdetr.stitch.tubes import best_class_only, visible_frames
 from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets, Tubes
+from stdetr.video.open import open_source
+from stdetr.video.source import VideoSource
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from stdetr.data.video_source import VideoSource
 from stdetr.inference.detector import Detector
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.windows import Window
 from stdetr.structures import ModelOutput
+from stdetr.video.source import VideoSource
 from stdetr.viz.sampling import sampling_figure
 from stdetr.viz.style import track_colour
 

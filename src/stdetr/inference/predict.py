@@ -11,14 +11,14 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from stdetr import config as configs
-from stdetr.data.video_source import VideoSource
 from stdetr.inference.detector import Detector
 from stdetr.inference.looking import can_record, draw_sampling, surest_window
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.render import render_video
-from stdetr.inference.rules import StitchRules
 from stdetr.inference.writers import image_ids_of
+from stdetr.stitch.rules import StitchRules
 from stdetr.structures import Tubes
+from stdetr.video.source import VideoSource
 
 DETECTOR_KEYS = (
     "clip_length", "overlap", "step", "top_k", "score_threshold", "presence", "track_threshold", "batch_size",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stdetr.data.video_source import VideoSource, open_source
 from stdetr.inference.predictions import VideoPredictions
+from stdetr.video.open import open_source
+from stdetr.video.source import VideoSource
 from stdetr.viz.overlay import Overlay, frame_caption
 from stdetr.viz.video import VideoWriter
 

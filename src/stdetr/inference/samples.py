@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from stdetr.data.coco_vid import CocoVid
-from stdetr.data.frame_folder import FrameFolder
-from stdetr.data.video_source import VideoSource, open_source
 from stdetr.inference.detector import Detector
 from stdetr.inference.looking import can_record, draw_sampling, surest_window
 from stdetr.inference.render import DEFAULT_FPS
 from stdetr.structures import Tubes
+from stdetr.video.frame_folder import FrameFolder
+from stdetr.video.open import open_source
+from stdetr.video.source import VideoSource
 from stdetr.viz.overlay import write_clip
 from stdetr.viz.report import contact_sheet, side_by_side
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stdetr.data.video_source import VideoSource
+from stdetr.video.source import VideoSource
 
 
 @dataclass(frozen=True)

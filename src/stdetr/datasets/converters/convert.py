@@ -1,0 +1,124 @@
+"""``convert``: one source folder (or archive, or file) in one format into one CocoVID folder."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stdetr.datasets.converters.archive import extract, is_archive
+from stdetr.datasets.converters.conversion import Conversion, Counts, work_folder
+from stdetr.datasets.converters.media import MediaLinker, check_link
+from stdetr.datasets.converters.options import Options
+from stdetr.datasets.converters.problems import Problems
+from stdetr.datasets.converters.source_tree import SourceTree
+from stdetr.datasets.converters.splits import SplitRules
+
+FORMATS = {
+    "imagenet_vid": "imagenet_vid:ImageNetVidReader",
+    "youtube_vis": "youtube_vis:YoutubeVisReader",
+    "ovis": "youtube_vis:YoutubeVisReader",
+    "lvvis": "lvvis:LvvisReader",
+    "tao": "tao:TaoReader",
+    "mot": "mot:MotReader",
+    "dancetrack": "mot:MotReader",
+    "bdd100k": "bdd100k:Bdd100kReader",
+    "ua_detrac": "ua_detrac:UaDetracReader",
+    "visdrone_vid": "visdrone_vid:VisdroneVidReader",
+    "argoverse_hd": "argoverse_hd:ArgoverseHdReader",
+    "epic_kitchens": "epic_kitchens:EpicKitchensReader",
+    "coco": "coco:CocoReader",
+    "cvat": "cvat:CvatReader",
+    "videos": "video_folder:VideoFolderReader",
+}
+"""Format name -> module and class below this package; imported only when asked for."""
+
+
+def reader_class(name: str) -> type:
+    """The reader of a format.
+
+    Raises:
+        ValueError: unknown name, with the nearest valid one.
+    """
+    if name not in FORMATS:
+        close = difflib.get_close_matches(str(name).lower(), FORMATS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"format={name} is unknown; {hint}known are {', '.join(sorted(FORMATS))}")
+    module, attribute = FORMATS[name].split(":")
+    return getattr(importlib.import_module(f"stdetr.datasets.converters.{module}"), attribute)
+
+
+def convert(
+    format: str,
+    source: str | Path,
+    output: str | Path,
+    *,
+    strict: bool = True,
+    link: str = "auto",
+    follow_links: bool = False,
+    splits: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Counts], Problems]:
+    """Convert ``source`` into ``output/<split>.json`` with ``output/videos``.
+
+    strict: refuse the first malformed record; else skip such records and list them in ``output/skipped.txt``
+    link: how frames get there, see :class:`MediaLinker`
+    splits: rules as in :class:`SplitRules`
+    options: keys of :class:`Options`
+
+    Returns the counts of each output file, and what was skipped or left out.  Nothing in ``output`` is replaced unless
+    the whole conversion succeeds.
+
+    Raises:
+        ValueError: unknown format, bad key, malformed source (MalformedInputError names file, record and reason).
+        FileNotFoundError: the source, or a file that the format requires, is missing.
+    """
+    reader_type = reader_class(format)
+    check_link(link)
+    source, output = Path(source), Path(output)
+    keys = dict(options or {})
+    rules = SplitRules(splits)
+    chosen = Options.from_keys(keys, reader_type.accepted, format)
+    if not source.exists():
+        close = difflib.get_close_matches(source.name, _siblings(source), n=1)
+        hint = f"; did you mean {source.with_name(close[0])}?" if close else ""
+        raise FileNotFoundError(f"source={source}: no such file or folder{hint}")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output={output} is a file; give a folder")
+    root = source if source.is_dir() else source.parent
+    inside = output.resolve() == root.resolve() or root.resolve() in output.resolve().parents
+    if source.is_dir() and inside:
+        raise ValueError(f"output={output} lies inside source={source}; choose a folder outside of it")
+    with work_folder(output) as work:
+        if is_archive(source):
+            root = extract(source, output / "source")
+        elif source.is_file():
+            keys = _single_file(source, keys, reader_type.accepted)
+            chosen = Options.from_keys(keys, reader_type.accepted, format)
+        tree = SourceTree(root, follow_links)
+        problems = Problems(strict, work / "skipped.txt")
+        reader = reader_type(tree, chosen, problems, work)
+        info = {"format": format, "source": source.resolve().name}
+        counts = Conversion(reader, output, MediaLinker(tree, output, link), rules, problems, info).run(work)
+        listed = output / "skipped.txt"
+        if problems.skipped:
+            (work / "skipped.txt").replace(listed)
+        else:
+            listed.unlink(missing_ok=True)
+    return counts, problems
+
+
+def _siblings(path: Path) -> list[str]:
+    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _single_file(source: Path, keys: dict[str, Any], accepted: frozenset[str]) -> dict[str, Any]:
+    """``source=FILE`` means its folder, with that file as the video or the annotation file."""
+    from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES
+
+    role = "video" if source.suffix.lower() in VIDEO_SUFFIXES else "annotations"
+    if role not in accepted:
+        raise ValueError(f"source={source} is a file; this format wants the folder of the data set")
+    return {**keys, role: source.name}

@@ -1,0 +1,125 @@
+"""The folder that a conversion reads.  Nothing outside it is ever opened, whatever an annotation file says."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from stdetr.datasets.converters.problems import MalformedInputError, locate
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
+
+
+class SourceTree:
+    """A source folder with safe look-ups.
+
+    follow_links: accept symbolic links inside the source that lead out of it (the user's own layout);
+        names written in annotation files may not leave it in either case
+    """
+
+    def __init__(self, root: Path, follow_links: bool = False) -> None:
+        if not root.exists():
+            raise FileNotFoundError(f"source={root}: no such file or folder")
+        if not root.is_dir():
+            raise ValueError(f"source={root} is not a folder")
+        self.root = root
+        self.resolved = root.resolve()
+        self.follow_links = follow_links
+        self._folder_is_inside = functools.lru_cache(maxsize=4096)(self._is_inside)
+
+    def name(self, path: Path) -> str:
+        """The path relative to the source, with forward slashes: what messages and file names show."""
+        return path.relative_to(self.root).as_posix()
+
+    def join(self, relative: str, file: str = "source", record: int | str = 0) -> Path:
+        """The path that an annotation file (``file``, ``record``) or a user names, inside the source.
+
+        Raises:
+            MalformedInputError: the name is absolute, climbs out with "..", or runs through a link that leads out.
+        """
+        pure = PurePosixPath(relative)
+        windows = PureWindowsPath(relative)
+        if not relative or "\x00" in relative:
+            raise MalformedInputError(f"{locate(file, record)}: {relative!r} is not a file name")
+        # Annotation files written on Windows hide a drive, or ".." behind back slashes.
+        if pure.is_absolute() or windows.drive or windows.root or ".." in pure.parts or ".." in windows.parts:
+            raise MalformedInputError(f"{locate(file, record)}: path {relative!r} points outside the source; refused")
+        path = self.root / pure
+        self.check_inside(path, file, record)
+        return path
+
+    def check_inside(self, path: Path, file: str = "source", record: int | str = 0) -> None:
+        """Raises MalformedInputError when ``path`` really lies outside the source (through a link)."""
+        if self.follow_links:
+            return
+        # Resolving a path asks for each of its folders; millions of frames share a few thousand of them.
+        inside = self._is_inside(path) if path.is_symlink() else self._folder_is_inside(path.parent)
+        if path != self.root and not inside:
+            raise MalformedInputError(
+                f"{locate(file, record)}: {self.name(path)} is a link that leads outside the source; refused "
+                "(follow_links=true accepts your own links)"
+            )
+
+    def _is_inside(self, path: Path) -> bool:
+        real = path.resolve()
+        return real == self.resolved or self.resolved in real.parents
+
+    def require(self, relative: str, what: str) -> Path:
+        """An existing file or folder below the source; a missing one gets the nearest name that is there."""
+        path = self.join(relative)
+        if path.exists():
+            return path
+        folder = path.parent
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        close = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise FileNotFoundError(f"source={self.root} has no {relative} ({what}){hint}")
+
+    def first_existing(self, candidates: tuple[str, ...]) -> Path | None:
+        """The first of the candidate paths that exists, or None."""
+        for candidate in candidates:
+            path = self.join(candidate)
+            if path.exists():
+                return path
+        return None
+
+    def folders(self, below: Path) -> Iterator[Path]:
+        """Sub-folders in natural order, without hidden ones."""
+        for entry in sorted(below.iterdir(), key=lambda item: natural_key(item.name)):
+            if entry.is_dir() and not entry.name.startswith("."):
+                self.check_inside(entry)
+                yield entry
+
+    def files(self, below: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+        """Files with one of the (lower case) suffixes directly in a folder, in natural order."""
+        for entry in sorted(below.iterdir(), key=lambda item: natural_key(item.name)):
+            if entry.suffix.lower() in suffixes and not entry.name.startswith(".") and entry.is_file():
+                self.check_inside(entry)
+                yield entry
+
+    def numbered_images(self, folder: Path) -> dict[int, Path]:
+        """The images of a frame folder by the number at the end of their stem (``img00012.jpg`` is 12).
+
+        Raises:
+            MalformedInputError: a name without a number, or one number twice.
+        """
+        found: dict[int, Path] = {}
+        for path in self.files(folder, IMAGE_SUFFIXES):
+            match = re.search(r"(\d+)$", path.stem)
+            if match is None:
+                raise MalformedInputError(f"{self.name(path)}: frame file without a number at the end of its name")
+            number = int(match.group(1))
+            if number in found:
+                raise MalformedInputError(f"{self.name(path)}: frame {number} is also {found[number].name}")
+            found[number] = path
+        return found
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key in which ``frame10`` follows ``frame9``."""
+    parts = re.split(r"(\d+)", name)
+    return tuple((1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts)

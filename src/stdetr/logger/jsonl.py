@@ -1,0 +1,109 @@
+"""``metrics.jsonl``: the record of a run that needs no account, no service and no reader but ``json``.
+
+One JSON object a line, ``{"step": 40, "split": "train", "loss": 1.25, ...}``.  Images, videos, tables and artifacts
+are lines as well, with split ``media``, ``table`` and ``artifact``, and paths relative to the run's folder, so the
+file stays valid when the run is moved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stdetr.logger.logger import Scalar, Table, to_scalar
+
+
+def read_metrics(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, oldest first, of one split or of all.
+
+    A last line that a crash cut short is left out.  Raises FileNotFoundError, and ValueError with file and line for
+    any other line that is not a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no metrics file at {path}")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # A complete file ends with a newline, so whatever follows the last newline is an unfinished record.
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number} is not JSON: {error.msg}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number} must be a JSON object, got {type(record).__name__}")  # noqa: TRY004
+        if split is None or record.get("split") == split:
+            records.append(record)
+    return records
+
+
+class JsonlLogger:
+    """Appends records to ``<output_dir>/metrics.jsonl``; each line is on disk before the call returns.
+
+    A fresh run keeps an earlier file of the same folder as ``metrics.<n>.jsonl``.  A resumed run drops the records
+    after the resume step, which it is about to write again, and any line that a crash cut short.
+    """
+
+    def __init__(self, output_dir: str | Path, filename: str = "metrics.jsonl") -> None:
+        self.root = Path(output_dir)
+        self.path = self.root / filename
+
+    def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            return
+        if step is None:
+            if self.path.stat().st_size:
+                self._keep_earlier()
+            return
+        kept = [record for record in read_metrics(self.path) if record.get("step", 0) <= step]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
+        self._append(step, split, {name: to_scalar(name, value) for name, value in values.items()})
+
+    def log_image(self, step: int, key: str, path: Path) -> None:
+        self._append(step, "media", {key: self._relative(path)})
+
+    def log_video(self, step: int, key: str, path: Path) -> None:
+        self._append(step, "media", {key: self._relative(path)})
+
+    def log_table(self, step: int, key: str, table: Table) -> None:
+        rows = [[value if isinstance(value, str) else to_scalar(key, value) for value in row] for row in table.rows]
+        self._append(step, "table", {key: {"columns": list(table.columns), "rows": rows}})
+
+    def log_artifact(self, name: str, path: Path, *, kind: str = "model", aliases: Sequence[str] = ()) -> None:
+        """Nothing to keep: the files of a run already lie in its folder."""
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Nothing to close: every record is already on disk."""
+
+    def _append(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        reserved = {"step", "split"} & values.keys()
+        if reserved:
+            raise ValueError(f"metric name {sorted(reserved)[0]!r} is reserved; rename it")
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(_line({"step": int(step), "split": split, **values}))
+
+    def _relative(self, path: Path) -> str:
+        # os.path.relpath, not Path.relative_to: media may lie beside the run's folder.
+        return Path(os.path.relpath(path, self.root)).as_posix()
+
+    def _keep_earlier(self) -> None:
+        number = 1
+        while (earlier := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
+            number += 1
+        self.path.rename(earlier)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"

@@ -1,0 +1,217 @@
+"""Weights & Biases: online with an account, offline without one, and never a question on the terminal.
+
+Three traps of the service shape this file.  Offline runs ignore ``resume`` (wandb issue 2423), so ``metrics.jsonl``
+is always written beside it.  Its own step counter drops records that arrive late, so every record carries
+``trainer/step`` and ``define_metric`` makes that the x axis.  Videos go in as the path of an encoded mp4, which needs
+neither moviepy nor a copy in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import secrets
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from stdetr.logger.logger import Scalar, Table, to_scalar
+from stdetr.logger.revision import git_revision
+
+MODES = ("auto", "online", "offline", "disabled")
+Mode = Literal["auto", "online", "offline", "disabled"]
+STEP = "trainer/step"
+
+
+class WandbLogger:
+    """One W&B run in ``<output_dir>/wandb``.
+
+    mode     ``auto`` (online if an account is configured, else offline), ``online``, ``offline`` or ``disabled``; the
+             environment variable ``WANDB_MODE`` decides where the mode is ``auto``
+    group    runs of one sweep share it; by default the sweep's folder where ``output_dir`` is one of its jobs
+    splits   the first part of the metric names, so that each gets ``trainer/step`` as its x axis
+
+    The run's id is kept in ``<output_dir>/wandb_run.json``; a resumed run continues it.
+    Raises ValueError for an unknown mode and for ``online`` without an account.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        project: str = "stdetr",
+        *,
+        mode: Mode = "auto",
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        splits: Sequence[str] = ("train", "val", "test", "files", "media", "table"),
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"logger.wandb.mode={mode!r} is not one of {', '.join(MODES)}")
+        self.root = Path(output_dir)
+        self.mode: Mode = mode
+        self.project = project
+        self.entity = entity
+        self.name = name
+        self.group = group if group is not None else sweep_of(self.root)
+        self.tags = tuple(tags)
+        self.notes = notes
+        self.splits = tuple(splits)
+        self._run: Any = None
+
+    @property
+    def run_file(self) -> Path:
+        return self.root / "wandb_run.json"
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of this folder's run, None before its first start."""
+        if not self.run_file.is_file():
+            return None
+        return json.loads(self.run_file.read_text(encoding="utf-8"))["id"]
+
+    def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
+        mode = resolve_mode(self.mode)
+        if mode == "disabled":
+            return
+        import wandb
+
+        self.root.mkdir(parents=True, exist_ok=True)
+        resumed = self.run_id if step is not None else None
+        run_id = resumed or secrets.token_hex(4)
+        if isinstance(config, DictConfig):
+            content: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        else:
+            content = dict(config)
+        settings = wandb.Settings(quiet=True, silent=True, console="off", show_info=False, show_warnings=False)
+        self._run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            name=self.name or self.root.name or None,
+            group=self.group,
+            tags=list(self.tags),
+            notes=self.notes,
+            dir=str(self.root),
+            id=run_id,
+            # Offline, resume is ignored with a warning; both parts join on the server when they are synchronised.
+            resume="allow" if resumed and mode == "online" else None,
+            mode=mode,
+            config={**content, "commit": git_revision()},
+            settings=settings,
+        )
+        self._run.define_metric(STEP, hidden=True)
+        for split in self.splits:
+            self._run.define_metric(f"{split}/*", step_metric=STEP)
+        url = self._run.url if mode == "online" else None
+        record = {"id": run_id, "mode": mode, "project": self.project, "folder": self._folder(), "url": url}
+        self.run_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
+        scalars = {f"{split}/{name}": to_scalar(name, value) for name, value in values.items()}
+        self._log(step, {name: value for name, value in scalars.items() if value is not None})
+
+    def log_image(self, step: int, key: str, path: Path) -> None:
+        if self._run is None:
+            return
+        import wandb
+
+        self._log(step, {f"media/{key}": wandb.Image(str(path))})
+
+    def log_video(self, step: int, key: str, path: Path) -> None:
+        if self._run is None:
+            return
+        import wandb
+
+        self._log(step, {f"media/{key}": wandb.Video(str(path), format="mp4")})
+
+    def log_table(self, step: int, key: str, table: Table) -> None:
+        if self._run is None:
+            return
+        import wandb
+
+        self._log(step, {f"table/{key}": wandb.Table(columns=list(table.columns), data=[list(r) for r in table.rows])})
+
+    def log_artifact(self, name: str, path: Path, *, kind: str = "model", aliases: Sequence[str] = ()) -> None:
+        if self._run is None:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"{name}-{self.run_id}", type=kind)
+        if path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path))
+        self._run.log_artifact(artifact, aliases=list(aliases))
+
+    def finish(self, exit_code: int = 0) -> None:
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.finish(exit_code=exit_code)
+
+    @property
+    def location(self) -> str | None:
+        """Where to look: the run's page online, its folder offline, None when nothing was started."""
+        if not self.run_file.is_file():
+            return None
+        record = json.loads(self.run_file.read_text(encoding="utf-8"))
+        return record["url"] or str(self.root / record["folder"])
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.log({STEP: int(step), **values})
+
+    def _folder(self) -> str:
+        # `dir` of a run is its files folder; the run's own folder, which `wandb sync` takes, is the parent.
+        return Path(os.path.relpath(Path(self._run.dir).parent, self.root)).as_posix()
+
+
+def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
+    """What ``auto`` means on this machine; other modes unchanged."""
+    if mode == "auto":
+        asked = os.environ.get("WANDB_MODE", "").lower()
+        if asked in ("online", "offline", "disabled"):
+            mode = asked  # pyright: ignore[reportAssignmentType]
+        else:
+            return "online" if has_account() else "offline"
+    if mode == "online" and not has_account():
+        raise ValueError(
+            "logger.wandb.mode=online needs a W&B account: run `wandb login`, set WANDB_API_KEY, or use mode=offline"
+        )
+    return mode  # pyright: ignore[reportReturnType]
+
+
+def has_account() -> bool:
+    """Whether W&B could sign in without asking: a key or token in the environment, or an entry in the netrc file.
+
+    Only presence is looked at, through the files and variables that W&B documents; nothing is read out or kept.
+    """
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    named = os.environ.get("NETRC")
+    candidates = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in candidates:
+        if not file.is_file():
+            continue
+        try:
+            if netrc.netrc(str(file)).hosts.get(host):
+                return True
+        except (netrc.NetrcParseError, OSError) as error:
+            warnings.warn(f"{file} cannot be read ({error}); W&B counts as having no account", stacklevel=2)
+    return False
+
+
+def sweep_of(output_dir: Path) -> str | None:
+    """The sweep that a job folder belongs to: Hydra writes ``multirun.yaml`` beside the folders of its jobs."""
+    for folder in (output_dir.parent, output_dir.parent.parent):
+        if (folder / "multirun.yaml").is_file():
+            return folder.name
+    return None

@@ -1,0 +1,1 @@
+"""From the tubes of windows to tracks of a whole video."""

@@ -1,0 +1,138 @@
+"""Which track each tube of a window continues.
+
+Shape legend
+    M live tracks      N tubes of the window      T its frames      K first frames of a tube
+
+Two similarities, both in [0,1].  By overlap: the mean IoU over the frames where a track and a tube both report a box,
+weighted by the lower of the two scores, since the box of a frame on which the object is not seen means little.  By
+motion, for a pair that shares no such frame (windows without overlap, an object that was hidden): how near the tube's
+first boxes lie to where the track's own velocity would have carried it, and the track's last box to where the tube's
+own velocity comes from.
+
+The constant velocity and the assignment by overlap are those of SORT (Bewley et al., arXiv 1602.00763); velocity from
+observed boxes alone, and the direction of the new observations as a second witness, follow OC-SORT (Cao et al., arXiv
+2203.14360); strong detections before weak ones is ByteTrack's rule (Zhang et al., arXiv 2110.06864).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.functional import pad
+
+from stdetr.stitch.motion import extrapolate, fit_velocity
+from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.tracks import Tracks
+from stdetr.stitch.tubes import iou_per_frame
+from stdetr.structures import Tubes
+
+
+def assign(tracks: Tracks, tubes: Tubes, columns: Tensor, since: int, duplicate: Tensor, rules: StitchRules) -> Tensor:
+    """N int64: the row of the track that each tube continues, -1 for a tube that continues none.
+
+    columns: T, where the tubes' frames lie among the frames that the tracks keep
+    since: a track that was seen on this frame or later is in sight
+    duplicate: N bool, tubes that a surer one covers
+
+    The surest first, each step one Hungarian assignment of what is left, by overlap and then by motion: strong tubes to
+    tracks that were strong once, weak tubes to those of them that are in sight, and the rest to the rest.  A duplicate
+    only continues a strong track that nothing else does: two objects that cross cover each other too.
+    """
+    rows = torch.full((len(tubes),), -1, dtype=torch.int64)
+    if not len(tracks) or not len(tubes):
+        return rows
+    classes = class_factor(tracks, tubes.labels, rules.class_weight)
+    overlap, shared = overlap_similarity(tracks, tubes, columns)
+    motion = motion_similarity(tracks, tubes, rules) * classes
+    overlap = overlap * classes
+    # Boxes on common frames decide whether a pair may be joined; the motion helps to tell two such pairs apart.
+    mixed = (1 - rules.motion_weight) * overlap + rules.motion_weight * motion
+    joinable = (overlap >= rules.min_similarity) & (tracks.last_frame >= 0)[:, None]
+    overlap = torch.where(joinable, mixed.clamp_min(rules.min_similarity), 0.0)
+    # Two that reported different boxes on one frame are two objects, whatever their motion says.
+    motion = torch.where(shared, 0.0, motion)
+
+    strong_tube = ((tubes.scores * tubes.present).amax(1) >= rules.high_score)[None]
+    strong_track = (tracks.best >= rules.high_score)[:, None]
+    in_sight = (tracks.last_frame >= since)[:, None]
+    first = ~duplicate[None]
+    for allowed in (
+        first & strong_track & strong_tube,
+        first & strong_track & ~strong_tube & in_sight,
+        first & ~strong_track & (strong_tube | in_sight),
+        ~first & strong_track & strong_tube & in_sight,
+    ):
+        for similarity in (overlap, motion):
+            match(torch.where(allowed, similarity, 0.0), rules.min_similarity, rows)
+    return rows
+
+
+def class_factor(tracks: Tracks, labels: Tensor, weight: float) -> Tensor:
+    """M,N in [0,1]: 1 where all of a track's votes are for the tube's class, 1 - ``weight`` where none is."""
+    votes = pad(tracks.votes, (0, max(0, int(labels.max()) + 1 - tracks.votes.shape[1])))
+    share = votes / votes.sum(1, keepdim=True).clamp_min(1e-12)
+    return 1 - weight * (1 - share[:, labels])
+
+
+def overlap_similarity(tracks: Tracks, tubes: Tubes, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """M,N in [0,1], 0 where no frame is shared, and M,N bool: a frame is shared."""
+    both = (tracks.weights[:, None, columns] > 0) & tubes.present[None]  # M,N,T
+    iou = iou_per_frame(tracks.mean_boxes()[:, columns], tubes.boxes)
+    sure = torch.minimum(tracks.mean_scores()[:, None, columns], tubes.scores[None]).clamp_min(1e-6) * both
+    return (iou * sure).sum(-1) / sure.sum(-1).clamp_min(1e-12), both.any(-1)
+
+
+def motion_similarity(tracks: Tracks, tubes: Tubes, rules: StitchRules) -> Tensor:
+    """M,N in [0,1], on the first ``match_frames`` frames of each tube after the track's end; 0 where it has none, or
+    none before ``max_gap`` is over.
+
+    A tube that begins after the track's end has a motion of its own, unless it has but one frame; then the track's last
+    box is compared with that as well, backwards.
+    """
+    gaps = tubes.frame_index[None, None] - tracks.last_frame[:, None, None]  # M,1,T
+    new = tubes.present[None] & (gaps > 0)  # M,N,T
+    compared = new & (new.cumsum(-1) <= rules.match_frames)
+    expected = extrapolate(tracks.last_box, tracks.velocity, gaps[:, 0], rules.damping)  # M,T,4
+    near = closeness(expected[:, None], tubes.boxes[None], rules.max_distance) * compared
+    forward = near.sum(-1) / compared.sum(-1).clamp_min(1)
+
+    first = tubes.present.int().argmax(1)
+    start = tubes.boxes[torch.arange(len(tubes)), first]
+    gap = tubes.frame_index[first][None] - tracks.last_frame[:, None]  # M,N
+    velocity = fit_velocity(tubes.boxes, tubes.present, tubes.frame_index)
+    came_from = extrapolate(start, -velocity, gap.T, rules.damping).transpose(0, 1)
+    backward = closeness(came_from, tracks.last_box[:, None], rules.max_distance)
+    moving = (tubes.present.sum(1) > 1)[None] & (gap > 0)
+    geometry = torch.where(moving, (forward + backward) / 2, forward)
+    kept = 1 - rules.gap_weight * (gap - 1).clamp_min(0) / max(rules.max_gap, 1)
+    return torch.where(new.any(-1) & (gap <= rules.max_gap + 1), geometry * kept, 0.0)
+
+
+def closeness(first: Tensor, second: Tensor, max_distance: float) -> Tensor:
+    """In [0,1] for boxes xyxy that broadcast: 1 for equal ones, falling linearly with the distance of the centres, in
+    widths and heights, and with the root of the ratio of the areas."""
+    sizes = [(box[..., 2:] - box[..., :2]).clamp_min(1e-3) for box in (first, second)]
+    centres = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2
+    distance = (centres / (sizes[0] * sizes[1]).sqrt()).norm(dim=-1)
+    areas = [size.prod(-1) for size in sizes]
+    ratio = torch.minimum(*areas) / torch.maximum(*areas)
+    return (1 - distance / max_distance).clamp_min(0) * ratio.sqrt()
+
+
+def match(similarity: Tensor, least: float, rows: Tensor) -> None:
+    """Assign free tracks to free tubes so that the total of ``similarity`` (M,N) is largest; writes into ``rows``."""
+    free_tubes = (rows < 0).nonzero().flatten()
+    taken = torch.zeros(similarity.shape[0], dtype=torch.bool)
+    taken[rows[rows >= 0]] = True
+    free_tracks = (~taken).nonzero().flatten()
+    candidates = similarity[free_tracks][:, free_tubes]
+    # Forbidden pairs count 0 rather than their value, so that they cannot displace an allowed one.
+    allowed = candidates >= max(least, 1e-9)
+    if not bool(allowed.any()):
+        return
+    gain = torch.where(allowed, candidates, 0.0).double().numpy()
+    for track, tube in zip(*linear_sum_assignment(np.asarray(gain), maximize=True), strict=True):
+        if allowed[track, tube]:
+            rows[free_tubes[tube]] = free_tracks[track]

@@ -1,0 +1,200 @@
+"""Video files through PyAV: exact seeks by presentation time, and decoding on demand in bounded memory.
+
+Shape legend
+    T frames asked for     h, w height and width in pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stdetr.video.packet_index import PacketIndex, scan_packets
+from stdetr.video.read_ahead import ReadAhead
+from stdetr.video.source import check_indices, check_range, stack_frames
+
+# Frames that are decoded for nothing rather than sought.
+_NEARBY = 32
+# Decoders that may leave out pictures by the time of their packet; those of VP9 and AV1 also hold pictures shown later.
+_ONE_PICTURE_A_PACKET = ("h264", "hevc", "mpeg4")
+# Frames that are decoded ahead at a time, which bounds the memory for long clips.
+_GROUP = 8
+
+
+class AvSource:
+    """A :class:`~stdetr.video.source.VideoSource` that decodes one frame at a time and knows where it stands.
+
+    A read that goes on where the last one stopped decodes on without a seek; after two such reads the frames that
+    would come next are decoded meanwhile.  Every decoded picture is recognised by its presentation time, so a seek that
+    lands anywhere else than expected is noticed and made good.
+    """
+
+    backend = "av"
+
+    def __init__(self, path: Path) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self.name, self._path = str(path), path
+        self._index: PacketIndex = scan_packets(path)
+        self.size, self.fps = self._index.size, self._index.fps
+        self._container: Any = None
+        self._converter = VideoReformatter()
+        self._frames: Iterator[Any] = iter(())
+        self._next = 0
+        self._shown_from = 0
+        self._ahead: ReadAhead | None = None
+        self._expected = -1  # the frame after the last read
+        self._runs = 0  # reads in a row that continued the one before
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_path"])
+
+    def __len__(self) -> int:
+        return self._index.count
+
+    @property
+    def position(self) -> int | None:
+        """Number of the frame that decoding on would give; None while the file is closed."""
+        return None if self._container is None else self._next
+
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        numbers = check_indices(self.name, self.backend, len(self), indices)
+        if not numbers:
+            return []
+        wanted = sorted(set(numbers))
+        self._runs = self._runs + 1 if wanted[0] == self._expected else 0
+        self._expected = wanted[-1] + 1
+        if self._ahead is not None and not 0 <= wanted[0] - self._ahead.next <= _NEARBY:
+            self._halt()
+        take = self._seek if self._ahead is None else self._ahead.take
+        found = {number: self._array(number, take(number)) for number in wanted}
+        if self._ahead is None and self._runs >= 2 and self._expected < len(self):
+            # Converting the colours, a fifth of a frame's time, is left to this thread, as decord's reader does.
+            self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(wanted), _GROUP))
+        return [found[number] for number in numbers]
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """T,h,w,3 uint8 RGB."""
+        return stack_frames(self.frames(indices), self.size)
+
+    def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Sequential frames; one decoded picture in memory."""
+        self._halt()
+        for number in check_range(self.name, start, stop, step, len(self)):
+            yield number, self._array(number, self._seek(number))
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        self._halt()
+        self._expected, self._runs = -1, 0
+        self._shut()
+
+    def _halt(self) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+
+    def _shut(self) -> None:
+        if self._container is not None:
+            self._frames = iter(())
+            self._container.close()
+            self._container = None
+
+    def _array(self, number: int, picture: Any) -> np.ndarray:
+        # FFmpeg's own default, and decord's: PyAV's would interpolate chroma differently where sides are odd.
+        # One converter for all frames, since setting one up costs as much as decoding a small frame.
+        array = self._converter.reformat(picture, format="rgb24", interpolation="BICUBIC").to_ndarray()
+        if self._index.rotation:
+            array = np.ascontiguousarray(np.rot90(array, self._index.rotation // 90))
+        if array.shape[:2] != self.size:
+            have, want = (f"{shape[1]}x{shape[0]}" for shape in (array.shape, self.size))
+            raise ValueError(f"{self.name}: frame {number} is {have}, but the video starts with {want}")
+        return array
+
+    def _seek(self, number: int) -> Any:
+        """The decoded picture of frame ``number``."""
+        if self._container is not None and number == self._next and self._next > 0:
+            picture = self._decode()
+            if picture is not None and self._next - 1 == number:
+                return picture
+        key = self._key_before(number)
+        # Many pictures on the way serve no other as a reference; they need no decoding.
+        self._shown_from = number
+        if self._container is None or self._next > number or key > self._next:
+            self._start(key)
+        while True:
+            picture = self._decode()
+            if picture is not None and self._next - 1 == number:
+                return picture
+            if picture is None or self._next - 1 > number:
+                # The seek landed behind the frame: start a key frame earlier, at last at the very beginning.
+                if key == 0:
+                    self._shut()
+                    raise ValueError(
+                        f"{self.name}: frame {number} of {len(self)} cannot be decoded (backend av); the file is "
+                        "damaged there"
+                    )
+                key = self._key_before(key - 1)
+                self._start(key)
+
+    def _key_before(self, number: int) -> int:
+        keys = self._index.keys
+        place = int(np.searchsorted(keys, number, side="right")) - 1
+        return int(keys[place]) if place >= 0 else 0
+
+    def _start(self, key: int) -> None:
+        """Stand before frame ``key``; frame 0 always means a fresh start, which no seek table can spoil."""
+        import av
+
+        if self._container is None or key == 0:
+            self._shut()
+            self._container = av.open(self.name)
+            self._container.streams.video[0].codec_context.thread_count = 1
+        stream = self._container.streams.video[0]
+        if key:
+            assert self._index.pts is not None
+            self._container.seek(int(self._index.pts[key]), stream=stream)
+        self._frames = self._pictures(self._container, stream)
+        self._next = 0
+
+    def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
+        """What the file holds from here on, less pictures before ``_shown_from`` that no other one refers to."""
+        decoder, skips = stream.codec_context, False
+        pts = self._index.pts if decoder.name in _ONE_PICTURE_A_PACKET else None
+        for packet in container.demux(stream):
+            skip = pts is not None and packet.pts is not None and packet.pts < pts[self._shown_from]
+            if skip != skips:
+                decoder.skip_frame, skips = "NONREF" if skip else "DEFAULT", skip
+            yield from packet.decode()
+
+    def _decode(self) -> Any | None:
+        """The next picture, or None at the end; ``_next`` then is the number after it."""
+        from av.error import FFmpegError
+
+        while True:
+            try:
+                picture = next(self._frames, None)
+            except FFmpegError as error:
+                self._shut()
+                raise ValueError(
+                    f"{self.name}: decoding fails after frame {self._next - 1} of {len(self)} (backend av): {error}"
+                ) from None
+            if picture is None:
+                return None
+            if self._index.pts is None:
+                self._next += 1
+                return picture
+            place = self._next  # nearly always
+            if place >= len(self) or self._index.pts[place] != picture.pts:
+                place = int(np.searchsorted(self._index.pts, -1 if picture.pts is None else picture.pts))
+            # Pictures cut off by an edit list are decoded, but they are no frames.
+            if place < len(self) and self._index.pts[place] == picture.pts:
+                self._next = place + 1
+                return picture

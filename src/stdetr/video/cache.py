@@ -1,0 +1,190 @@
+"""Decoded frames, kept so that a clip costs no decoding.
+
+Shape legend
+    T frames asked for     h, w height and width in pixels
+
+A video is decoded once, in order.  ``MemoryCache`` holds it in the process; ``DiskCache`` holds it as one uint8
+array file a video, mapped into memory, so that all workers share the operating system's page cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stdetr.video.open import open_source
+from stdetr.video.source import VideoSource
+
+
+class FrameCache(Protocol):
+    """Reads frames of video files; frame numbers count decoded frames from 0.  Nobody may write to what it gives."""
+
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        ...
+
+
+class NoCache:
+    """Decodes what is asked for, every time; the ``open_files`` videos used last stay open, at their position."""
+
+    def __init__(self, open_files: int = 8) -> None:
+        self._open_files = open_files
+        self._sources: OrderedDict[tuple[str, str], VideoSource] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        # An open decoder belongs to its process.
+        return {"_open_files": self._open_files, "_sources": OrderedDict()}
+
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        key = (str(path), backend)
+        source = self._sources.pop(key, None) or open_source(path, backend=backend)
+        self._sources[key] = source
+        if len(self._sources) > self._open_files:
+            _, oldest = self._sources.popitem(last=False)
+            oldest.close()
+        return source.frames(indices)
+
+
+class MemoryCache:
+    """Whole videos in memory, the least recently used ones dropped beyond ``limit_gb`` gigabytes a process."""
+
+    def __init__(self, limit_gb: float = 2.0) -> None:
+        if limit_gb <= 0:
+            raise ValueError(f"data.cache_limit_gb must be positive, got {limit_gb}")
+        self._limit = int(limit_gb * 1e9)
+        self._bytes = 0
+        self._videos: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        # Workers fill their own cache: sending the parent's would copy it to every worker.
+        return {"_limit": self._limit, "_bytes": 0, "_videos": OrderedDict()}
+
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        key = (str(path), backend)
+        frames = self._videos.get(key)
+        if frames is None:
+            source = open_source(path, backend=backend)
+            try:
+                height, width = source.size
+                if len(source) * height * width * 3 > self._limit:
+                    raise ValueError(
+                        f"{path} needs {len(source) * height * width * 3 / 1e9:.1f} GB decoded, more than "
+                        f"data.cache_limit_gb={self._limit / 1e9:g}; use data.cache=disk or none, or a higher limit"
+                    )
+                frames = source.read(range(len(source)))
+            finally:
+                source.close()
+            self._videos[key] = frames
+            self._bytes += frames.nbytes
+            while self._bytes > self._limit:
+                _, dropped = self._videos.popitem(last=False)
+                self._bytes -= dropped.nbytes
+        else:
+            self._videos.move_to_end(key)
+        return take_frames(str(path), frames, indices)
+
+
+class DiskCache:
+    """Whole videos as uint8 array files under ``directory``; memory use stays at one frame while a file is written.
+
+    A file's name holds path, size and modification time of the video, so a changed video is decoded anew.  Beyond
+    ``limit_gb`` gigabytes the files that were used longest ago are deleted; who still reads one may go on.
+    """
+
+    def __init__(self, directory: str | Path, limit_gb: float = 100.0) -> None:
+        if limit_gb <= 0:
+            raise ValueError(f"data.cache_limit_gb must be positive, got {limit_gb}")
+        self.directory, self._limit = Path(directory), int(limit_gb * 1e9)
+
+    def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        if not path.is_file():
+            raise FileNotFoundError(f"video {path} does not exist")
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{backend}"
+        file = self.directory / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        while True:
+            try:
+                frames = np.load(file, mmap_mode="r")
+                os.utime(file)  # the time of its last use
+                return take_frames(str(path), frames, indices)
+            except FileNotFoundError:
+                # Not there yet, or another process has just deleted it to make room.
+                source = open_source(path, backend=backend)
+                try:
+                    self._make_room(source)
+                    self._write(file, source)
+                finally:
+                    source.close()
+
+    def _make_room(self, source: VideoSource) -> None:
+        """Delete the files used longest ago until the frames of ``source`` fit; ValueError where they never will."""
+        height, width = source.size
+        needed = len(source) * height * width * 3
+        if needed > self._limit:
+            raise ValueError(
+                f"{source.name} needs {needed / 1e9:.1f} GB decoded, more than data.cache_limit_gb="
+                f"{self._limit / 1e9:g}; raise the limit or use data.cache=none"
+            )
+        kept: list[tuple[float, int, Path]] = []
+        for file in self.directory.glob("[!.]*.npy"):  # those that begin with a dot are still being written
+            with contextlib.suppress(FileNotFoundError):  # another process deletes as well
+                stat = file.stat()
+                kept.append((stat.st_mtime, stat.st_size, file))
+        total = sum(size for _, size, _ in kept)
+        for _, size, file in sorted(kept):
+            if total + needed <= self._limit:
+                break
+            file.unlink(missing_ok=True)
+            total -= size
+
+    def _write(self, file: Path, source: VideoSource) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=".npy", dir=self.directory)
+        os.close(handle)
+        try:
+            shape = (len(source), *source.size, 3)
+            shard = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=shape)
+            for index, frame in source.iterate():
+                shard[index] = frame
+            shard.flush()
+            del shard
+            # Several workers may write the same file: whoever renames last wins, the content is equal.
+            Path(name).replace(file)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def make_cache(kind: str, directory: str | Path | None, limit_gb: float) -> FrameCache:
+    """The cache that the key ``data.cache`` names: ``none``, ``memory`` or ``disk`` (which needs a directory)."""
+    if kind == "none":
+        return NoCache()
+    if kind == "memory":
+        return MemoryCache(limit_gb)
+    if kind == "disk":
+        if directory is None:
+            raise ValueError("data.cache=disk needs data.cache_dir, the folder for the decoded frames")
+        return DiskCache(directory, limit_gb)
+    near = difflib.get_close_matches(kind, ("none", "memory", "disk"), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"data.cache must be none, memory or disk, got {kind!r}{hint}")
+
+
+def take_frames(name: str, frames: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+    """Views of some frames of a decoded video; raises ValueError for one it does not have."""
+    numbers = [int(index) for index in indices]
+    for number in numbers:
+        if not 0 <= number < len(frames):
+            raise ValueError(f"{name}: frame {number} does not exist, it has {len(frames)} frames numbered from 0")
+    return [frames[number] for number in numbers]

@@ -1,0 +1,105 @@
+"""Image files as a video.  h, w height and width in pixels; T frames asked for.
+
+Photographs may be stored turned, with an EXIF tag that says how to show them.  Peers differ: pycocotools' users,
+torchvision's ``CocoDetection`` and the DETR family read the pixels as they are stored, detectron2 and OpenCV turn them.
+Here pictures that somebody looks at (``predict``) are turned, like videos with rotation metadata.  Annotated frames are
+read as stored, which is what COCO's boxes count, unless only the turned picture has the annotated size: boxes drawn in
+a program that turned it.  A mirrored or upside-down tag leaves the size alone, so there the stored pixels hold.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stdetr.video.source import IMAGE_SUFFIXES, check_indices, check_range, stack_frames
+
+
+def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
+    """h,w,3 uint8 RGB; raises ValueError or FileNotFoundError naming the file.
+
+    annotated: (h, w) that the annotations give the frame: stored pixels, or turned by the EXIF tag where only then the
+        sides agree.  None turns by the tag.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if annotated is None or (image.size != annotated[::-1] and image.size == annotated):
+                image = ImageOps.exif_transpose(image)
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"frame {path} does not exist") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"frame {path} is no image that Pillow can read") from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"frame {path} is damaged: {error}") from error
+
+
+def natural_key(path: Path) -> list[int | str]:
+    """Sort key under which ``frame10`` follows ``frame9``."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+class FrameFolder:
+    """A :class:`~stdetr.video.source.VideoSource` over image files in a given order.
+
+    annotated: (h, w) of annotated frames, see :func:`read_image`
+
+    Raises FileNotFoundError when there is no file, ValueError for a frame that differs in size or is damaged.
+    """
+
+    backend = "frames"
+
+    def __init__(
+        self, name: str, files: Sequence[Path], fps: float = 0.0, annotated: tuple[int, int] | None = None
+    ) -> None:
+        if not files:
+            raise FileNotFoundError(f"{name} has no frames ({', '.join(IMAGE_SUFFIXES)})")
+        self.name, self.fps = name, fps
+        self._files, self._annotated = list(files), annotated
+        height, width = read_image(self._files[0], annotated).shape[:2]
+        self.size = (height, width)
+
+    @classmethod
+    def from_directory(cls, folder: Path) -> FrameFolder:
+        """All images of a folder, in natural order of their names."""
+        files = [item for item in folder.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES]
+        return cls(str(folder), sorted(files, key=natural_key))
+
+    @classmethod
+    def from_glob(cls, pattern: str) -> FrameFolder:
+        """All images that match a glob pattern, in natural order of their paths."""
+        files = [Path(item) for item in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute patterns
+        files = [item for item in files if item.suffix.lower() in IMAGE_SUFFIXES]
+        return cls(pattern, sorted(files, key=lambda item: (str(item.parent), natural_key(item))))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def _frame(self, index: int) -> np.ndarray:
+        frame = read_image(self._files[index], self._annotated)
+        if frame.shape[:2] != self.size:
+            want, have = ("x".join(map(str, shape[::-1])) for shape in (self.size, frame.shape[:2]))
+            raise ValueError(f"frame {self._files[index]} is {have}, but {self.name} starts with {want} frames")
+        return frame
+
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """T arrays h,w,3 uint8 RGB."""
+        return [self._frame(index) for index in check_indices(self.name, self.backend, len(self), indices)]
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """T,h,w,3 uint8 RGB."""
+        return stack_frames(self.frames(indices), self.size)
+
+    def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """One file after the other."""
+        for index in check_range(self.name, start, stop, step, len(self)):
+            yield index, self._frame(index)
+
+    def close(self) -> None:
+        """Nothing is held open."""

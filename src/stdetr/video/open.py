@@ -1,0 +1,53 @@
+"""Opening a video: the only door to a decoder."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from stdetr.video.av_source import AvSource
+from stdetr.video.decord_source import DecordSource
+from stdetr.video.frame_folder import FrameFolder
+from stdetr.video.source import IMAGE_SUFFIXES, VideoSource
+from stdetr.video.torchcodec_source import TorchcodecSource
+
+BACKENDS = ("av", "decord", "torchcodec")
+
+
+def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
+    """Open a video file, a folder of frames or a glob pattern of frames.
+
+    backend: ``av``, ``decord`` or ``torchcodec``, for video files; all give the same pixels.  Image files need none.
+
+    Raises FileNotFoundError when nothing is there and ValueError when it is no video.
+    """
+    text = str(path)
+    if backend not in BACKENDS:
+        near = difflib.get_close_matches(backend, BACKENDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"data.backend={backend!r} is unknown, it may be {', '.join(BACKENDS)}{hint}")
+    if Path(text).is_dir():
+        return FrameFolder.from_directory(Path(text))
+    if Path(text).is_file():
+        if Path(text).suffix.lower() in IMAGE_SUFFIXES:
+            return FrameFolder(text, [Path(text)])
+        return _open_file(Path(text), backend)
+    if any(sign in text for sign in "*?["):
+        return FrameFolder.from_glob(text)
+    raise FileNotFoundError(f"source {text} does not exist{_nearest(Path(text))}")
+
+
+def _open_file(path: Path, backend: str) -> VideoSource:
+    if backend == "torchcodec":
+        return TorchcodecSource(path)
+    if backend == "av":
+        return AvSource(path)
+    return DecordSource(path)
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"; neither does the folder {parent}"
+    near = difflib.get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1)
+    return f"; did you mean {parent / near[0]}?" if near else ""

@@ -1,0 +1,177 @@
+"""W&B without an account: the offline run is written and read back from its own file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from stdetr.logger import Table, WandbLogger
+from stdetr.logger.wandb import has_account, resolve_mode, sweep_of
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """The records of an offline run's ``.wandb`` file.
+
+    The file is LevelDB's log format behind a 7-byte header: blocks of 32 KiB, each fragment with a checksum (4 bytes),
+    a length (2) and a kind (full 1, first 2, middle 3, last 4); a record is one serialised protobuf message.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data = next(folder.glob("*.wandb")).read_bytes()
+    assert data[:4] == b":W&B"
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:  # a header never crosses a block
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def write_video(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for value in (0, 80, 160):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), value, np.uint8))))
+        container.mux(stream.encode())
+
+
+def test_offline_run_is_read_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # W&B writes another sequence of records where it finds CI; what matters here is the run of a user.
+    monkeypatch.delenv("CI", raising=False)
+    run_dir = tmp_path / "sweep" / "0"
+    run_dir.mkdir(parents=True)
+    (tmp_path / "sweep" / "multirun.yaml").write_text("{}")
+    image, video, weights = run_dir / "sampling.png", run_dir / "overlay.mp4", run_dir / "model.safetensors"
+    Image.new("RGB", (32, 24), (200, 30, 30)).save(image)
+    write_video(video)
+    weights.write_bytes(b"weights")
+    config = OmegaConf.create({"optim": {"lr": 1e-4}, "twice": "${optim.lr}", "seed": 7})
+
+    logger = WandbLogger(run_dir, mode="auto", tags=("toy",))
+    logger.start(config)
+    logger.log(10, "train", {"loss": 1.25, "skipped": float("nan")})
+    logger.log(5, "val", {"coco/AP50": 0.75})  # a late record is kept: the x axis is trainer/step
+    logger.log_image(10, "sampling", image)
+    logger.log_video(10, "overlay", video)
+    logger.log_table(10, "per_class", Table(("class", "AP"), (("cat", 0.5),)))
+    logger.log_artifact("checkpoint", weights, aliases=("best",))
+    run_id, place = logger.run_id, logger.location
+    logger.finish(exit_code=1)
+
+    assert place is not None
+    folder = Path(place)
+    assert folder.name.startswith("offline-run-")
+    everything = list(records(folder))
+    run = next(record.run for record in everything if record.HasField("run"))
+    kept = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert (run.run_id, run.project, run.run_group, list(run.tags)) == (run_id, "stdetr", "sweep", ["toy"])
+    assert kept["optim"] == {"lr": 1e-4}
+    assert (kept["twice"], kept["seed"]) == (1e-4, 7)
+    assert "commit" in kept
+
+    history = []
+    for record in everything:
+        if record.HasField("history"):
+            item = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+            history.append(item)
+    scalars = [{k: v for k, v in item.items() if k.startswith(("train", "val"))} for item in history]
+    assert {"train/loss": 1.25, "trainer/step": 10} in scalars
+    assert {"val/coco/AP50": 0.75, "trainer/step": 5} in scalars
+    kinds = [
+        (key.rsplit("/", 1)[0], value) for item in history for key, value in item.items() if key.endswith("/_type")
+    ]
+    assert dict(kinds) == {
+        "media/sampling": "image-file",
+        "media/overlay": "video-file",
+        "table/per_class": "table-file",
+    }
+    copied = [path for path in (folder / "files" / "media").rglob("*") if path.is_file()]
+    assert sorted(path.suffix for path in copied) == [".json", ".mp4", ".png"]
+
+    globs = {r.metric.glob_name: r.metric.step_metric for r in everything if r.HasField("metric")}
+    assert globs["train/*"] == globs["val/*"] == "trainer/step"
+    artifacts = [r.request.log_artifact.artifact for r in everything if r.HasField("request")]
+    artifacts += [record.artifact for record in everything if record.HasField("artifact")]
+    assert {a.name: set(a.aliases) for a in artifacts}[f"checkpoint-{run_id}"] == {"best", "latest"}
+    assert [record.exit.exit_code for record in everything if record.HasField("exit")] == [1]
+
+    quiet = capfd.readouterr()
+    assert (quiet.out, quiet.err) == ("", "")
+
+    again = WandbLogger(run_dir, mode="offline")
+    again.start(config, step=10)
+    resumed_id = again.run_id
+    again.finish()
+    assert resumed_id == run_id
+
+
+def test_disabled_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = WandbLogger(tmp_path / "run")
+    logger.start({"a": 1})
+    logger.log(1, "train", {"loss": 1.0})
+    logger.log_image(1, "x", tmp_path / "missing.png")
+    logger.finish()
+    assert not (tmp_path / "run").exists()
+    assert (logger.run_id, logger.location) == (None, None)
+
+
+def test_missing_config_value_is_an_error(tmp_path: Path):
+    with pytest.raises(Exception, match="Missing mandatory value: seed"):
+        WandbLogger(tmp_path, mode="offline").start(OmegaConf.create({"seed": "???"}))
+
+
+def test_mode_auto_depends_on_the_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert not has_account()
+    assert resolve_mode("auto") == "offline"
+    with pytest.raises(ValueError, match="needs a W&B account"):
+        resolve_mode("online")
+    (tmp_path / "netrc").write_text("machine example.org login user password x\n")
+    assert resolve_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    assert resolve_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert resolve_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert resolve_mode("auto") == "disabled"
+    assert resolve_mode("offline") == "offline"  # an explicit mode beats the environment
+
+
+def test_unknown_mode_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"logger.wandb.mode='of' is not one of auto, online, offline, disabled"):
+        WandbLogger(tmp_path, mode="of")  # pyright: ignore[reportArgumentType]
+
+
+def test_group_is_the_sweep_folder(tmp_path: Path):
+    assert sweep_of(tmp_path / "runs" / "a") is None
+    (tmp_path / "2026-01-01").mkdir()
+    (tmp_path / "2026-01-01" / "multirun.yaml").write_text("{}")
+    assert sweep_of(tmp_path / "2026-01-01" / "3") == "2026-01-01"
+    assert WandbLogger(tmp_path / "2026-01-01" / "3", group="mine").group == "mine"
