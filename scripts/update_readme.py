@@ -1,4 +1,7 @@
-"""Write the README's results from the JSON files under ``benchmarks/``: ``python scripts/update_readme.py``."""
+"""Write the README's table and docs/benchmarks.md from the JSON files under ``benchmarks/``.
+
+python scripts/update_readme.py
+"""
 
 from __future__ import annotations
 
@@ -191,21 +194,31 @@ def _times(row: dict) -> str:
 
 
 START, END = "<!-- measured -->", "<!-- /measured -->"
+HEAD = """# Benchmarks
+
+Every table is made by `python scripts/update_readme.py` from a JSON file under `benchmarks/`, which holds the command,
+the commit and the machine. Times are medians; ratios compare figures of one run. Nothing here was measured on a GPU.
+
+"""
 
 
 def updated(text: str) -> str:
-    """``text`` with everything between the marks made again; without the end mark, the start mark is replaced."""
-    body = "\n".join([START, "", *op(), *model(), *toy(), *pets(), *loader(), *evaluation(), END])
-    if END in text:
-        return re.sub(f"{START}.*{END}", lambda _: body, text, flags=re.S)
-    if START not in text:
-        raise ValueError(f"the README has no {START}: put it where the results belong")
-    return text.replace(START, body)
+    """The README ``text`` with the table between its marks made again."""
+    if START not in text or END not in text:
+        raise ValueError(f"the README has no {START} and {END}: put them where the table belongs")
+    body = "\n".join([START, "", *toy(), END])
+    return re.sub(f"{START}.*{END}", lambda _: body, text, flags=re.S)
+
+
+def page() -> str:
+    """The text of docs/benchmarks.md."""
+    return HEAD + "\n".join([*toy(), *pets(), *op(), *model(), *loader(), *evaluation()]).rstrip() + "\n"
 
 
 def main() -> None:
     readme = ROOT / "README.md"
     readme.write_text(updated(readme.read_text()))
+    (ROOT / "docs" / "benchmarks.md").write_text(page())
 
 
 if __name__ == "__main__":

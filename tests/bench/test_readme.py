@@ -1,4 +1,4 @@
-"""The README's results are what scripts/update_readme.py makes from the committed JSON files."""
+"""The README's table and docs/benchmarks.md are what scripts/update_readme.py makes from the committed JSON files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def test_the_readme_is_up_to_date(script):
     text = (ROOT / "README.md").read_text()
     assert script.START in text and script.END in text
     assert script.updated(text) == text, "run: python scripts/update_readme.py"
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == script.page(), "run: python scripts/update_readme.py"
+
+
+def test_only_what_lies_between_the_marks_changes(script):
+    text = script.updated(f"before\n{script.START}\nold\n{script.END}\nafter\n")
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    with pytest.raises(ValueError, match="has no <!-- measured -->"):
+        script.updated("nothing")
 
 
 def row(implementation, **figures):
@@ -55,15 +63,11 @@ def test_the_table_of_the_op(script, tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "op_cpu.json").write_text(json.dumps(document))
     monkeypatch.setattr(script, "ROOT", tmp_path)
-    text = script.updated(f"before\n{script.START}\nafter\n")
+    text = script.page()
     first = "| encoder 480p T5, clustered | 50.0 ms | 150.0 ms | 20.0x, 20.0x | needs about 21 GiB | "
     assert f"\n{first}105 MiB, 1.05 of needed |\n" in text
     assert "T = 1, 2, 4, plain op, as an exponent (1 is linear): forward 1.01, both 0.99, peak memory 0.70" in text
     assert "Not in this run: deformops (its kernels need a GPU)." in text
-    assert text.startswith("before\n") and text.endswith("after\n")
-    assert script.updated(text) == text
-    with pytest.raises(ValueError, match="has no <!-- measured -->"):
-        script.updated("nothing")
 
 
 def test_the_table_of_the_model(script, tmp_path, monkeypatch):
@@ -81,5 +85,5 @@ def test_the_table_of_the_model(script, tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "model_cpu.json").write_text(json.dumps(document))
     monkeypatch.setattr(script, "ROOT", tmp_path)
-    text = script.updated(script.START)
+    text = script.page()
     assert "\n| encoder | 4 | 200 ms | 10.0 MiB | 1.30x, 1.16x | - |\n" in text
