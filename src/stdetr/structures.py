@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,24 +30,6 @@ def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
 def _shapes(instance: object, names: tuple[str, ...]) -> str:
     parts = [f"{name}={tuple(getattr(instance, name).shape)}" for name in names]
     return f"{type(instance).__name__}({', '.join(parts)})"
-
-
-def _save_small(instance: ClipTargets | ClipBatch) -> tuple[dict[str, object], dict[str, object]]:
-    """The small CPU tensors as arrays, and everything else as it is, for pickling.
-
-    Between processes torch sends each tensor through a file descriptor of its own, which for a few numbers takes longer
-    than writing them into the message.
-    """
-    arrays, others = {}, {}
-    for name in instance.__dataclass_fields__:
-        value = getattr(instance, name)
-        small = isinstance(value, Tensor) and name != "frames" and value.device.type == "cpu"
-        (arrays if small else others)[name] = value.numpy() if small else value
-    return arrays, others
-
-
-def _load_small(kind: type, arrays: dict[str, np.ndarray], others: dict[str, object]) -> object:
-    return kind(**{name: torch.from_numpy(value) for name, value in arrays.items()}, **others)
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,9 +80,6 @@ class ClipTargets:
         move = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in self.__dataclass_fields__}
         return ClipTargets(**move)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return _load_small, (type(self), *_save_small(self))
-
     @classmethod
     def empty(cls, frames: int) -> ClipTargets:
         """No track on ``frames`` frames."""
@@ -122,6 +100,7 @@ class ClipInfo:
     frame_index: decoded frame number of each of the T frames, from 0
     image_ids:   CocoVID image id of each frame; -1 where a frame has no record
     degraded:    True for each frame that the annotation marks as degraded (empty when it does not say)
+    seed:        of everything random that happens to this clip in training, on whichever process
     """
 
     video_id: int
@@ -130,6 +109,7 @@ class ClipInfo:
     source_size: tuple[int, int]
     video_name: str = ""
     degraded: tuple[bool, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,7 +152,7 @@ class ClipBatch:
 
     frames:      B,T,3,h,w float32, RGB, normalised with the backbone's mean and deviation; padding is 0.  As a loader
                  gives them: uint8, not yet normalised (a quarter of the memory to fill, send and copy), with ``pixels``
-                 that tells how; :meth:`to` normalises them on the device that it moves them to
+                 that tells how; :meth:`normalised` does it
     sizes:       B,2 int64 (h, w) of the unpadded frames inside the padded ones
     frame_mask:  B,T bool, True for real frames, False for frames that only pad a shorter clip
     frame_index: B,T int64 decoded frame number in the source; padding continues the count
@@ -203,24 +183,20 @@ class ClipBatch:
         return _shapes(self, ("frames", "sizes", "frame_mask", "frame_index"))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ClipBatch:
-        """The batch on ``device``, its frames normalised."""
+        """The batch on ``device``, otherwise unchanged."""
         names = ("frames", "sizes", "frame_mask", "frame_index")
         moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
-        targets = tuple(target.to(device, non_blocking=non_blocking) for target in self.targets)
-        if self.pixels is not None:
-            moved["frames"] = self.pixels.apply(moved["frames"])
-            # From the sizes as they are here: reading them back from a device would wait for it.
-            for clip, ((height, width), mask) in enumerate(
-                zip(self.sizes.tolist(), self.frame_mask.tolist(), strict=True)
-            ):
-                moved["frames"][clip, :, :, height:] = 0
-                moved["frames"][clip, :, :, :height, width:] = 0
-                moved["frames"][clip, sum(mask) :] = 0
-        return replace(self, targets=targets, pixels=None, **moved)
+        return replace(self, targets=tuple(target.to(device, non_blocking) for target in self.targets), **moved)
 
-    def with_frames(self, frames: Tensor) -> ClipBatch:
-        """The same batch with other frames: B,T,3,h,w."""
-        return replace(self, frames=frames)
+    def normalised(self) -> ClipBatch:
+        """The batch with normalised float32 frames, whose padding is 0; itself where they are normalised already."""
+        if self.pixels is None:
+            return self
+        frames = self.pixels.apply(self.frames)
+        rows, columns = (torch.arange(side, device=frames.device) for side in frames.shape[-2:])
+        real_Bhw = (rows < self.sizes[:, :1])[:, :, None] & (columns < self.sizes[:, 1:])[:, None]
+        real_BThw = self.frame_mask[:, :, None, None] & real_Bhw[:, None]
+        return replace(self, frames=frames.masked_fill_(~real_BThw[:, :, None], 0), pixels=None)
 
     def split_frames(self) -> ClipBatch:
         """The real frames of the batch, each as a clip of its own (T = 1), clip by clip."""
@@ -245,6 +221,7 @@ class ClipBatch:
                     frame_index=info.frame_index[t : t + 1],
                     image_ids=info.image_ids[t : t + 1],
                     degraded=info.degraded[t : t + 1],
+                    seed=info.seed + t,
                 )
             )
         return ClipBatch(
@@ -256,13 +233,6 @@ class ClipBatch:
             infos=tuple(infos),
             pixels=self.pixels,
         )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _load_small, (type(self), *_save_small(self))
-
-    def pin_memory(self) -> ClipBatch:
-        names = ("frames", "sizes", "frame_mask", "frame_index")
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
 
 @dataclass(frozen=True, repr=False)

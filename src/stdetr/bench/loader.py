@@ -226,7 +226,7 @@ def _drain(loader: ClipLoader, *, normalise: bool = False) -> int:
     for batch in loader:
         frames += int(batch.frame_mask.sum())
         if normalise:
-            batch.to("cpu")
+            batch.normalised()
     return frames
 
 

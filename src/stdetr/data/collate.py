@@ -7,34 +7,12 @@ Shape legend
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from stdetr.structures import Clip, ClipBatch, ClipInfo, ClipTargets, PixelScale
-
-
-@dataclass(frozen=True, repr=False)
-class DecodedClip:
-    """A :class:`~stdetr.structures.Clip` whose frames are still where the decoder left them.
-
-    frames: T arrays h,w,3 uint8 RGB of one size, not to be written to
-    """
-
-    frames: Sequence[np.ndarray]
-    targets: ClipTargets
-    info: ClipInfo
-
-    def stacked(self) -> Clip:
-        """The clip with its frames in one tensor."""
-        return Clip(torch.from_numpy(np.stack(self.frames)).permute(0, 3, 1, 2), self.targets, self.info)
-
-
-def _new(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(tuple(shape), dtype=dtype)
+from stdetr.structures import Clip, ClipBatch, ClipTargets, PixelScale
 
 
 @dataclass(frozen=True)
@@ -51,40 +29,27 @@ class Collate:
         if self.pad_to < 1:
             raise ValueError(f"data.loader.pad_to must be at least 1, got {self.pad_to}")
 
-    def __call__(
-        self, clips: Sequence[Clip] | Sequence[DecodedClip], room: Callable[[Sequence[int], torch.dtype], Tensor] = _new
-    ) -> ClipBatch:
-        """Batch of the clips, padded with 0; their frames are all normalised float32 or all uint8.
-
-        room: gives the memory for the frames, a contiguous tensor of that shape and dtype whose content does not matter
-        """
+    def __call__(self, clips: Sequence[Clip]) -> ClipBatch:
+        """Batch of the clips, padded with 0; their frames are all normalised float32 or all uint8."""
         if not clips:
             raise ValueError("a batch needs at least one clip")
-        shapes = [_shape(clip) for clip in clips]
-        kinds = {torch.uint8 if isinstance(clip, DecodedClip) else clip.frames.dtype for clip in clips}
-        assert len(kinds) == 1, f"the clips of a batch have one dtype, got {kinds}"
-        (kind,) = kinds
-        raw = kind == torch.uint8
+        first = clips[0].frames
+        assert all(clip.frames.dtype == first.dtype for clip in clips), "the clips of a batch have one dtype"
+        raw = first.dtype == torch.uint8
         if raw and self.pixels is None:
             raise ValueError("clips must be normalised before they are batched (data.mean, data.std), got torch.uint8")
+        shapes = [(len(clip.frames), *clip.frames.shape[-2:]) for clip in clips]
         length = max(frames for frames, _, _ in shapes)
         height, width = (math.ceil(max(shape[axis] for shape in shapes) / self.pad_to) * self.pad_to for axis in (1, 2))
-        # Decoders give the channels as the innermost axis in memory; kept so, rows are copied whole.
-        interleaved = isinstance(clips[0], DecodedClip) or (raw and clips[0].frames.stride(1) == 1)
-        sides = (height, width, 3) if interleaved else (3, height, width)
-        stored = room((len(clips), length, *sides), kind)
-        # NumPy's slices cost less than PyTorch's, which matters between two decoded clips.
-        planes = stored.numpy() if interleaved else stored.permute(0, 1, 3, 4, 2).numpy()  # B,T,h,w,3
+        if first.stride(1) == 1:
+            # Decoders give the channels as the innermost axis in memory; kept so, rows are copied whole.
+            frames = first.new_zeros(len(clips), length, height, width, 3).permute(0, 1, 4, 2, 3)
+        else:
+            frames = first.new_zeros(len(clips), length, 3, height, width)
         for number, (clip, (count, clip_height, clip_width)) in enumerate(zip(clips, shapes, strict=True)):
-            pictures = clip.frames if isinstance(clip, DecodedClip) else clip.frames.permute(0, 2, 3, 1).numpy()
-            for place, picture in enumerate(pictures):
-                planes[number, place, :clip_height, :clip_width] = picture
-            # Only the padding is set to zero: clearing the whole batch first would cost as much as filling it.
-            planes[number, :count, :clip_height, clip_width:] = 0
-            planes[number, :count, clip_height:] = 0
-            planes[number, count:] = 0
+            frames[number, :count, :, :clip_height, :clip_width] = clip.frames
         return ClipBatch(
-            frames=stored.permute(0, 1, 4, 2, 3) if interleaved else stored,
+            frames=frames,
             sizes=torch.tensor([shape[1:] for shape in shapes], dtype=torch.int64),
             frame_mask=torch.tensor([[t < frames for t in range(length)] for frames, _, _ in shapes]),
             frame_index=torch.tensor([continue_count(clip.info.frame_index, length) for clip in clips]),
@@ -94,12 +59,19 @@ class Collate:
         )
 
 
-def _shape(clip: Clip | DecodedClip) -> tuple[int, int, int]:
-    """(T, h, w)."""
-    if isinstance(clip, DecodedClip):
-        return (len(clip.frames), *clip.frames[0].shape[:2])
-    count, _, height, width = clip.frames.shape
-    return count, height, width
+def pad_batch(batch: ClipBatch, length: int, height: int, width: int) -> ClipBatch:
+    """The batch with padding up to ``length`` frames of ``height`` x ``width`` px, as if collated with larger clips."""
+    _, frames, _, rows, columns = batch.frames.shape
+    if (length, height, width) == (frames, rows, columns):
+        return batch
+    pad = torch.nn.functional.pad
+    return replace(
+        batch,
+        frames=pad(batch.frames, (0, width - columns, 0, height - rows, 0, 0, 0, length - frames)),
+        frame_mask=pad(batch.frame_mask, (0, length - frames)),
+        frame_index=torch.tensor([continue_count(numbers, length) for numbers in batch.frame_index.tolist()]),
+        targets=tuple(pad_targets(target, length) for target in batch.targets),
+    )
 
 
 def continue_count(frame_index: Sequence[int], length: int) -> list[int]:

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from stdetr.data.coco_vid import CocoVid
-from stdetr.data.collate import DecodedClip
 from stdetr.data.sampling import ClipRows, ClipSampler
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import ClassNames, Clip, ClipInfo, ClipTargets
@@ -27,7 +25,7 @@ _MIX = 0x9E3779B97F4A7C15
 
 
 def clip_seed(seed: int, epoch: int, number: int) -> int:
-    """63-bit seed of one clip's random transforms; the same whatever worker loads it."""
+    """63-bit seed of everything random that happens to one clip; the same whatever process loads it."""
     state = np.random.SeedSequence([seed, epoch, number, 2]).generate_state(1, np.uint64)[0]
     return (int(state) ^ _MIX) & (2**63 - 1)
 
@@ -40,7 +38,7 @@ class ClipDataset(Dataset[Clip]):
 
     index:   the annotation file; root: folder that its file names are relative to
     sampler: which frames make clip ``number`` of an epoch
-    seed:    of the random transforms
+    seed:    of everything random that happens to the clips in training
 
     ``dataset[number]`` is a clip of the current epoch (:meth:`set_epoch`); ``dataset[epoch, number]`` of any epoch,
     which is how loaders ask, so that workers that live through several epochs need no message.
@@ -87,49 +85,42 @@ class ClipDataset(Dataset[Clip]):
         return self.sampler.count(self.index)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Clip:
-        found = self._load(key)
-        return found if isinstance(found, Clip) else found.stacked()
-
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Clip | DecodedClip]:
-        """What loaders batch: frames that no transform touches stay where the decoder left them."""
-        return [self._load(key) for key in keys]
-
-    def _load(self, key: int | tuple[int, int]) -> Clip | DecodedClip:
         epoch, number = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= number < len(self):
             raise IndexError(f"clip {number} of {len(self)}")
         clip = self.sampler.clip(self.index, epoch, number)
         rows = np.array(clip.rows)
         found = self.index.annotations(rows)
-        frames = self._frames(rows)
-        video: Tensor | None = None
+        frames = torch.from_numpy(np.stack(self._frames(rows))).permute(0, 3, 1, 2)
+        seed = clip_seed(self.seed, epoch, number)
         if self.transforms.transforms:
-            # Transforms on interleaved channels are several times slower.
-            planes = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
             # Own the global generator for the length of the transform: results must not depend on who ran before.
             state = torch.get_rng_state()
-            torch.default_generator.manual_seed(clip_seed(self.seed, epoch, number))
+            torch.default_generator.manual_seed(seed)
             try:
-                video, moved, kept = self.transforms.move(planes, torch.from_numpy(found.boxes))
+                # Transforms on interleaved channels are several times slower.
+                frames, moved, kept = self.transforms.move(frames.contiguous(), torch.from_numpy(found.boxes))
             finally:
                 torch.set_rng_state(state)
-            if video.is_floating_point():
-                video = self.transforms.normalise(video)
-            height, width = video.shape[-2:]
+            if frames.is_floating_point():
+                frames = self.transforms.normalise(frames)
             boxes, keep = moved.numpy(), kept.numpy()
         else:
-            height, width = frames[0].shape[:2]
-            boxes, keep = self.transforms.clip_boxes(found.boxes, (height, width))
+            boxes, keep = self.transforms.clip_boxes(found.boxes, tuple(frames.shape[-2:]))
         targets = pack_tracks(
             image=found.image[keep],
-            boxes=normalised_boxes(boxes[keep], (height, width)),
+            boxes=normalised_boxes(boxes[keep], tuple(frames.shape[-2:])),
             labels=found.labels[keep],
             tracks=found.tracks[keep],
             ignored=found.ignored[keep],
             frames=len(rows),
         )
-        info = self._info(rows, clip)
-        return DecodedClip(frames, targets, info) if video is None else Clip(video, targets, info)
+        return Clip(frames, targets, self._info(rows, clip, seed))
+
+    def videos(self) -> np.ndarray:
+        """Which video (its place in the index) each clip of an evaluation shows."""
+        first = (self.sampler.clip(self.index, 0, number).rows[0] for number in range(len(self)))
+        return np.fromiter((self.index.video_of(row) for row in first), np.int64, len(self))
 
     def _frames(self, rows: np.ndarray) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
@@ -150,7 +141,7 @@ class ClipDataset(Dataset[Clip]):
                 )
         return frames
 
-    def _info(self, rows: np.ndarray, clip: ClipRows) -> ClipInfo:
+    def _info(self, rows: np.ndarray, clip: ClipRows, seed: int) -> ClipInfo:
         video = self.index.video_of(int(rows[0]))
         image_ids = self.index.image_ids[rows].tolist()
         if clip.repeated:
@@ -164,6 +155,7 @@ class ClipDataset(Dataset[Clip]):
             source_size=(height, width),
             video_name=self.index.video_names[video],
             degraded=tuple(degraded),
+            seed=seed,
         )
 
 

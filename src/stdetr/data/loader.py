@@ -1,73 +1,98 @@
-"""Batches of clips in an order that depends on seed and epoch alone."""
+"""Batches of clips in an order that depends on seed and epoch alone, shared out among processes."""
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
+import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from stdetr.data.collate import Collate
 from stdetr.data.dataset import ClipDataset
-from stdetr.data.worker_memory import WorkerCollate
 from stdetr.structures import ClipBatch
 
+Share = tuple[int, int]
+"""(rank, processes): which part of the work a process takes."""
+Batch = list[tuple[int, int]]
+"""The ``(epoch, clip number)`` of each clip."""
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(epoch, clip number)``.
 
-    shuffle:   a new order each epoch, drawn from ``(seed, epoch)``
-    drop_last: leave out a smaller last batch
-    start_batch: batches to leave out at the start of the next pass, for a run that resumes within an epoch
-    runs: without shuffling, cut the pass into so many runs of neighbouring batches and take one of each in turn.  A
-        loader deals its batches to its workers in turn, so with a run for each worker nobody decodes what another
-        one skips
+class EpochBatches(Sampler[Batch]):
+    """A process's share of the training batches.
+
+    Each pass over the clips has a new order, drawn from ``(seed, epoch)``; clips that would make a smaller last batch
+    wait for another epoch, unless there is no other batch.
+
+    batch_size: clips that all processes together see in one step.  Each takes a slice; slices differ by one clip at
+        most, and their union does not depend on the number of processes.
+
+    Raises ValueError where a process would get no clip.
     """
 
-    def __init__(
-        self,
-        clips: int,
-        batch_size: int,
-        *,
-        shuffle: bool,
-        drop_last: bool = False,
-        seed: int = 0,
-        start_batch: int = 0,
-        runs: int = 1,
-    ) -> None:
+    def __init__(self, clips: int, batch_size: int, *, seed: int = 0, share: Share = (0, 1)) -> None:
+        rank, processes = share
         if batch_size < 1:
             raise ValueError(f"data.loader.batch_size must be at least 1, got {batch_size}")
-        if drop_last and clips < batch_size:
+        if batch_size < processes:
             raise ValueError(
-                f"data.loader.batch_size={batch_size} is more than the {clips} clips of an epoch and the last batch is "
-                "dropped: nothing would be left"
+                f"data.loader.batch_size={batch_size} counts the clips of all {processes} processes together; "
+                f"it must be at least {processes}"
             )
-        self.clips, self.batch_size, self.shuffle, self.drop_last = clips, batch_size, shuffle, drop_last
-        self.seed, self.epoch, self.start_batch, self.runs = seed, 0, start_batch, runs
+        if clips < processes:
+            raise ValueError(f"an epoch has {clips} clips, too few for {processes} processes")
+        self.clips, self.batch_size, self.seed = clips, min(batch_size, clips), seed
+        self.rank, self.processes = rank, processes
+        self.epoch = self.start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self.epoch = epoch
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Begin the next pass at ``batch`` of ``epoch``."""
+        self.epoch, self.start = epoch, batch
 
     def __len__(self) -> int:
-        whole, rest = divmod(self.clips, self.batch_size)
-        return whole + (1 if rest and not self.drop_last else 0)
+        return self.clips // self.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        clips, batches = np.arange(self.clips), range(len(self))
-        if self.shuffle:
-            clips = np.random.default_rng([self.seed, self.epoch, 3]).permutation(self.clips)
-        elif self.runs > 1:
-            batches = in_turn(len(self), self.runs)
-        first, self.start_batch = self.start_batch, 0
-        for batch in batches[first:]:
+    def __iter__(self) -> Iterator[Batch]:
+        clips = np.random.default_rng([self.seed, self.epoch, 3]).permutation(self.clips)
+        for batch in range(self.start, len(self)):
             numbers = clips[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(number)) for number in numbers]
+            mine = np.array_split(numbers, self.processes)[self.rank]
+            yield [(self.epoch, int(number)) for number in mine]
+
+
+def video_batches(videos: np.ndarray, batch_size: int, *, share: Share = (0, 1), runs: int = 1) -> list[Batch]:
+    """A process's share of the batches that show every clip once.
+
+    A process takes whole videos, the longest first and each by the process with the fewest clips so far.  A batch holds
+    clips of one video only.  It is thus the same batch whatever the number of processes, and gives the same numbers.
+
+    videos: which video each clip shows
+    runs: cut the batches into so many runs of neighbours and take one of each in turn.  A loader deals its batches to
+        its workers in turn, so with a run for each worker nobody decodes what another one skips
+    """
+    if not batch_size or batch_size < 1:
+        raise ValueError(f"data.loader.eval_batch_size must be at least 1, got {batch_size}")
+    rank, processes = share
+    order = np.argsort(videos, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(videos[order])) + 1) if len(order) else []
+    load, mine = [0] * processes, []
+    for place in sorted(range(len(groups)), key=lambda place: -len(groups[place])):
+        least = load.index(min(load))
+        load[least] += len(groups[place])
+        if least == rank:
+            mine.append(place)
+    batches = [
+        [(0, int(number)) for number in groups[place][first : first + batch_size]]
+        for place in sorted(mine)
+        for first in range(0, len(groups[place]), batch_size)
+    ]
+    return [batches[number] for number in in_turn(len(batches), runs)]
 
 
 def in_turn(count: int, runs: int) -> list[int]:
@@ -77,18 +102,36 @@ def in_turn(count: int, runs: int) -> list[int]:
 
 
 class ClipLoader(DataLoader[ClipBatch]):
-    """A DataLoader over clips; :meth:`set_epoch` chooses the epoch of the next pass."""
+    """A DataLoader over clips; :meth:`start_at` chooses where in the training the next pass begins."""
 
-    def set_epoch(self, epoch: int) -> None:
+    def start_at(self, epoch: int, batch: int = 0) -> None:
         batches = self.batch_sampler
         assert isinstance(batches, EpochBatches)
-        batches.set_epoch(epoch)
+        batches.start_at(epoch, batch)
+
+    def __iter__(self) -> Iterator[ClipBatch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for frames, rest in super().__iter__():
+            yield replace(pickle.loads(rest), frames=frames)
+
+
+class _Parcel:
+    """Collates clips into the frames and everything else as bytes.
+
+    Between processes torch sends each tensor through a file descriptor of its own: with a few tensors for each clip a
+    worker would run out of them.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, clips: Sequence) -> tuple[Tensor, bytes]:
+        batch = self.collate(clips)
+        return batch.frames, pickle.dumps(replace(batch, frames=batch.frames[..., :0].clone()))
 
 
 def _start_worker(_: int) -> None:
     # One decoding thread a worker: more would only fight the training process for the cores.
     torch.set_num_threads(1)
-    keep_freed_memory()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -101,20 +144,6 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep freed blocks of up to 32 MB (256 MB of them at most) for the next allocation.
-
-    Frames of a clip are some megabytes that come and go with each clip.  By default glibc gives such blocks back to the
-    system, and touching fresh pages again costs more than copying the frames (mallopt(3): M_MMAP_THRESHOLD,
-    M_TRIM_THRESHOLD).  Returns False where there is no glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    mmap_threshold, trim_threshold = -3, -1
-    return bool(mallopt(mmap_threshold, 32 << 20)) and bool(mallopt(trim_threshold, 256 << 20))
-
-
 def build_loader(
     dataset: ClipDataset,
     batch_size: int,
@@ -122,24 +151,21 @@ def build_loader(
     shuffle: bool,
     num_workers: int = 0,
     seed: int = 0,
-    drop_last: bool = False,
     pad_to: int = 32,
     prefetch: int = 2,
     pin_memory: bool = False,
-    persistent: bool = True,
     start_method: str = "forkserver",
     timeout: float = 0.0,
-    start_batch: int = 0,
+    share: Share = (0, 1),
 ) -> ClipLoader:
-    """A loader whose batches do not depend on the number of workers.  Nor does their order, unless they are not
-    shuffled: then each worker reads a run of neighbouring clips, and those runs come in turn (:class:`EpochBatches`).
+    """A loader whose batches do not depend on the number of workers, nor, taken together, on that of processes.
 
-    num_workers: 0 loads in this process.  Workers start by ``spawn`` or ``forkserver``; fork would deadlock decoders
+    shuffle: training (:class:`EpochBatches`), otherwise every clip once (:func:`video_batches`)
+    num_workers: 0 loads in this process.  Workers start by ``spawn`` or ``forkserver``; fork would deadlock decoders.
+        They live as long as the loader
     prefetch: batches that each worker prepares ahead, which bounds the memory
-    pin_memory: where there is a GPU, batches lie in page-locked memory
-    persistent: keep the workers from one epoch to the next
+    pin_memory: where there is a GPU, frames lie in page-locked memory
     timeout: seconds after which a batch that a worker does not deliver ends the run with an error; 0 waits for ever
-    start_batch: batches of the first pass to leave out, for resuming
 
     Raises ValueError for settings that give no batch.
     """
@@ -147,33 +173,25 @@ def build_loader(
         raise ValueError(f"data.loader.num_workers must be at least 0, got {num_workers}")
     if start_method not in ("spawn", "forkserver"):
         raise ValueError(f"data.loader.start_method must be spawn or forkserver, got {start_method!r}")
-    keep_freed_memory()
     context = multiprocessing.get_context(start_method) if num_workers else None
     if context is not None and start_method == "forkserver":
         # The server imports torch once; workers then start in milliseconds.  It loads no decoder, so forks are safe.
         context.set_forkserver_preload(["stdetr.data.dataset"])
-    batches = EpochBatches(
-        len(dataset),
-        batch_size,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        seed=seed,
-        start_batch=start_batch,
-        runs=max(num_workers, 1),
-    )
-    collate = Collate(pad_to, dataset.transforms.pixels)
+    if shuffle:
+        batches = EpochBatches(len(dataset), batch_size, seed=seed, share=share)
+    else:
+        batches = video_batches(dataset.videos(), batch_size, share=share, runs=max(num_workers, 1))
     return ClipLoader(
         dataset,  # pyright: ignore[reportArgumentType] - a loader of batches over a dataset of clips
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=WorkerCollate(collate, prefetch) if num_workers else collate,
+        collate_fn=_Parcel(Collate(pad_to, dataset.transforms.pixels)),
         pin_memory=pin_memory and torch.cuda.is_available(),
         worker_init_fn=_start_worker,
         multiprocessing_context=context,
         prefetch_factor=prefetch if num_workers else None,
-        persistent_workers=persistent and num_workers > 0,
+        persistent_workers=num_workers > 0,
         timeout=timeout if num_workers else 0,
-        # Starting a pass draws a number.  Drawn from the global generator, it would give a run that was stopped, and so
-        # starts one pass more, other noise than a run that was not.
+        # Starting a pass draws a number, which must not come from the generator of whoever iterates.
         generator=torch.Generator().manual_seed(seed),
     )

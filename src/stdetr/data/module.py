@@ -14,7 +14,7 @@ from torch import nn
 from stdetr.data.coco_vid import CocoVid
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.dataset import ClipDataset
-from stdetr.data.loader import ClipLoader, build_loader
+from stdetr.data.loader import ClipLoader, Share, build_loader
 from stdetr.data.sampling import ClipSampler
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import ClassNames
@@ -34,15 +34,18 @@ class Benchmark(Protocol):
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """The keys of ``data.loader``; see :func:`~stdetr.data.loader.build_loader`."""
+    """The keys of ``data.loader``; see :func:`~stdetr.data.loader.build_loader`.
+
+    batch_size: clips of one training step, on all processes together
+    eval_batch_size: clips of one forward pass of evaluation, on each process
+    """
 
     batch_size: int = 4
-    eval_batch_size: int | None = None
+    eval_batch_size: int = 1
     num_workers: int = 0
     pad_to: int = 32
     prefetch: int = 2
     pin_memory: bool = False
-    persistent: bool = True
     start_method: str = "forkserver"
     timeout: float = 0.0
 
@@ -188,45 +191,48 @@ class DataModule:
         return self.dataset("test", train=False, frames=frames)
 
     def train_loader(
-        self, epoch: int = 0, *, frames: int | None = None, batch_size: int | None = None, start_batch: int = 0
+        self, *, frames: int | None = None, batch_size: int | None = None, share: Share = (0, 1)
     ) -> ClipLoader:
-        """Training batches, beginning with ``epoch``; later epochs by ``loader.set_epoch``.
+        """Training batches of epoch 0; ``loader.start_at`` chooses another epoch and the batch to begin with.
 
-        frames, batch_size: replace T and the clips a batch.  With ``frames`` alone the batch grows or shrinks so that
+        frames, batch_size: replace T and the clips of a step.  With ``frames`` alone the batch grows or shrinks so that
         it shows about as many frames as before (T = 1 gets five times the clips of T = 5).
-        start_batch: batches of the first pass to leave out, for a run that resumes.
+        share: (rank, processes), for a process that takes its part of each batch
         """
         if batch_size is None:
             batch_size = self.loader.batch_size
             if frames is not None:
                 batch_size = max(1, round(batch_size * self.train_sampler.frames / frames))
-        loader = self._loader(self.train_dataset(frames), batch_size, train=True, start_batch=start_batch)
-        loader.set_epoch(epoch)
-        return loader
+        return self._loader(self.train_dataset(frames), batch_size, train=True, share=share)
 
     def eval_loader(
-        self, split: str = "val", *, frames: int | None = None, batch_size: int | None = None
+        self,
+        split: str = "val",
+        *,
+        frames: int | None = None,
+        batch_size: int | None = None,
+        share: Share = (0, 1),
     ) -> ClipLoader:
         """Batches that cover every frame of a split once, without augmentation; in order, or in as many runs in turn as
         there are workers.
-        """
-        size = batch_size or self.loader.eval_batch_size or self.loader.batch_size
-        return self._loader(self.dataset(split, train=False, frames=frames), size, train=False)
 
-    def _loader(self, dataset: ClipDataset, batch_size: int, *, train: bool, start_batch: int = 0) -> ClipLoader:
+        share: (rank, processes), for a process that takes its part of the videos
+        """
+        size = batch_size or self.loader.eval_batch_size
+        return self._loader(self.dataset(split, train=False, frames=frames), size, train=False, share=share)
+
+    def _loader(self, dataset: ClipDataset, batch_size: int, *, train: bool, share: Share) -> ClipLoader:
         settings = self.loader
         return build_loader(
             dataset,
             batch_size,
             shuffle=train,
-            drop_last=train and len(dataset) >= batch_size,
             num_workers=settings.num_workers,
             seed=self.seed,
             pad_to=settings.pad_to,
             prefetch=settings.prefetch,
             pin_memory=settings.pin_memory,
-            persistent=settings.persistent,
             start_method=settings.start_method,
             timeout=settings.timeout,
-            start_batch=start_batch,
+            share=share,
         )

@@ -23,14 +23,5 @@ def reduce_count(count: Tensor) -> Tensor:
     return total.clamp(min=1.0) / processes
 
 
-def reduce_max(number: int, device: torch.device) -> int:
-    """The largest ``number`` of all processes; all must call it, in the same order as other reductions."""
-    if _processes() == 1:
-        return number
-    largest = torch.tensor(number, device=device)
-    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-    return int(largest)
-
-
 def _processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -13,6 +13,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from stdetr.models.attention import STDeformableAttention
+from stdetr.models.draws import ClipDropout, TubeAttention
 from stdetr.models.encoder import FeedForward
 from stdetr.models.heads import BoxHead, MultiLayerPerceptron
 from stdetr.models.neck import Tokens
@@ -84,7 +85,7 @@ class DecoderLayer(nn.Module):
         causal: bool,
     ) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.self_attention = TubeAttention(width, heads, dropout)
         self.self_norm = nn.LayerNorm(width)
         self.frame_attention = FrameAttention(width=width, heads=heads, reach=reach, causal=causal)
         self.cross_attention = STDeformableAttention(
@@ -92,7 +93,7 @@ class DecoderLayer(nn.Module):
         )
         self.cross_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, feed_forward, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ClipDropout(dropout)
 
     def forward(
         self,
@@ -109,7 +110,7 @@ class DecoderLayer(nn.Module):
         clips, tubes, frames, _ = states_BQTC.shape
         content = rearrange(states_BQTC, "b q t c -> (b t) q c")
         keyed = content + rearrange(position_BQTC, "b q t c -> (b t) q c")
-        mixed = self.self_attention(keyed, keyed, content, attn_mask=blocked_QQ, need_weights=False)[0]
+        mixed = self.self_attention(keyed, keyed, content, attn_mask=blocked_QQ)
         states = self.self_norm(content + self.dropout(mixed))
         states = rearrange(states, "(b t) q c -> b q t c", b=clips)
         states = self.frame_attention(states, position_BQTC, frame_mask_BT, index_BT)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stdetr.models.boxes import to_cxcywh, to_xyxy
+from stdetr.models.draws import ClipRandom
 from stdetr.structures import ClipTargets
 
 
@@ -30,13 +31,14 @@ class DenoisingQueries:
     positive: Tensor
 
 
-class TubeDenoising(nn.Module):
+class TubeDenoising(ClipRandom):
     """Makes the denoising queries of a batch.
 
     queries: about how many a clip; the number of groups follows from the clip with most tracks
     label_noise: probability of a random label; box_noise: largest corner shift as a share of half the box side, for
         positives; negatives are shifted by one to two times that
     frame_share: share of the noise that each frame draws anew
+    most: tracks of the clip with most, where other processes hold clips of the same batch
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class TubeDenoising(nn.Module):
         self.labels = nn.Embedding(classes, width)
         self.classes, self.queries = classes, queries
         self.label_noise, self.box_noise, self.frame_share = label_noise, box_noise, frame_share
+        self.most = 0
 
     def forward(self, targets: Sequence[ClipTargets], matching: int) -> DenoisingQueries | None:
-        """None when no clip of the batch has a track that counts."""
+        """None when no clip of the batch, on any process, has a track that counts."""
         device = self.labels.weight.device
         kept = [torch.nonzero(t.valid.any(1)).flatten() for t in targets]
-        most = max((len(k) for k in kept), default=0)
+        most = max(self.most, *(len(k) for k in kept))
         if most == 0:
             return None
         groups = max(1, self.queries // (2 * most))
@@ -77,12 +80,12 @@ class TubeDenoising(nn.Module):
         track = track.repeat(1, 2 * groups)
         positive = torch.tensor([True] * most + [False] * most, device=device).repeat(groups)
 
-        flip = torch.rand(labels.shape, device=device) < self.label_noise
-        labels = torch.where(flip, torch.randint_like(labels, self.classes), labels)
-        size = (clips, slots, 1, 4)
-        sign = torch.rand(size, device=device).round() * 2 - 1
-        shared = (torch.rand(size, device=device) + (~positive).float()[None, :, None, None]) * sign
-        own = (torch.rand(clips, slots, frames, 4, device=device) * 2 - 1) * self.frame_share
+        noise = self.uniform(clips, (slots, 10 + 4 * frames), device)
+        flip = noise[..., 0] < self.label_noise
+        labels = torch.where(flip, (noise[..., 1] * self.classes).long(), labels)
+        sign = noise[..., None, 2:6].round() * 2 - 1
+        shared = (noise[..., None, 6:10] + (~positive).float()[None, :, None, None]) * sign
+        own = (noise[..., 10:].view(clips, slots, frames, 4) * 2 - 1) * self.frame_share
         half = boxes[..., 2:].repeat(1, 1, 1, 2) / 2
         corners = to_xyxy(boxes) + (shared * (1 - self.frame_share) + own) * half * self.box_noise
         low = torch.minimum(corners[..., :2], corners[..., 2:]).clamp(0, 1)

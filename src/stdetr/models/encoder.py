@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stdetr.models.attention import STDeformableAttention
+from stdetr.models.draws import ClipDropout
 from stdetr.models.neck import Tokens
 from stdetr.models.window import Window
 
@@ -21,7 +22,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand, self.contract = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ClipDropout(dropout)
         for linear in (self.expand, self.contract):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -37,7 +38,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = attention
         self.norm = nn.LayerNorm(attention.width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ClipDropout(dropout)
         self.feed_forward = FeedForward(attention.width, feed_forward, dropout)
 
     def forward(self, features_BTSC: Tensor, tokens: Tokens, window: Window) -> Tensor:
@@ -85,7 +86,7 @@ class Encoder(nn.Module):
             )
             for _ in range(layers)
         )
-        self.dropout = nn.Dropout(dropout if layers else 0.0)
+        self.dropout = ClipDropout(dropout if layers else 0.0)
         self.window, self.causal, self.checkpointing = window, causal, checkpointing
 
     def forward(self, tokens: Tokens, frame_mask_BT: Tensor, frame_index_BT: Tensor) -> Tensor:

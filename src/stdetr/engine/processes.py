@@ -1,0 +1,196 @@
+"""Processes that work on one run together: started by ``torchrun``, ``accelerate launch`` or Slurm through submitit.
+
+Gradients and losses are reduced by PyTorch in its default group (NCCL on GPUs).  Everything else goes through a second
+group, on the CPU and without a time limit: turns, results of the main process, predictions.  It may wait as long as an
+evaluation takes.  That is safe because no process waits for one that has failed: each watches a key of the store that
+the processes share, and ends when another one writes there why it failed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+FAILED = "stdetr/failed"
+_FOREVER = timedelta(days=30)
+_group: distributed.ProcessGroup | None = None
+_done = threading.Event()
+
+
+def count() -> int:
+    """How many processes work together."""
+    return 1 if _group is None else distributed.get_world_size()
+
+
+def rank() -> int:
+    """The number of this process; 0 is the main process, which writes, logs and prints."""
+    return 0 if _group is None else distributed.get_rank()
+
+
+def share() -> tuple[int, int]:
+    """(rank, processes): the part that this process takes of what is shared out."""
+    return rank(), count()
+
+
+def say(text: str) -> None:
+    """Print, on the main process alone."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+@contextmanager
+def together(*, cpu: bool) -> Iterator[None]:
+    """Join the other processes of the run, if there are any, for the length of the block.
+
+    cpu: work on the CPU even where there are GPUs
+
+    Where one process leaves the block with an exception, all end: that one with its exception, the others at once with
+    exit code 1.
+    """
+    _read_submitit()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    _join(cpu)
+    _done.clear()
+    store = _store()
+    threading.Thread(target=_watch, args=(store.clone(), rank()), daemon=True).start()
+    try:
+        yield
+        barrier()
+    except BaseException as error:
+        line = str(error).strip().splitlines()
+        why = f"{rank()} {type(error).__name__}: {line[0] if line else ''}"
+        if store.compare_set(FAILED, "", why).decode() != why:
+            # Another process failed first, and this is its echo: a connection that broke.
+            _end(store.get(FAILED).decode())
+        raise
+    finally:
+        _done.set()
+
+
+def device(name: str) -> torch.device:
+    """The device of this process; ``auto`` and ``cuda`` are a GPU for each process of a machine."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and count() > 1:
+        return PartialState().device
+    return torch.device(name)
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if _group is not None:
+        distributed.barrier(group=_group)
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What ``work`` returns on the main process; the others wait and get the same."""
+    if _group is None:
+        return work()
+    box: list[Any] = [work() if rank() == 0 else None]
+    distributed.broadcast_object_list(box, src=0, group=_group)
+    return box[0]
+
+
+def one_by_one(work: Callable[[], T]) -> T:
+    """``work`` on every process: first the main one, then one on each machine, then the rest.
+
+    What the first one makes on the disk, the others find there.
+    """
+    if _group is None:
+        return work()
+    mine = 0 if rank() == 0 else 1 if int(os.environ.get("LOCAL_RANK", "0")) == 0 else 2
+    result: list[T] = []
+    for turn in range(3):
+        if turn == mine:
+            result.append(work())
+        barrier()
+    return result[0]
+
+
+def gather(parts: list[T]) -> list[T]:
+    """The parts of all processes, on the main process; an empty list on the others."""
+    if _group is None:
+        return parts
+    found: list[Any] | None = [None] * count() if rank() == 0 else None
+    distributed.gather_object(parts, found, dst=0, group=_group)
+    return [part for one in found or [] for part in one]
+
+
+def largest(numbers: Sequence[int]) -> list[int]:
+    """The largest of all processes, number by number."""
+    if _group is None:
+        return list(numbers)
+    found = torch.tensor(numbers)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX, group=_group)
+    return found.tolist()
+
+
+def total(numbers: Tensor) -> Tensor:
+    """The sum over all processes, float64 on the CPU."""
+    found = numbers.detach().double().cpu()
+    if _group is not None:
+        distributed.all_reduce(found, group=_group)
+    return found
+
+
+def _read_submitit() -> None:
+    """Tell PyTorch about the tasks of a submitit job, which says nothing of them itself."""
+    if "RANK" in os.environ:
+        return
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        # Each process takes the GPU of its local rank, so all may see all.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        raise ValueError(
+            f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks that do not know of each other: start one "
+            "torchrun on each node, or use launcher=submitit_slurm"
+        )
+
+
+def _join(cpu: bool) -> None:
+    global _group
+    if _group is None:
+        PartialState(cpu=cpu)
+        _group = distributed.new_group(backend="gloo", timeout=_FOREVER)
+
+
+def _store() -> distributed.Store:
+    return distributed.distributed_c10d._get_default_store()
+
+
+def _watch(store: distributed.Store, mine: int) -> None:
+    """End this process when another one has failed; it may be waiting where no Python code runs."""
+    while not _done.wait(0.3):
+        try:
+            failed = store.get(FAILED).decode() if store.check([FAILED]) else ""
+        except RuntimeError:
+            if _done.wait(2):
+                return
+            failed = "0 is gone"
+        if failed and failed.split(" ", 1)[0] != str(mine):
+            _end(failed)
+
+
+def _end(failed: str) -> None:
+    number, why = failed.split(" ", 1)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"process {rank()} ends because process {number} failed: {why}", file=sys.stderr, flush=True)
+    time.sleep(0.2)  # the one that failed says its own word first
+    sys.stdout.flush()
+    os._exit(1)
