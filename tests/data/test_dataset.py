@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
-from multiprocessing.reduction import ForkingPickler
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from stdetr.data.coco_vid_reader import read_coco_vid
-from stdetr.data.collate import Collate, continue_count
-from stdetr.data.dataset import ClipDataset, pack_tracks
-from stdetr.data.loader import EpochBatches, build_loader, in_turn
+from stdetr.data.collate import Collate, continue_count, pad_batch
+from stdetr.data.dataset import ClipDataset, clip_seed, pack_tracks
+from stdetr.data.loader import EpochBatches, build_loader, in_turn, video_batches
 from stdetr.data.sampling import CoveringWindows, RandomWindows
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import Clip, ClipInfo, ClipTargets
@@ -76,7 +75,7 @@ def test_targets_by_hand(images: Path) -> None:
     torch.testing.assert_close(targets.boxes[0, 0], torch.tensor([0.25, 0.25, 0.5, 0.5]))
     torch.testing.assert_close(targets.boxes[0, 2], torch.tensor([0.75, 0.75, 0.5, 0.5]))
     assert targets.boxes[0, 1].tolist() == [0, 0, 0, 0]
-    assert clip.info == ClipInfo(5, (0, 1, 2), (10, 11, 12), (6, 8), "clip", ())
+    assert clip.info == ClipInfo(5, (0, 1, 2), (10, 11, 12), (6, 8), "clip", (), clip_seed(0, 0, 0))
 
 
 def _turned(path: Path, orientation: int, width: int = 40, height: int = 20) -> None:
@@ -193,7 +192,7 @@ def test_collation_refuses_raw_frames_and_nothing() -> None:
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_a_batch_of_bytes_is_normalised_where_it_goes(interleaved: bool) -> None:
+def test_a_batch_of_bytes_is_normalised_when_asked(interleaved: bool) -> None:
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
     transform = ClipTransform(mean=mean.tolist(), std=std.tolist())
     generator = torch.Generator().manual_seed(0)
@@ -206,7 +205,10 @@ def test_a_batch_of_bytes_is_normalised_where_it_goes(interleaved: bool) -> None
     raw = Collate(16, transform.pixels)(clips)
     assert raw.frames.dtype == torch.uint8
     assert (raw.frames.stride(2) == 1) == interleaved
-    ready = raw.to("cpu")
+    moved = raw.to("cpu")
+    assert moved.frames.dtype == torch.uint8, "moving a batch leaves it as it is"
+    assert torch.equal(moved.frames, raw.frames)
+    ready = moved.normalised()
     assert ready.frames.is_contiguous()
     for number, clip in enumerate(clips):
         count, _, height, width = clip.frames.shape
@@ -215,56 +217,90 @@ def test_a_batch_of_bytes_is_normalised_where_it_goes(interleaved: bool) -> None
         torch.testing.assert_close(inner.double(), wanted, rtol=0, atol=1e-6)
         assert torch.equal(inner, transform.normalise(clip.frames))
         assert ready.frames[number].count_nonzero() == inner.count_nonzero()  # all padding is exactly 0
-    again = ready.to("cpu")
-    assert torch.equal(again.frames, ready.frames)
-    assert raw.frames.dtype == torch.uint8
-    assert torch.equal(raw.split_frames().to("cpu").frames, ready.split_frames().frames)
+    assert ready.normalised() is ready
+    assert torch.equal(raw.split_frames().normalised().frames, ready.split_frames().frames)
 
 
-def test_batches_survive_the_way_between_processes() -> None:
-    clips = [_clip(2, 17, 30, 3, start=4, step=3), _clip(4, 20, 9, 0)]
-    batch = Collate(16)(clips)
-    again = pickle.loads(ForkingPickler.dumps(batch))
+def test_padding_a_batch_is_as_good_as_batching_it_with_larger_clips() -> None:
+    small, middle, large = _clip(2, 17, 30, 3, start=4, step=3), _clip(1, 5, 5, 0), _clip(4, 40, 50, 1)
+    wanted = Collate(16)([small, middle, large])
+    batch = Collate(16)([small, middle])
+    assert pad_batch(batch, 2, 32, 32) is batch
+    padded = pad_batch(batch, 4, 48, 64)
     for name in ("frames", "sizes", "frame_mask", "frame_index"):
-        have, want = getattr(again, name), getattr(batch, name)
-        assert have.dtype == want.dtype
-        assert torch.equal(have, want)
-    assert (again.infos, again.pixels) == (batch.infos, None)
-    for have, want in zip(again.targets, batch.targets, strict=True):
+        assert torch.equal(getattr(padded, name), getattr(wanted, name)[:2]), name
+    for have, want in zip(padded.targets, wanted.targets, strict=False):
         for name in ClipTargets.__dataclass_fields__:
-            assert torch.equal(getattr(have, name), getattr(want, name))
-    again.sizes[0, 0] = 3  # writable, as it was
-    # One descriptor, for the frames; everything small is in the message.
-    assert ForkingPickler.dumps(batch).tobytes().count(b"rebuild_tensor") == 1
+            assert torch.equal(getattr(have, name), getattr(want, name)), name
+
+
+def test_single_frames_of_a_clip_have_seeds_of_their_own() -> None:
+    clip = _clip(3, 8, 8, 1)
+    batch = Collate(8)([replace(clip, info=replace(clip.info, seed=40))])
+    assert [info.seed for info in batch.split_frames().infos] == [40, 41, 42]
 
 
 def test_batches_by_epoch() -> None:
-    batches = EpochBatches(10, 4, shuffle=True, seed=1)
-    assert len(batches) == 3
+    batches = EpochBatches(10, 4, seed=1)
+    assert len(batches) == 2
     first = list(batches)
-    assert sorted(number for batch in first for _, number in batch) == list(range(10))
-    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert len({number for batch in first for _, number in batch}) == 8
+    assert [len(batch) for batch in first] == [4, 4]
     assert list(batches) == first
-    batches.set_epoch(1)
+    batches.start_at(1)
     second = list(batches)
     assert {epoch for batch in second for epoch, _ in batch} == {1}
     assert [n for b in second for _, n in b] != [n for b in first for _, n in b]
-    resumed = EpochBatches(10, 4, shuffle=True, seed=1, start_batch=1)
-    assert list(resumed) == first[1:]
-    assert list(resumed) == first
-    assert len(EpochBatches(10, 4, shuffle=True, drop_last=True)) == 2
-    with pytest.raises(ValueError, match=r"batch_size=11 is more than the 10 clips"):
-        EpochBatches(10, 11, shuffle=True, drop_last=True)
+    batches.start_at(0, 1)
+    assert list(batches) == first[1:]
+    assert [len(batch) for batch in EpochBatches(10, 11)] == [10]
+    with pytest.raises(ValueError, match=r"batch_size must be at least 1, got 0"):
+        EpochBatches(10, 0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_processes_share_each_batch_without_overlap(processes: int) -> None:
+    alone = list(EpochBatches(23, 7, seed=2))
+    shares = [list(EpochBatches(23, 7, seed=2, share=(rank, processes))) for rank in range(processes)]
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert [clip for part in parts for clip in part] == whole
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+    # A run that goes on with another number of processes goes on with the same clips.
+    resumed = EpochBatches(23, 7, seed=2, share=(0, processes))
+    resumed.start_at(0, 2)
+    assert list(resumed) == shares[0][2:]
+
+
+def test_more_processes_than_clips_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size=4 counts the clips of all 8 processes together; it must be at"):
+        EpochBatches(100, 4, share=(0, 8))
+    with pytest.raises(ValueError, match=r"an epoch has 3 clips, too few for 4 processes"):
+        EpochBatches(3, 4, share=(0, 4))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 9])
+def test_videos_are_shared_whole_and_batches_stay_the_same(processes: int) -> None:
+    videos = np.repeat(np.arange(6), [5, 1, 8, 3, 3, 2])
+    alone = video_batches(videos, 3)
+    assert [[n for _, n in batch] for batch in alone[:4]] == [[0, 1, 2], [3, 4], [5], [6, 7, 8]]
+    shares = [video_batches(videos, 3, share=(rank, processes)) for rank in range(processes)]
+    assert sorted(batch for part in shares for batch in part) == alone
+    shown = [{int(videos[n]) for batch in part for _, n in batch} for part in shares]
+    assert sum(len(part) for part in shown) == 6, "no video is shared by two processes"
+    if processes == 2:
+        assert [sum(len(batch) for batch in part) for part in shares] == [11, 11]
+    assert video_batches(np.zeros(0, np.int64), 3) == []
+    with pytest.raises(ValueError, match=r"eval_batch_size must be at least 1, got 0"):
+        video_batches(videos, 0)
 
 
 def test_each_worker_gets_a_run_of_neighbouring_batches() -> None:
     assert in_turn(7, 3) == [0, 3, 5, 1, 4, 6, 2]  # 0 1 2, 3 4 and 5 6
     assert in_turn(2, 4) == [0, 1]
     assert in_turn(0, 2) == []
-    batches = list(EpochBatches(10, 2, shuffle=False, runs=2))
+    batches = video_batches(np.zeros(10, np.int64), 2, runs=2)
     assert [[n for _, n in batch] for batch in batches] == [[0, 1], [6, 7], [2, 3], [8, 9], [4, 5]]
-    shuffled = (EpochBatches(10, 2, shuffle=True, seed=3, runs=runs) for runs in (1, 4))
-    assert list(next(shuffled)) == list(next(shuffled))
 
 
 def test_workers_change_nothing(small_toy: Path) -> None:
@@ -272,19 +308,23 @@ def test_workers_change_nothing(small_toy: Path) -> None:
         loader = build_loader(
             _toy(small_toy), 3, shuffle=True, num_workers=num_workers, seed=5, start_method=start_method
         )
-        found = []
+        found, workers = [], []
         for epoch in epochs:
-            loader.set_epoch(epoch)
+            loader.start_at(epoch)
             for batch in loader:
                 boxes = torch.cat([target.boxes.flatten() for target in batch.targets])
-                found.append(torch.cat([batch.frames.flatten(), boxes, batch.frame_index.flatten()]))
+                seeds = torch.tensor([info.seed for info in batch.infos])
+                found.append(torch.cat([batch.frames.flatten(), boxes, batch.frame_index.flatten(), seeds]))
+            workers.append([] if num_workers == 0 else [worker.pid for worker in loader._iterator._workers])
+        assert workers[0] == workers[1], "workers live through the epochs"
+        assert len(workers[0]) == num_workers
         return found
 
     alone = batches(0, (0, 1))
     torch.manual_seed(123)
     torch.rand(7)
     for other in (batches(0, (0, 1)), batches(2, (0, 1))):
-        assert len(other) == len(alone) == 2 * 5
+        assert len(other) == len(alone) == 2 * 4
         for one, two in zip(alone, other, strict=True):
             assert torch.equal(one, two)
     assert not torch.equal(alone[0], alone[5])

@@ -37,18 +37,20 @@ def toy(tmp_path: Path) -> DataModule:
 
 
 def test_the_toy_makes_itself_and_loads(toy: DataModule, tmp_path: Path) -> None:
-    folder = toy.prepare()
+    folder = toy.root
     assert folder.parent == tmp_path / "toy"
     assert toy.annotations("val") == folder / "val.json"
     assert toy.classes.names == ("striped disc", "checkered square", "dotted triangle", "ringed star")
     assert len(toy.train_dataset()) == 2 * 7 // 5
     assert len(toy.val_dataset()) == len(toy.test_dataset()) == 2 * 2
     batch = next(iter(toy.eval_loader("test")))
-    assert batch.frames.shape == (4, 5, 3, 96, 96)
-    assert len(toy.train_loader(3)) == 1
-    loader = toy.train_loader(3, frames=1)
+    assert batch.frames.shape == (2, 5, 3, 96, 96)  # of one video
+    assert len(toy.train_loader()) == 1
+    loader = toy.train_loader(frames=1)
     assert next(iter(loader)).frames.shape == (14, 1, 3, 96, 96)
-    assert len(next(iter(toy.train_loader(0, frames=1, batch_size=2)))) == 2
+    assert len(next(iter(toy.train_loader(frames=1, batch_size=2)))) == 2
+    assert len(next(iter(toy.train_loader(frames=1, batch_size=5, share=(1, 2))))) == 2
+    assert {info.video_id for batch in toy.eval_loader("test", share=(1, 2)) for info in batch.infos} == {2}
 
 
 @pytest.mark.parametrize("name", ["coco_vid", "mot_pets", "imagenet_vid"])
@@ -57,7 +59,7 @@ def test_data_of_ones_own(name: str, toy: DataModule, tmp_path: Path) -> None:
     node = _node(name, tmp_path, root=str(toy.root), loader__num_workers=0, probe_seconds=None)
     module = instantiate(node)
     assert isinstance(module.train_sampler, RandomWindows)
-    batch = next(iter(module.train_loader(0)))
+    batch = next(iter(module.train_loader()))
     assert batch.frames.shape[:3] == (1, 5, 3)
     assert min(batch.sizes[0]) >= 300
     short = node.eval_transforms[0].sizes

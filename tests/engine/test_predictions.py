@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stdetr.engine.predictions import VideoTubes, _frame_detections, _trackable, predict_split
+from stdetr.engine.predictions import (
+    SplitPredictions,
+    VideoTubes,
+    _frame_detections,
+    _trackable,
+    join_videos,
+    predict_videos,
+)
 from stdetr.stitch.rules import StitchRules
 from stdetr.structures import ClassNames, ClipBatch, ClipInfo, ClipTargets, ModelOutput, Tubes
 
@@ -119,6 +126,13 @@ def window(video: int, frames: list[int], repeated: int = 0) -> ClipBatch:
         torch.zeros(1, count, 3, 32, 32), torch.tensor([[32, 32]]), torch.ones(1, count, dtype=torch.bool),
         torch.tensor([frames]), (ClipTargets.empty(count),), (info,),
     )  # fmt: skip
+
+
+def predict_split(model: nn.Module, batches: list, classes: ClassNames, lengths: dict, **keys) -> SplitPredictions:
+    """The split as two processes predict it: one the video 5, the other every other video."""
+    shares = [[b for b in batches if (b.infos[0].video_id == 5) == first] for first in (False, True)]
+    videos = [seen for part in shares for seen in predict_videos(model, part, classes, lengths, **keys)]
+    return join_videos(videos, lengths)
 
 
 def test_batches_in_any_order_give_the_same_predictions_in_the_order_of_the_videos():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stdetr.data.module import DataModule
+from stdetr.data.loader import ClipLoader
 from stdetr.engine import train
 from stdetr.engine.trainer import _Meter
 
@@ -43,11 +43,11 @@ def test_one_seed_gives_the_same_weights_twice_and_after_a_stop(
         pass
 
     drawn = 0
-    original = DataModule.train_loader
+    original = ClipLoader.__iter__
 
-    def interrupted(self: DataModule, epoch: int = 0, **keys):
+    def interrupted(self: ClipLoader):
         nonlocal drawn
-        for batch in original(self, epoch, **keys):
+        for batch in original(self):
             if drawn == batches:
                 raise StopHere
             drawn += 1
@@ -55,7 +55,7 @@ def test_one_seed_gives_the_same_weights_twice_and_after_a_stop(
 
     stopped = (phases, f"trainer.save_every={save_every}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DataModule, "train_loader", interrupted)
+        patch.setattr(ClipLoader, "__iter__", interrupted)
         with pytest.raises(StopHere):
             train.run(tiny("c", *stopped))
     assert json.loads((tmp_path / "c" / "checkpoints" / "last" / "meta.json").read_text())["step"] == saved

@@ -103,13 +103,15 @@ class DataModule:
         self._probe_record = None if cache_dir is None else Path(cache_dir) / "probed.json"
         self._indices: dict[str, CocoVid] = {}
 
-    def prepare(self) -> Path:
-        """Generate the benchmark where it is absent (once on each machine); returns the folder of the data set."""
-        return self.root
+    def read(self, *splits: str) -> ClassNames:
+        """Prepare, read and probe these splits, so that nothing is written or found wrong later; returns the classes."""
+        for split in splits:
+            self.index(split)
+        return self.classes
 
     @cached_property
     def root(self) -> Path:
-        """The folder that the annotation files lie in."""
+        """The folder that the annotation files lie in; a benchmark that is absent is generated first."""
         if self.benchmark is not None:
             return self.benchmark.prepare(self._root)
         if not self._root.is_dir():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from stdetr import config as configs
 from stdetr.data.module import DataModule
-from stdetr.engine import checkpoint
+from stdetr.engine import checkpoint, processes
 from stdetr.engine.evaluation_log import log_evaluation, tracked
 from stdetr.engine.evaluation_loop import SplitEvaluator, prediction_settings
 from stdetr.evaluation import offline
@@ -22,31 +22,40 @@ def run(cfg: DictConfig) -> None:
     """With ``annotations`` and ``predictions`` (or ``compare``): no model is run.  With ``checkpoint``: it is run over
     ``evaluation.split`` of the data set it was trained on, or of ``data`` where the command line names one.
     """
-    if cfg.get("compare"):
-        offline.run(cfg)
-        return
+    with processes.together(cpu=cfg.device == "cpu"):
+        if cfg.get("compare"):
+            processes.on_main(lambda: offline.run(cfg))
+        elif cfg.get("annotations") or cfg.get("predictions"):
+            processes.on_main(lambda: _score_files(cfg))
+        else:
+            _evaluate_checkpoint(cfg)
+
+
+def _score_files(cfg: DictConfig) -> None:
+    logger: Logger = configs.instantiate(cfg.logger)
+    found, figures = offline.score_files(cfg)
+    with tracked(logger, cfg, RunPaths(Path(cfg.output_dir))):
+        logger.log(0, "files", found.flat())
+        log_evaluation(logger, 0, "files", found, figures)
+
+
+def _evaluate_checkpoint(cfg: DictConfig) -> None:
     paths = RunPaths(Path(cfg.output_dir))
     logger: Logger = configs.instantiate(cfg.logger)
-    if cfg.get("annotations") or cfg.get("predictions"):
-        found, figures = offline.score_files(cfg)
-        with tracked(logger, cfg, paths):
-            logger.log(0, "files", found.flat())
-            log_evaluation(logger, 0, "files", found, figures)
-        return
     if cfg.checkpoint is None:
         raise ValueError(
             "checkpoint is not given: stdetr eval checkpoint=RUN, or annotations=FILE predictions=FILE to score files"
         )
-    device = torch.device(_device(cfg.device))
+    device = processes.device(cfg.device)
     model, trained, classes = load_model(cfg.checkpoint, device)
     # The data of the training run, unless the command line says otherwise.
     data: DataModule = configs.instantiate(cfg.data if cfg.get("data") is not None else trained.data)
     evaluation = cfg.evaluation
-    data.prepare()
-    if tuple(data.classes.names) != tuple(classes.names):
+    known = processes.one_by_one(lambda: data.read(evaluation.split))
+    if tuple(known.names) != tuple(classes.names):
         raise ValueError(
             f"checkpoint={cfg.checkpoint} knows the classes {', '.join(classes.names)}, but the data set has "
-            f"{', '.join(data.classes.names)}"
+            f"{', '.join(known.names)}"
         )
     evaluator = SplitEvaluator(
         data=data,
@@ -60,12 +69,8 @@ def run(cfg: DictConfig) -> None:
         logger=logger,
     )
     step = int(checkpoint.read_meta(find_weights(cfg.checkpoint).parent)["step"])
-    with tracked(logger, cfg, paths):
-        logger.log(step, evaluation.split, evaluator(model, step))
-    print(f"wrote {paths.evaluation / 'metrics.json'} and {paths.root / 'predictions.json'}", flush=True)
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    with tracked(logger, cfg, paths) if processes.rank() == 0 else nullcontext():
+        metrics = evaluator(model, step)
+        if processes.rank() == 0:
+            logger.log(step, evaluation.split, metrics)
+    processes.say(f"wrote {paths.evaluation / 'metrics.json'} and {paths.root / 'predictions.json'}")

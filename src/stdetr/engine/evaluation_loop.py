@@ -14,8 +14,9 @@ from torch import nn
 
 from stdetr import config as configs
 from stdetr.data.module import DataModule
+from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
-from stdetr.engine.predictions import SplitPredictions, predict_split
+from stdetr.engine.predictions import SplitPredictions, join_videos, predict_videos
 from stdetr.evaluation.evaluate import score
 from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
@@ -76,38 +77,44 @@ class SplitEvaluator:
         )
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float | None]:
+        """Called on every process: each predicts its share of the videos, the main one does everything else."""
         started = time.perf_counter()
         found = self.predictions(model)
-        annotations = self.data.annotations(self.split)
+        self.metrics = processes.on_main(lambda: self._report(model, step, found, started))
+        return self.metrics
+
+    def _report(self, model: nn.Module, step: int, found: SplitPredictions, started: float) -> dict[str, float | None]:
         scored = score(
-            annotations,
+            self.data.annotations(self.split),
             found.frames,
             found.tubes,
             evaluators=tuple(self.evaluators),
             causal=self.causal,
             seeds=1,
         )
-        self.metrics = scored.flat()
+        metrics = scored.flat()
         figures = write_reports(scored, self.paths.root)
         found.frames.write_results(self.paths.root / "predictions.json")
         write_json(self.paths.root / "tubes.json", found.tubes)
         print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
-        print(summary(self.metrics), flush=True)
+        print(summary(metrics), flush=True)
         if self.logger is not None:
             log_evaluation(self.logger, step, self.split, scored, figures)
         if self.draw is not None:
             self.draw(model, step)
-        return self.metrics
+        return metrics
 
     def predictions(self, model: nn.Module) -> SplitPredictions:
+        """What ``model`` says of the split; of no video on processes other than the main one."""
         index = self.data.index(self.split)
         lengths = dict(zip(index.video_ids.tolist(), index.video_lengths.tolist(), strict=True))
-        batches = self.data.eval_loader(self.split, frames=self.frames)
-        return predict_split(model, batches, self.data.classes, lengths, device=self.device, **self.predict)
+        batches = self.data.eval_loader(self.split, frames=self.frames, share=processes.share())
+        videos = predict_videos(model, batches, self.data.classes, lengths, device=self.device, **self.predict)
+        return join_videos(processes.gather(videos), lengths)
 
 
 def prediction_settings(settings: DictConfig) -> dict[str, Any]:
-    """What ``predict_split`` takes, from the config node ``evaluation``."""
+    """What ``predict_videos`` takes, from the config node ``evaluation``."""
     names = ("top_k", "min_score", "track_score", "presence", "fill_gap", "prior_frames")
     return {name: settings[name] for name in names} | {"rules": StitchRules(**configs.instantiate(settings.stitch))}
 

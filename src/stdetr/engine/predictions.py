@@ -5,9 +5,8 @@ Shape legend: N tubes of a clip or video, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -36,16 +35,16 @@ class SplitPredictions:
 
 
 @dataclass(frozen=True)
-class _SeenClip:
-    """What one clip gave: the detections of its frames and the tubes that may continue its neighbours'."""
+class SeenVideo:
+    """What a model says of one video: the detections of its frames in order, and its tubes as in a split's."""
 
     video: int
     frames: Detections
-    tubes: Tubes
+    tubes: list[dict[str, Any]]
 
 
 @torch.no_grad()
-def predict_split(
+def predict_videos(
     model: nn.Module,
     batches: Iterable[ClipBatch],
     classes: ClassNames,
@@ -59,12 +58,12 @@ def predict_split(
     fill_gap: int = 2,
     prior_frames: float = 5,
     rules: StitchRules | None = None,
-) -> SplitPredictions:
-    """What ``model`` says of a split, on ``device``.
+) -> list[SeenVideo]:
+    """What ``model`` says of the videos that ``batches`` show, on ``device``.
 
-    batches: windows that cover every frame of every video once (repeated frames have image id -1), in any order:
-        workers that read a run of windows each give those of several places in turn
-    video_lengths: frames of each video id, in the order that the predictions get
+    batches: windows that cover every frame of a video once (repeated frames have image id -1), in any order: workers
+        that read a run of windows each give those of several places in turn
+    video_lengths: frames of each video id
     min_score: frame detections below it are left out
     track_score, presence: a clip's tube is stitched into a video's tube when its best frame reaches ``track_score``;
         frames whose presence is lower than ``presence`` are null
@@ -72,24 +71,34 @@ def predict_split(
     """
     was_training = model.training
     model.eval()
-    seen: list[_SeenClip] = []
+    seen: dict[int, list[tuple[Detections, Tubes]]] = {}
     for batch in batches:
-        batch = batch.to(device)
+        batch = batch.to(device).normalised()
         output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
         for tubes, info in zip(to_tubes(output, batch.infos, top_k, presence=presence), batch.infos, strict=True):
             found = _frame_detections(tubes, info, classes, min_score)
-            seen.append(_SeenClip(info.video_id, found, _trackable(tubes, track_score)))
+            seen.setdefault(info.video_id, []).append((found, _trackable(tubes, track_score)))
     model.train(was_training)
-    place = {video: number for number, video in enumerate(video_lengths)}
-    # By the last frame: the last window of a video may be moved back to be of full length.
-    seen.sort(key=lambda clip: (place[clip.video], int(clip.tubes.frame_index[-1])))
-    results: list[dict[str, Any]] = []
-    for video, clips in groupby(seen, key=lambda clip: clip.video):
+    videos = []
+    for video, clips in seen.items():
+        # By the last frame: the last window of a video may be moved back to be of full length.
+        clips.sort(key=lambda clip: int(clip[1].frame_index[-1]))
         collected = VideoTubes(rules, fill_gap=fill_gap, prior_frames=prior_frames)
-        for clip in clips:
-            collected.add(clip.tubes)
-        results.extend(collected.results(video, video_lengths[video], classes))
-    return SplitPredictions(Detections.joined([clip.frames for clip in seen]), results)
+        for _, tubes in clips:
+            collected.add(tubes)
+        tubes = collected.results(video, video_lengths[video], classes)
+        videos.append(SeenVideo(video, Detections.joined([frames for frames, _ in clips]), tubes))
+    return videos
+
+
+def join_videos(videos: Sequence[SeenVideo], order: Iterable[int]) -> SplitPredictions:
+    """The split that consists of these videos, in the ``order`` of their ids; videos without a clip are left out."""
+    by_id = {seen.video: seen for seen in videos}
+    assert len(by_id) == len(videos), "each video is seen by one process"
+    chosen = [by_id[video] for video in order if video in by_id]
+    return SplitPredictions(
+        Detections.joined([seen.frames for seen in chosen]), [tube for seen in chosen for tube in seen.tubes]
+    )
 
 
 def _frame_detections(tubes: Tubes, info: ClipInfo, classes: ClassNames, min_score: float) -> Detections:

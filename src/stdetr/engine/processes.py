@@ -191,6 +191,6 @@ def _end(failed: str) -> None:
     number, why = failed.split(" ", 1)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"process {rank()} ends because process {number} failed: {why}", file=sys.stderr, flush=True)
-    time.sleep(0.2)  # the one that failed says its own word first
+    time.sleep(1)  # the one that failed says its own word first
     sys.stdout.flush()
     os._exit(1)

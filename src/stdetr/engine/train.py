@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from stdetr import config as configs
+from stdetr.data.loader import ClipLoader
 from stdetr.data.module import DataModule
-from stdetr.engine import checkpoint
+from stdetr.engine import checkpoint, processes
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.trainer import Trainer
 from stdetr.inference.checkpoint import load_weights
@@ -23,52 +24,48 @@ from stdetr.structures import ClipBatch, RunPaths
 
 
 def run(cfg: DictConfig) -> float:
-    """Train as ``cfg`` says; returns the monitored metric, for sweepers."""
+    """Train as ``cfg`` says, together with the other processes of the run; returns the monitored metric, for
+    sweepers.
+    """
+    with processes.together(cpu=bool(cfg.trainer.cpu)):
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> float:
     paths = RunPaths(Path(cfg.output_dir))
-    resume = _find_resume(cfg, paths)
+    resume = processes.on_main(lambda: _find_resume(cfg, paths))
     if cfg.trainer.get("threads"):
         torch.set_num_threads(int(cfg.trainer.threads))
-    seed_everything(int(cfg.seed))
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of every checkpoint
 
     data: DataModule = configs.instantiate(cfg.data)
-    data.prepare()
-    classes = data.classes
+    classes = processes.one_by_one(lambda: data.read("train", cfg.evaluation.split))
     with open_dict(cfg):
         cfg.model.classes = len(classes)
-    paths.root.mkdir(parents=True, exist_ok=True)
-    configs.save_config(cfg, paths.config)
 
     trainer: Trainer = configs.instantiate(cfg.trainer)
     seed_everything(int(cfg.seed))
     model: nn.Module = configs.instantiate(cfg.model.detector)
     if cfg.init_from is not None and resume is None:
-        print(load_weights(model, Path(cfg.init_from)), flush=True)
+        processes.say(load_weights(model, Path(cfg.init_from)))
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(
+    processes.say(
         f"model {parameters / 1e6:.2f} M parameters ({trained / 1e6:.2f} M trained), {len(classes)} classes, "
-        f"device {trainer.device}, {torch.get_num_threads()} CPU threads",
-        flush=True,
+        f"{processes.count()} x {trainer.device.type}, {torch.get_num_threads()} CPU threads"
     )
     if resume is not None:
-        print(f"resuming {resume} at step {checkpoint.read_meta(resume)['step']}", flush=True)
-
-    overfitted = _first_clips(data, int(cfg.overfit)) if cfg.overfit is not None else []
-
-    def loader(epoch: int, start_batch: int, single_frames: bool) -> Iterator[ClipBatch]:
-        if cfg.overfit is not None:
-            return iter([batch.split_frames() if single_frames else batch for batch in overfitted])
-        return iter(data.train_loader(epoch, frames=1 if single_frames else None, start_batch=start_batch))
+        processes.say(f"resuming {resume} at step {checkpoint.read_meta(resume)['step']}")
 
     logger = configs.instantiate(cfg.logger)
     evaluator = SplitEvaluator.from_config(cfg, data, paths, trainer.device, logger)
+    processes.on_main(lambda: configs.save_config(cfg, paths.config))
     exit_code = 1
     try:
         metrics = trainer.fit(
             model=model,
             criterion=configs.instantiate(cfg.criterion),
-            loader=loader,
+            loader=_loader(cfg, data),
             optim=configs.instantiate(cfg.optim),
             evaluate=evaluator,
             logger=logger,
@@ -76,21 +73,36 @@ def run(cfg: DictConfig) -> float:
             classes=classes,
             config=_plain(cfg),
             resume=resume,
-            seed=int(cfg.seed),
         )
         exit_code = 0
     finally:
         logger.finish(exit_code)
     value = metrics.get(trainer.monitor)
-    print(f"run: {paths.root}", flush=True)
+    processes.say(f"run: {paths.root}")
     return float("nan") if value is None else float(value)
 
 
-def _first_clips(data: DataModule, clips: int) -> list[ClipBatch]:
-    """One batch of the same ``clips`` clips, over and over."""
-    if clips < 1:
-        raise ValueError(f"overfit={clips} must be at least 1 clip, or null")
-    return [next(iter(data.train_loader(0, batch_size=clips)))]
+def _loader(cfg: DictConfig, data: DataModule) -> Callable[[int, int, bool], Iterable[ClipBatch]]:
+    """What ``Trainer.fit`` calls: this process's share of the batches of an epoch, from one loader in each phase, whose
+    workers live as long as the phase.
+    """
+    share = processes.share()
+    if cfg.overfit is not None:
+        if cfg.overfit < 1:
+            raise ValueError(f"overfit={cfg.overfit} must be at least 1 clip, or null")
+        batch = next(iter(data.train_loader(batch_size=int(cfg.overfit), share=share)))
+        return lambda epoch, start, single: [batch.split_frames() if single else batch]
+    current: list[tuple[bool, ClipLoader]] = []
+
+    def batches(epoch: int, start: int, single: bool) -> ClipLoader:
+        if not current or current[0][0] != single:
+            current.clear()  # ends the workers of the other phase
+            current.append((single, data.train_loader(frames=1 if single else None, share=share)))
+        loader = current[0][1]
+        loader.start_at(epoch, start)
+        return loader
+
+    return batches
 
 
 def seed_everything(seed: int) -> None:

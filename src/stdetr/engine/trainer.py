@@ -14,19 +14,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stdetr.engine import checkpoint
+from stdetr.data.collate import pad_batch
+from stdetr.engine import checkpoint, processes
 from stdetr.engine.average import WeightAverage
+from stdetr.engine.batch_norm import share_statistics
 from stdetr.engine.optim import Optimisation
 from stdetr.logger import Logger
 from stdetr.losses.criterion import TubeCriterion
+from stdetr.models.denoising import TubeDenoising
+from stdetr.models.draws import mix, seed_clips
 from stdetr.structures import ClassNames, ClipBatch, RunPaths
 
 Metrics = Mapping[str, float | None]
-# Gets the (averaged) model and the step, returns metrics; writes what it wants below the run's folder.
+# Called on every process with the (averaged) model and the step; all get the same metrics.  Writes what it wants below
+# the run's folder.
 Evaluate = Callable[[nn.Module, int], Metrics]
 
 
@@ -88,10 +93,18 @@ class Trainer:
         if precision == "auto":
             usable = torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported()
             precision = "bf16" if usable else "no"
-        # A phase on single frames leaves the temporal parameters without a gradient.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        parallel = DistributedDataParallelKwargs(
+            # Single frames leave the temporal parameters without a gradient, on every process alike.
+            find_unused_parameters=True,
+            # Statistics of batch normalisation are those of the whole batch: equal everywhere already.
+            broadcast_buffers=False,
+        )
         self.accelerator = Accelerator(
-            mixed_precision=precision, gradient_accumulation_steps=accumulate, cpu=cpu, kwargs_handlers=[unused]
+            mixed_precision=precision,
+            # A number could be overruled by the environment that `accelerate launch` sets.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
+            cpu=cpu,
+            kwargs_handlers=[parallel],
         )
 
     @property
@@ -111,15 +124,16 @@ class Trainer:
         classes: ClassNames,
         config: dict[str, Any],
         resume: Path | None = None,
-        seed: int = 0,
     ) -> dict[str, float | None]:
         """
-        loader: (epoch, first batch, single frames?) -> batches of that epoch from there on, in an order that only epoch
-            decides
+        loader: (epoch, first batch, single frames?) -> this process's share of the batches of that epoch from there on,
+            in an order that only the epoch decides
         resume: a checkpoint folder with state to go on from
         returns the metrics of the last evaluation
         """
         accelerator = self.accelerator
+        if processes.count() > 1:
+            share_statistics(model)
         optimizer = optim.optimizer(model)
         scheduler = optim.scheduler(optimizer, self.max_steps)
         model, optimizer = accelerator.prepare(model, optimizer)
@@ -129,9 +143,7 @@ class Trainer:
         accelerator.register_for_checkpointing(scheduler, progress, *([average] if average else []))
         if resume is not None:
             accelerator.load_state(str(resume / checkpoint.STATE))
-        else:
-            # The noise of training must not depend on what building the model consumed.
-            set_seed(seed + accelerator.process_index)
+            accelerator.step = 0  # batches since the last step: none, however many processes or batches a step had
         if accelerator.is_main_process:
             logger.start(config, step=progress.step if resume is not None else None)
         shown = average.model if average is not None else bare
@@ -186,7 +198,7 @@ class Trainer:
         optim: Optimisation,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         accelerator, norm = self.accelerator, None
-        batch = batch.to(accelerator.device, non_blocking=True)
+        batch = self._prepare(accelerator.unwrap_model(model), batch, step)
         with accelerator.autocast():
             output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index, targets=batch.targets)
         total, terms = criterion(output, batch.targets)
@@ -201,6 +213,17 @@ class Trainer:
             scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         return {"loss": total.detach(), **{k: v.detach() for k, v in terms.items()}}, norm
+
+    def _prepare(self, model: nn.Module, batch: ClipBatch, step: int) -> ClipBatch:
+        """The batch on the device, padded like the clips of other processes; the draws of ``model`` seeded by clip."""
+        _, frames, _, height, width = batch.frames.shape
+        tracks = max(int(target.valid.any(1).sum()) for target in batch.targets)
+        frames, height, width, tracks = processes.largest((frames, height, width, tracks))
+        seed_clips(model, [mix(info.seed, step) for info in batch.infos])
+        for module in model.modules():
+            if isinstance(module, TubeDenoising):
+                module.most = tracks
+        return pad_batch(batch, frames, height, width).to(self.device, non_blocking=True).normalised()
 
     def _log(
         self,
@@ -242,38 +265,37 @@ class Trainer:
         classes: ClassNames,
         progress: _Progress,
     ) -> dict[str, float | None]:
-        metrics: dict[str, float | None] = {}
-        if self.accelerator.is_main_process:
-            # Evaluating must not change what training draws next: a run that evaluates more often is the same run.
-            state = torch.get_rng_state()
-            metrics = dict(evaluate(model, step))
-            torch.set_rng_state(state)
+        metrics = dict(evaluate(model, step))
+        if self.monitor not in metrics:
+            near = ", ".join(sorted(metrics)[:8])
+            raise ValueError(f"trainer.monitor={self.monitor!r} is no metric of this evaluation; there are: {near}")
+        value = metrics[self.monitor]
+        better = value is not None and (progress.best is None or value > progress.best)
+
+        def record() -> None:
             logger.log(step, "val", metrics)
-            value = metrics.get(self.monitor)
-            if self.monitor not in metrics:
-                near = ", ".join(sorted(metrics)[:8])
-                raise ValueError(f"trainer.monitor={self.monitor!r} is no metric of this evaluation; there are: {near}")
-            if value is not None and (progress.best is None or value > progress.best):
-                progress.best = value
+            if better:
                 checkpoint.save(paths.best, model, classes, step=step, metrics=metrics)
                 logger.log_artifact("model", paths.best, aliases=("best",))
+
+        processes.on_main(record)
+        if better:
+            progress.best = value
         progress.metrics = metrics
-        self.accelerator.wait_for_everyone()
         return metrics
 
     def _save(
         self, model: nn.Module, paths: RunPaths, classes: ClassNames, progress: _Progress, metrics: Metrics
     ) -> None:
-        accelerator = self.accelerator
-        accelerator.wait_for_everyone()
-        staging = paths.checkpoints / f"state.{os.getpid() if accelerator.num_processes == 1 else 'shared'}"
-        accelerator.save_state(str(staging), safe_serialization=True)
-        if accelerator.is_main_process:
+        """Everything that a run, of however many processes, needs to go on: it is the same on all of them."""
+
+        def write() -> None:
             checkpoint.save(
                 paths.last, model, classes, step=progress.step, metrics=metrics,
-                save_state=lambda target: staging.rename(target) and None,
+                save_state=lambda target: self.accelerator.save_state(str(target), safe_serialization=True),
             )  # fmt: skip
-        accelerator.wait_for_everyone()
+
+        processes.on_main(write)
 
 
 class _Progress:
@@ -292,7 +314,7 @@ class _Progress:
 
 
 class _Meter:
-    """Means since the last log line; tensors stay on their device until then."""
+    """Means since the last log line, over all processes; tensors stay on their device until then."""
 
     def __init__(self) -> None:
         self.restart()
@@ -321,9 +343,14 @@ class _Meter:
         self.clips += batch.frames.shape[0]
 
     def read(self) -> dict[str, Any]:
-        values: dict[str, Any] = {name: float(torch.stack(parts).mean()) for name, parts in self.terms.items()}
+        # Normalisers count the clips of all processes: the mean over processes is the loss of the whole batch.
+        means = [torch.stack(parts).mean().double().cpu() for parts in self.terms.values()]
+        local = torch.tensor([*means, self.waited, self.frames, self.clips], dtype=torch.float64)
+        *totals, frames, clips = processes.total(local).tolist()
+        *means, waited = (value / processes.count() for value in totals)
         spent = max(time.perf_counter() - self.since, 1e-9)
-        values |= {"frames_per_second": self.frames / spent, "clips_per_second": self.clips / spent}
-        values["data_wait"] = self.waited / spent  # share of the time; near 1, the loader is the bottleneck
+        values: dict[str, Any] = dict(zip(self.terms, means, strict=True))
+        values |= {"frames_per_second": frames / spent, "clips_per_second": clips / spent}
+        values["data_wait"] = waited / spent  # share of the time; near 1, the loader is the bottleneck
         self.restart()
         return values

@@ -14,6 +14,7 @@ from torch.nn import functional
 from stdetr.losses.classification import LOSSES
 from stdetr.losses.dense import DenseLoss
 from stdetr.losses.matcher import TubeMatcher
+from stdetr.losses.normaliser import reduce_count
 from stdetr.losses.packed import Matches, PackedTargets
 from stdetr.models.boxes import paired_iou, to_xyxy
 from stdetr.models.detector import TrainingOutput, TubePrediction
@@ -105,8 +106,8 @@ class TubeCriterion:
         predicted = prediction.boxes[clip, tube]
         iou, giou = paired_iou(to_xyxy(predicted), to_xyxy(boxes))
         frames = valid.float()
-        boxes_count = frames.sum().clamp(min=1.0)
-        tubes_count = max(len(matches), 1)
+        boxes_count = reduce_count(frames.sum())
+        tubes_count = reduce_count(frames.new_tensor(len(matches)))
 
         weight = self._not_ignored(prediction.boxes, targets)
         if counted is not None:
@@ -132,7 +133,7 @@ class TubeCriterion:
         presence = functional.binary_cross_entropy_with_logits(
             prediction.presence[clip, tube], frames, reduction="none"
         )
-        result["presence"] = (presence * asked).sum() / asked.sum().clamp(min=1)
+        result["presence"] = (presence * asked).sum() / reduce_count(asked.sum())
         return result
 
     @staticmethod

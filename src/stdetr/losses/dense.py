@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stdetr.losses.classification import varifocal_loss
+from stdetr.losses.normaliser import reduce_count
 from stdetr.losses.packed import PackedTargets
 from stdetr.models.boxes import paired_iou, to_xyxy
 from stdetr.models.queries import DenseOutput
@@ -46,7 +47,7 @@ class DenseLoss:
         if bool(targets.ignored.any()):
             hidden = _inside(centres_BS2, targets.boxes) & targets.ignored[..., None]
             counted = counted & ~(hidden.any(1) & (track < 0))
-        norm = weight.sum().clamp(min=1.0)
+        norm = reduce_count(weight.sum())
         loss = varifocal_loss(dense.logits, quality).sum(-1)
         predicted, wanted = dense.boxes[b, t, s], targets.boxes[b, chosen, t]
         giou = paired_iou(to_xyxy(predicted), to_xyxy(wanted))[1]
