@@ -104,7 +104,7 @@ class DataModule:
         self._indices: dict[str, CocoVid] = {}
 
     def read(self, *splits: str) -> ClassNames:
-        """Prepare, read and probe these splits, so that nothing is written or found wrong later; returns the classes."""
+        """Read and probe these splits now, so that nothing is found wrong later; returns the classes."""
         for split in splits:
             self.index(split)
         return self.classes
