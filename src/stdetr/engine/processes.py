@@ -26,7 +26,7 @@ T = TypeVar("T")
 FAILED = "stdetr/failed"
 _FOREVER = timedelta(days=30)
 _group: distributed.ProcessGroup | None = None
-_done = threading.Event()
+_done, _ending = threading.Event(), threading.Lock()
 
 
 def count() -> int:
@@ -71,11 +71,7 @@ def together(*, cpu: bool) -> Iterator[None]:
         yield
         barrier()
     except BaseException as error:
-        line = str(error).strip().splitlines()
-        why = f"{rank()} {type(error).__name__}: {line[0] if line else ''}"
-        if store.compare_set(FAILED, "", why).decode() != why:
-            # Another process failed first, and this is its echo: a connection that broke.
-            _end(store.get(FAILED).decode())
+        _announce(store, error)
         raise
     finally:
         _done.set()
@@ -174,6 +170,20 @@ def _store() -> distributed.Store:
     return distributed.distributed_c10d._get_default_store()
 
 
+def _announce(store: distributed.Store, error: BaseException) -> None:
+    """Tell the others why this process fails; end it where another one has failed before and this is the echo."""
+    lines = str(error).strip().splitlines()
+    mine = f"{rank()} {type(error).__name__}: {lines[0] if lines else ''}"
+    try:
+        first = store.compare_set(FAILED, "", mine).decode()
+    except RuntimeError:
+        first = "0 is gone"
+    if first != mine:
+        _end(first)
+    if rank() == 0:
+        time.sleep(1)  # the store may live in this process: let the others look
+
+
 def _watch(store: distributed.Store, mine: int) -> None:
     """End this process when another one has failed; it may be waiting where no Python code runs."""
     while not _done.wait(0.3):
@@ -188,9 +198,10 @@ def _watch(store: distributed.Store, mine: int) -> None:
 
 
 def _end(failed: str) -> None:
-    number, why = failed.split(" ", 1)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"process {rank()} ends because process {number} failed: {why}", file=sys.stderr, flush=True)
-    time.sleep(1)  # the one that failed says its own word first
-    sys.stdout.flush()
-    os._exit(1)
+    with _ending:
+        number, why = failed.split(" ", 1)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"process {rank()} ends because process {number} failed: {why}", file=sys.stderr, flush=True)
+        time.sleep(2)  # the one that failed says its own word first
+        sys.stdout.flush()
+        os._exit(1)
