@@ -104,12 +104,14 @@ class ClipDataset(Dataset[Clip]):
                 torch.set_rng_state(state)
             if frames.is_floating_point():
                 frames = self.transforms.normalise(frames)
+            size = (frames.shape[-2], frames.shape[-1])
             boxes, keep = moved.numpy(), kept.numpy()
         else:
-            boxes, keep = self.transforms.clip_boxes(found.boxes, tuple(frames.shape[-2:]))
+            size = (frames.shape[-2], frames.shape[-1])
+            boxes, keep = self.transforms.clip_boxes(found.boxes, size)
         targets = pack_tracks(
             image=found.image[keep],
-            boxes=normalised_boxes(boxes[keep], tuple(frames.shape[-2:])),
+            boxes=normalised_boxes(boxes[keep], size),
             labels=found.labels[keep],
             tracks=found.tracks[keep],
             ignored=found.ignored[keep],

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 FAILED = "stdetr/failed"
 _FOREVER = timedelta(days=30)
-_group: distributed.ProcessGroup | None = None
+_group: Any = None
 _done, _ending = threading.Event(), threading.Lock()
 
 
@@ -82,7 +82,7 @@ def device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and count() > 1:
-        return PartialState().device
+        return torch.device("cuda", PartialState().local_process_index)
     return torch.device(name)
 
 
@@ -166,11 +166,11 @@ def _join(cpu: bool) -> None:
         _group = distributed.new_group(backend="gloo", timeout=_FOREVER)
 
 
-def _store() -> distributed.Store:
+def _store() -> Any:
     return distributed.distributed_c10d._get_default_store()
 
 
-def _announce(store: distributed.Store, error: BaseException) -> None:
+def _announce(store: Any, error: BaseException) -> None:
     """Tell the others why this process fails; end it where another one has failed before and this is the echo."""
     lines = str(error).strip().splitlines()
     mine = f"{rank()} {type(error).__name__}: {lines[0] if lines else ''}"
@@ -184,7 +184,7 @@ def _announce(store: distributed.Store, error: BaseException) -> None:
         time.sleep(1)  # the store may live in this process: let the others look
 
 
-def _watch(store: distributed.Store, mine: int) -> None:
+def _watch(store: Any, mine: int) -> None:
     """End this process when another one has failed; it may be waiting where no Python code runs."""
     while not _done.wait(0.3):
         try:
