@@ -1,9 +1,10 @@
 """Everything that needs a GPU, in one command of at most ten minutes; ``gpu_check.sh`` starts it.
 
-Works from a plain copy of this repository (no git, no installation, no network) with torch, pytest and nvcc.  Parts run
-in order of worth.  Each has a process and a time limit of its own; one that fails or hangs is told and does not stop the
-next.  Results, at most six files: ``gpu_check.json`` (status of every part), ``gpu_check.log``, ``op_<gpu>.json`` (the
-measurement, written after every case), ``ncu_<gpu>.csv`` and, where Hydra is installed, ``model_<gpu>.json``.
+Works from a plain copy of this repository (no git, no installation, no network) with torch, pytest and nvcc.  Parts
+run in order of worth.  Each has a process and a time limit of its own; one that fails or hangs is told, and the next
+one runs all the same.  Results are five files: ``gpu_check.json`` (the status of every part), ``gpu_check.log``,
+``op_<gpu>.json`` (the measurement, written after every case), ``ncu_<gpu>.csv`` and, where Hydra is installed,
+``model_<gpu>.json``.
 
     build     the operators; the 2020 kernels and the reductions' measurement beside them
     hot       tests of the cases that models run: dtypes, many queries, CUDA graphs
@@ -65,7 +66,7 @@ METRICS = (
 )
 
 
-class Skip(Exception):
+class SkipError(Exception):
     """The part cannot run on this machine; the text says why."""
 
 
@@ -83,16 +84,18 @@ class Machine:
         places = [home / "bin" / name, home / name / name]
         found = shutil.which(name) or next((str(path) for path in places if os.access(path, os.X_OK)), None)
         if self.gpu is None:
-            raise Skip("needs a GPU")
+            raise SkipError("needs a GPU")
         if found is None:
-            raise Skip(f"{name} is not installed")
+            raise SkipError(f"{name} is not installed")
         return found
 
 
 @dataclass(frozen=True)
 class Part:
-    """``command`` gives the command line for a machine and a number of seconds; ``again``: how often to go on after a
-    process that failed."""
+    """``command`` gives the command line for a machine and a number of seconds.
+
+    ``again``: how often to go on after a process that broke off (exit code 2 is a process that came to its end).
+    """
 
     name: str
     seconds: float
@@ -117,7 +120,7 @@ def _profile(machine: Machine, _: float) -> list[str]:
     return [
         *(machine.tool("ncu"), "--csv", "--log-file", str(machine.out / f"ncu_{machine.gpu}.csv")),
         # The clocks are left as they are: the card may be shared.
-        *("--clock-control", "none", "--kernel-name-base", "demangled", "-k", "regex:(forward|backward)_kernel"),
+        *("--clock-control", "none", "--kernel-name", "regex:(forward|backward)_kernel"),
         *("--metrics", ",".join(METRICS)),
         *(sys.executable, str(SCRIPTS / "gpu_check_measure.py"), "--profile"),
     ]
@@ -138,7 +141,7 @@ def _model(machine: Machine, _: float) -> list[str]:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=machine.environment
     )
     if done.returncode != 0:
-        raise Skip(done.stderr.strip().splitlines()[-1])
+        raise SkipError(done.stderr.strip().splitlines()[-1])
     file = machine.out / f"model_{machine.gpu or 'rehearsal'}.json"
     small = [] if machine.gpu else ["model.frames=[1,2,4]", "model.repeats=1", "model.size=[64,96]"]
     device = "cuda" if machine.gpu else "cpu"
@@ -180,12 +183,17 @@ try:
     import torch
 except ImportError:
     sys.exit("error: this Python has no torch; PYTHON=... names another")
+from stdetr_ops.bench.cases import gpu_label
 gpu = torch.cuda.is_available()
 print(json.dumps({"python": sys.version.split()[0], "torch": torch.__version__, "cuda": torch.version.cuda,
     "gpu": torch.cuda.get_device_name() if gpu else None,
+    "label": gpu_label(torch.cuda.get_device_name()) if gpu else None,
     "memory": torch.cuda.mem_get_info()[1] if gpu else None}))
 """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    sources = {"PYTHONPATH": os.pathsep.join([str(ROOT / "cuda_ops"), str(ROOT / "src")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **sources}
+    )
     if done.returncode != 0:
         sys.exit(done.returncode)
     facts = json.loads(done.stdout.splitlines()[-1])
@@ -202,13 +210,9 @@ print(json.dumps({"python": sys.version.split()[0], "torch": torch.__version__, 
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "GPU_CHECK_BUILD": str(work),
     }
-    label = None
     if rehearsal == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    else:
-        sys.path[:0] = [str(ROOT / "cuda_ops")]
-        words = re.findall("[a-z0-9]+", facts["gpu"].lower())
-        label = next((word for word in words if word in {"h100", "h200"}), "_".join(words))
+    label = facts["label"] if rehearsal == "cuda" else None
     return Machine(out, work, label, environment), {**facts, "cores": os.cpu_count()}
 
 
@@ -278,13 +282,13 @@ def do(part: Part, machine: Machine, seconds: float, log: IO[str]) -> dict[str, 
     began = time.monotonic()
     try:
         command = part.command(machine, seconds)
-    except Skip as reason:
+    except SkipError as reason:
         return {"name": part.name, "status": "skipped", "reason": str(reason)}
     environment = {**machine.environment, **part.environment}
     code, lines = run(command, environment, seconds, log)
     for _ in range(part.again):
         left = seconds - (time.monotonic() - began)
-        if code in (0, None) or left < 15:
+        if code in (0, 2, None) or left < 15:
             break
         code, more = run(part.command(machine, left), environment, left, log)
         lines += more

@@ -2,13 +2,14 @@
 
 python scripts/gpu_check_build.py FOLDER       torch and nvcc only: neither pip nor setuptools takes part
 
-FOLDER gets ``ops`` (to be put on PYTHONPATH), ``reductions.so`` and ``extensions``.  Only the operators must build; what
-else does not is told, and is absent from the measurement.  Environment: GPU_CHECK_OPS, a folder whose stdetr_ops is taken
-instead of a new build; GPU_CHECK_WHEELS, where the wheel of transformers lies.
+FOLDER gets ``ops`` (to be put on PYTHONPATH), ``reductions.so`` and ``extensions``.  Only the operators must build;
+what else does not is told, and is absent from the measurement.  Environment: GPU_CHECK_OPS, a folder whose stdetr_ops
+is taken instead of a new build; GPU_CHECK_WHEELS, where the wheel of transformers lies.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -45,6 +46,15 @@ def build_operators(folder: Path) -> None:
     (package / "build.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
 
 
+def toolkit() -> Path | None:
+    """The CUDA toolkit's folder, which has bin/nvcc and include."""
+    from native import find_nvcc, toolkit_include
+
+    nvcc = find_nvcc()
+    homes = [] if nvcc is None else toolkit_include(nvcc).resolve().parents
+    return next((home for home in homes if (home / "bin" / "nvcc").is_file()), None)
+
+
 def build_reductions(folder: Path) -> None:
     from native import find_nvcc
 
@@ -69,6 +79,9 @@ def build_peer(folder: Path) -> None:
     code = f"from stdetr_ops.bench.peers import build_deformable_detr; build_deformable_detr({str(found[0])!r})"
     path = os.pathsep.join([str(CUDA_OPS), str(ROOT / "src")])
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder / "extensions"), "PYTHONPATH": path}
+    home = toolkit()
+    if home is not None:
+        environment["CUDA_HOME"] = str(home)  # torch takes the folder above an nvcc on the path, which may be a script
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise RuntimeError((done.stdout + done.stderr)[-4000:])
@@ -98,6 +111,7 @@ def main() -> None:
     # The tests would skip where the library does not load.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sys.path[:0] = [str(folder / "ops"), str(ROOT / "src")]
+    importlib.invalidate_caches()  # the folder may have been on PYTHONPATH before it existed
     from stdetr.ops import backend
 
     found = backend(device)

@@ -28,7 +28,13 @@ from stdetr_ops.bench.cases import (
     temporal_terms,
 )
 from stdetr_ops.bench.measure import peak_memory_in_process, prepare
-from stdetr_ops.bench.peers import Implementation, formed, grid_sample_attention, implementations
+from stdetr_ops.bench.peers import (
+    Implementation,
+    _kernels_community,
+    formed,
+    grid_sample_attention,
+    implementations,
+)
 
 
 def test_the_grid_sample_peer_computes_the_same_sum():
@@ -55,6 +61,37 @@ def test_the_temporal_terms_are_those_of_each_frame_formed_before(kernels, queri
     found = [prepare("temporal", one, inputs)[0]() for one in (ours, replace(ours, temporal=None, fused=None))]
     for out in found:
         torch.testing.assert_close(out, expected)
+
+
+def test_the_hubs_kernels_are_loaded_from_a_copy(tmp_path):
+    """A package of the hub's layout, whose two functions are computed by ours."""
+    found = _kernels_community(torch.device("cuda"), str(tmp_path))
+    assert found.absent is not None
+    assert str(tmp_path) in found.absent
+    version, cuda = "".join(torch.__version__.split(".")[:2]), (torch.version.cuda or "").replace(".", "")
+    package = tmp_path / "build" / f"torch{version}-cxx11-cu{cuda}-x86_64-linux" / "deformable_detr"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "import torch\n"
+        "from stdetr.ops import ms_deform_attn\n"
+        "def ms_deform_attn_forward(value, sizes, starts, locations, weights, step):\n"
+        "    return ms_deform_attn(value, [tuple(pair) for pair in sizes.tolist()], locations, weights)\n"
+        "def ms_deform_attn_backward(value, sizes, starts, locations, weights, grad, step):\n"
+        "    leaves = [t.detach().requires_grad_() for t in (value, locations, weights)]\n"
+        "    with torch.enable_grad():\n"
+        "        out = ms_deform_attn_forward(leaves[0], sizes, starts, *leaves[1:], step)\n"
+        "    return torch.autograd.grad(out, leaves, grad)\n"
+    )
+    found = _kernels_community(torch.device("cuda"), str(tmp_path))
+    assert found.absent is None
+    case = OpCase("tiny", 1, 3, (70, 90), 7)
+    inputs = make_inputs(case, "uniform", torch.float64, torch.device("cpu"))
+    results = []
+    for call in (found.plain, st_deform_attn):
+        leaves = [tensor.detach().requires_grad_() for tensor in (inputs.value, *inputs.placed())]
+        out = call(leaves[0], case.shapes, *leaves[1:])
+        results.append((out, *torch.autograd.grad(out, leaves, inputs.grad_out)))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_a_setting_holds_while_an_implementation_runs(monkeypatch):

@@ -92,12 +92,13 @@ def time_once(call: Callable[[], Tensor], leaves: list[Tensor], grad_out: Tensor
 
 
 def replayed(
-    call: Callable[[], Tensor], leaves: list[Tensor], grad_out: Tensor, seconds: float
+    call: Callable[[], Tensor], leaves: list[Tensor], grad_out: Tensor, seconds: float, pool: Any
 ) -> Callable[[], dict[str, float]]:
     """``time_once`` without Python's part: CUDA graphs of the inference and of the training step, replayed.
 
     ``seconds``: what an inference takes about; short ones are captured several times in a row, so that a replay takes
-    at least a millisecond.  backward is both less the inference.  RuntimeError: the call cannot be captured.
+    at least a millisecond.  backward is both less the inference.  Graphs may share the memory ``pool``: nobody reads
+    what they leave there.  RuntimeError: the call cannot be captured.
     """
 
     def step() -> None:
@@ -116,7 +117,7 @@ def replayed(
             run()
         torch.cuda.current_stream().wait_stream(side)
         graphs.append(torch.cuda.CUDAGraph())
-        with torch.cuda.graph(graphs[-1]):
+        with torch.cuda.graph(graphs[-1], pool=pool):
             for _ in range(times):
                 run()
 

@@ -191,12 +191,13 @@ def measure_case(
             times[one.name] = []
     calls = {one: prepare(kind, one, inputs) for one in present if one.name in times}
     timers = {}
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
     for one, (call, leaves) in calls.items():
         timers[one.name] = partial(time_once, call, leaves, inputs.grad_out)
         if device.type == "cuda":
             try:
                 with one.applied():
-                    reason = _replay(timers, one.name, call, leaves, inputs)
+                    reason = _replay(timers, one.name, call, leaves, inputs, pool)
             except RuntimeError as error:  # such as too little memory
                 rows[one.name]["skipped"] = f"failed: {str(error).splitlines()[0]}"
                 del times[one.name], timers[one.name]
@@ -253,6 +254,7 @@ def _replay(
     call: Callable[[], Tensor],
     leaves: list[Tensor],
     inputs: OpInputs,
+    pool: Any,
 ) -> str | None:
     """Puts graphs in the place of ``timers[name]``; the reason where they cannot be captured.
 
@@ -261,7 +263,7 @@ def _replay(
     timers[name]()
     once = timers[name]()
     try:
-        timers[name] = replayed(call, leaves, inputs.grad_out, once["forward"])
+        timers[name] = replayed(call, leaves, inputs.grad_out, once["forward"], pool)
     except RuntimeError as error:
         torch.cuda.synchronize()
         return str(error).splitlines()[0]
