@@ -82,6 +82,9 @@ def build_peer(folder: Path) -> None:
     home = toolkit()
     if home is not None:
         environment["CUDA_HOME"] = str(home)  # torch takes the folder above an nvcc on the path, which may be a script
+    # A toolkit without the libraries' headers (cusparse.h): those of the wheels beside torch, looked at last.
+    headers = [str(path) for path in sorted(Path(torch.__file__).parent.parent.glob("nvidia/*/include"))]
+    environment["CPLUS_INCLUDE_PATH"] = os.pathsep.join(filter(None, [os.environ.get("CPLUS_INCLUDE_PATH"), *headers]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise RuntimeError((done.stdout + done.stderr)[-4000:])
