@@ -303,6 +303,8 @@ def do(part: Part, machine: Machine, seconds: float, log: IO[str]) -> dict[str, 
 
 
 def main() -> None:
+    if sys.argv[1:]:
+        sys.exit(f"error: {sys.argv[1]!r}: there are no arguments; GPU_CHECK_PARTS names the parts to run")
     parts = chosen_parts()
     began = time.monotonic()
     machine, facts = find_machine()

@@ -151,6 +151,7 @@ def test_the_rest_runs_after_a_failure_until_time_is_up(machine, monkeypatch, ca
     monkeypatch.setattr(check, "PARTS", (*parts, part("d", "")))
     monkeypatch.setattr(check, "find_machine", lambda: (machine, {"gpu": "NVIDIA H100"}))
     monkeypatch.setenv("GPU_CHECK_SECONDS", "8")
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
     (machine.out / "op_h200.json").write_text("{}")
     with pytest.raises(SystemExit) as error:
         check.main()
