@@ -151,7 +151,7 @@ def _model(machine: Machine, _: float) -> list[str]:
 # PyTorch's caching allocator would hide accesses past a tensor's end.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 PARTS = (
-    Part("build", 120, lambda machine, _: [sys.executable, str(SCRIPTS / "gpu_check_build.py"), str(machine.work)]),
+    Part("build", 150, lambda machine, _: [sys.executable, str(SCRIPTS / "gpu_check_build.py"), str(machine.work)]),
     Part("hot", 60, lambda machine, _: _pytest(HOT)),
     Part("measure", 240, _measure, again=3),
     Part("profile", 60, _profile),
