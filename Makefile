@@ -31,8 +31,8 @@ format: env ## format the sources
 	@$(RUN) -m ruff check --fix
 	@$(RUN) -m ruff format
 
-gpu-check: env ## build the CUDA kernels and run the tests that need a GPU
-	@PYTHON=$(RUN) sh scripts/gpu_check.sh $(ARGS)
+gpu-check: env ## build, test, measure and sanitise the CUDA kernels, in ten minutes (OUT: folder of the results)
+	@PYTHON=$(RUN) sh scripts/gpu_check.sh
 
 ops: ## build the compiled attention op again
 	@$(BOOTSTRAP) ops

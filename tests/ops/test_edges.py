@@ -18,9 +18,10 @@ def _each_backend(request):
         yield
 
 
+@pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("empty", ["B", "T", "Q", "F", "H", "D", "K"])
-def test_an_empty_axis_gives_zeros_and_zero_gradients(case, empty):
-    c = case(**{empty: 0, **({"F": 0} if empty == "T" else {})})
+def test_an_empty_axis_gives_zeros_and_zero_gradients(case, empty, size):
+    c = case(**{empty: 0, **({"F": 0} if empty == "T" else {})}, reference_size=size)
     leaves = [t.requires_grad_() for t in (c.value, c.locations, c.weights)]
     out = st_deform_attn(leaves[0], c.shapes, *leaves[1:], c.frame_index)
     assert out.shape == c.grad_out.shape

@@ -60,18 +60,34 @@ def test_compile_without_a_graph_break(small, backend):
         torch.testing.assert_close(traced, eager)
 
 
+def test_an_index_beyond_32_bits_is_not_narrowed_to_a_frame(kernels, small):
+    """Compiled code cannot look at the index; 2^32 in 32 bits would be frame 0."""
+
+    def run(index):
+        return st_deform_attn(small.value, small.shapes, small.locations, small.weights, index)
+
+    far = small.frame_index.long()
+    masked = far.clone()
+    far[0, :, 0], far[1, :, 0], masked[:, :, 0] = 2**32, -(2**32), -1
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch._dynamo.reset()
+    assert torch.equal(compiled(far), run(masked))
+    with pytest.raises(ValueError, match="frame_index must lie in"):
+        run(far)
+
+
 def test_export_keeps_the_operator(small):
     class Attention(torch.nn.Module):
         def forward(self, value, reference, offsets, logits, index):
             return st_deform_attn_fused(value, small.shapes, reference, offsets, logits, index)
 
     inputs = (small.value, small.reference, small.offsets, small.logits, small.frame_index)
-    program = torch.export.export(Attention(), inputs)
+    program = torch.export.export(Attention(), inputs, strict=True)
     names = [str(node.target) for node in program.graph.nodes]
     assert any("st_deform_attn_fused_forward" in name for name in names)
     torch.testing.assert_close(program.module()(*inputs), Attention()(*inputs))
     with use_backend("reference"):
-        program = torch.export.export(Attention(), inputs)
+        program = torch.export.export(Attention(), inputs, strict=True)
     assert not any("stdetr" in str(node.target) for node in program.graph.nodes)
 
 

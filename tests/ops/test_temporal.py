@@ -13,6 +13,7 @@ from torch.library import opcheck
 from stdetr.bench.allocations import saved_bytes
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal, use_backend
 from stdetr.ops.reference import table_rows
+from stdetr.ops.temporal import formed_inside
 
 NAMES = ["value", "reference", "offsets", "velocity", "logits", "offset_table", "logit_table"]
 BARS = {
@@ -189,6 +190,22 @@ def test_points_that_do_not_count_get_no_gradient(kernels, temporal):
     assert not results[0][0][0, :3].any()
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_infinite_distances_count_for_nothing_and_leave_the_gradients_finite(kernels, temporal, size):
+    g = temporal(F=3, D=8, R=2, masked=False, reference_size=size)
+    g.dt = g.dt.double()
+    g.dt[0, 0, 1], g.dt[0, 1, 0], g.dt[1, :, 2] = float("inf"), -float("inf"), float("nan")
+    results = []
+    for inside in (("cpu",), ()):
+        mine = leaves(g.inputs)
+        with formed_inside(*inside):
+            out = g.run(*mine)
+            results.append((out, *torch.autograd.grad(out, mine, g.grad_out)))
+    for kernel, composed in zip(*results, strict=True):
+        assert composed.isfinite().all()
+        torch.testing.assert_close(kernel, composed, rtol=1e-10, atol=1e-10)
+
+
 def test_opcheck_compile_and_export(kernels, temporal):
     g = temporal(F=2, D=8, dtype=torch.float32, reference_size=4)
     inputs = leaves(g.inputs)
@@ -211,7 +228,7 @@ def test_opcheck_compile_and_export(kernels, temporal):
         def forward(self, *given):
             return g.run(*given)
 
-    program = torch.export.export(Attention(), tuple(g.inputs))
+    program = torch.export.export(Attention(), tuple(g.inputs), strict=True)
     assert any("st_deform_attn_temporal_forward" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(*g.inputs), g.run(*g.inputs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,9 @@ def test_the_arguments_that_the_others_change_are_right():
         (plain, {"spatial_shapes": [(5, 7), (6,)]}, ["spatial_shapes", "(6,)"]),
         (plain, {"spatial_shapes": [(5, 7), (-3, -2)]}, ["spatial_shapes", "(-3, -2)"]),
         (plain, {"spatial_shapes": 41}, ["spatial_shapes", "int"]),
+        (plain, {"spatial_shapes": [("5", "7"), (3, 2)]}, ["spatial_shapes", "positive integers", "('5', '7')"]),
+        (plain, {"spatial_shapes": [(5, 7), (True, 6)]}, ["spatial_shapes", "positive integers", "(True, 6)"]),
+        (plain, {"spatial_shapes": [(np.float32(5), 7), (3, 2)]}, ["spatial_shapes", "positive integers", "5.0"]),
         (plain, {"sampling_locations": torch.zeros(2, 5, 2, 3, 2, 2)}, ["sampling_locations", "B,Q,H,F,L,K,2"]),
         (
             plain,

@@ -164,7 +164,7 @@ void prepare_discrete(const Problem& a, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     for (int64_t h = 0; h < a.H; ++h) {
       const int64_t query_head = task * a.H + h;
-      for (int64_t f = 0; a.frame_index && f < a.F; ++f) {
+      for (int64_t f = 0; a.frame_index && points > 0 && f < a.F; ++f) {
         const int64_t t = a.frame_index[task * a.F + f];
         if (t >= 0 && t < a.T) continue;
         const int64_t first = (query_head * a.F + f) * points;
@@ -211,8 +211,9 @@ void finish_fused(const Problem& a, int64_t begin, int64_t end) {
       C* to = static_cast<C*>(a.grad_reference) + (task * a.F + f) * a.reference_size;
       to[0] = centre_x, to[1] = centre_y;
       if (boxes) {
-        to[2] = extent_x * C(0.5) / C(a.K);
-        to[3] = extent_y * C(0.5) / C(a.K);
+        const C step = a.K > 0 ? C(0.5) / C(a.K) : C(0);
+        to[2] = extent_x * step;
+        to[3] = extent_y * step;
       }
     }
   }

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -41,10 +42,11 @@ inline int small(const char* name, int64_t size) {
   return static_cast<int>(size);
 }
 
-// STDETR_COARSE_LEVELS: how many of the last levels the backward pass sums in shared memory; unset: it chooses.
+// STDETR_COARSE_LEVELS: how many of the last levels the backward pass sums in shared memory; unset: none, until it has
+// been measured on a GPU that this is faster.
 inline int asked_coarse_levels() {
   const char* text = std::getenv("STDETR_COARSE_LEVELS");
-  if (text == nullptr || *text == '\0') return -1;
+  if (text == nullptr || *text == '\0') return 0;
   char* end = nullptr;
   const long number = std::strtol(text, &end, 10);
   STD_TORCH_CHECK(*end == '\0' && number >= 0 && number <= kMaxLevels,
@@ -235,7 +237,7 @@ class Call {
                "reading the size of shared memory");
     machine.device.coarse_levels = asked_coarse_levels();
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &stream));
     machine.stream = static_cast<Stream>(stream);
     return machine;
   }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
-
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from stdetr.bench.report import finish
 
-SUITES = ("op", "model", "loader")
+if TYPE_CHECKING:  # the op is also measured where there is no omegaconf
+    from omegaconf import DictConfig
+
+SUITES = {"op": "stdetr_ops.bench.op", "model": "stdetr.bench.model", "loader": "stdetr.bench.loader"}
 
 
 def run(cfg: DictConfig) -> None:
-    """Run the suite that ``cfg.suite`` names; its module ``stdetr.bench.<suite>`` has ``run(cfg) -> dict``.
+    """Run the suite that ``cfg.suite`` names; its module has ``run(cfg) -> dict``.
 
     Raises:
         ValueError: the suite is unknown, or a key of it does not fit.
@@ -22,13 +24,14 @@ def run(cfg: DictConfig) -> None:
     if suite not in SUITES:
         near = difflib.get_close_matches(suite, SUITES, n=1, cutoff=0.0)[0]
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}; did you mean {near!r}?")
-    name = f"stdetr.bench.{suite}"
+    name = SUITES[suite]
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(f"suite={suite} is not part of this installation ({name} is missing)") from error
+        build = "; build it with: make ops" if name.startswith("stdetr_ops") else ""
+        raise ValueError(f"suite={suite} needs {name}, which is not installed{build}") from error
     result = module.run(cfg)
     table = getattr(module, "table", None)
     finish(result, table=None if table is None else table(result), output=cfg.output)

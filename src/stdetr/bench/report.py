@@ -71,8 +71,8 @@ def command() -> str:
     return " ".join([program, *sys.argv[1:]])
 
 
-def finish(result: Mapping[str, Any], *, table: str | None, output: str | None) -> None:
-    """Print ``table`` (or every figure, a line each) and write the result with its circumstances to ``output``."""
+def write(result: Mapping[str, Any], output: str | Path) -> None:
+    """Write the result with its circumstances to ``output``, which at any moment holds one whole document."""
     document = {
         "command": command(),
         "commit": commit(),
@@ -80,12 +80,19 @@ def finish(result: Mapping[str, Any], *, table: str | None, output: str | None) 
         **({} if "machine" in result else {"machine": machine()}),
         **result,
     }
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def finish(result: Mapping[str, Any], *, table: str | None, output: str | None) -> None:
+    """Print ``table`` (or every figure, a line each) and write the result with its circumstances to ``output``."""
     print("\n".join(flat_lines(result)) if table is None else table)
     if output is not None:
-        path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {path}")
+        write(result, output)
+        print(f"written to {output}")
 
 
 def flat_lines(node: object, name: str = "") -> Iterator[str]:

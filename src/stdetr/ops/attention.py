@@ -23,14 +23,14 @@ from torch import Tensor
 from stdetr.ops import reference as plain
 from stdetr.ops import validate
 from stdetr.ops.backends import use_kernels
-from stdetr.ops.reference import accumulation_dtype
+from stdetr.ops.reference import accumulation_dtype, has_autocast
 
 
 def _autocast(value: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """Under autocast: value and ``others`` in the autocast dtype (float64 stays); else unchanged."""
     kind = value.device.type
     tensors = (value, *others)
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if not (has_autocast(kind) and torch.is_autocast_enabled(kind)):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)

@@ -27,9 +27,17 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def has_autocast(kind: str) -> bool:
+    """Whether device type ``kind`` knows autocast; meta tensors do not.
+
+    Not ``torch.amp.is_autocast_available``: Dynamo of torch 2.11 cannot trace it.
+    """
+    return kind != "meta"
+
+
 def without_autocast(kind: str) -> AbstractContextManager[Any]:
     """Switches autocast off on device type ``kind``, where there is such a thing (meta tensors have none)."""
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if has_autocast(kind) else nullcontext()
 
 
 def _level_table(spatial_shapes: Shapes, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,11 +202,19 @@ def table_rows(dt: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return row, distance != 0
 
 
+def reference_at(reference: Tensor, dt: Tensor) -> Tensor:
+    """``reference`` B,Q,F,2|4, NaN where ``dt`` B,Q,F is not finite: there no point counts, and no gradient is NaN."""
+    return torch.where(dt.isfinite()[..., None], reference, torch.nan)
+
+
 def form_samples(
     offsets: Tensor, velocity: Tensor, logits: Tensor, offset_table: Tensor, logit_table: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Offsets B,Q,H,F,L,K,2 and logits B,Q,H,F,L,K as PyTorch operations; arguments as ``st_deform_attn_temporal``."""
-    steps = dt.to(offset_table.dtype)[:, :, None, :, None, None]
+    """Offsets B,Q,H,F,L,K,2 and logits B,Q,H,F,L,K as PyTorch operations; arguments as ``st_deform_attn_temporal``.
+
+    An infinite or NaN ``dt`` adds no velocity; ``reference_at`` takes the points of such a frame out.
+    """
+    steps = dt.to(offset_table.dtype).nan_to_num(0.0, 0.0, 0.0)[:, :, None, :, None, None]
     placed = offsets[:, :, :, None] + steps[..., None] * velocity[:, :, :, None]
     weighed = logits[:, :, :, None].expand(placed.shape[:-1])
     if len(offset_table) == 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.library import register_autograd, register_fake
 
 from stdetr.ops import reference as plain
-from stdetr.ops.reference import accumulation_dtype, form_samples
+from stdetr.ops.reference import accumulation_dtype, form_samples, reference_at
 
 Grads = tuple[Tensor | None, ...]
 
@@ -228,7 +228,7 @@ def _register_temporal() -> None:
         def run(value, reference, offsets, velocity, logits, offset_table, logit_table):
             placed, weighed = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
             return plain.st_deform_attn_fused_reference(
-                value, reference, placed, weighed, frame_index, valid_ratios, shapes
+                value, reference_at(reference, dt), placed, weighed, frame_index, valid_ratios, shapes
             )
 
         grads = _second(run, inputs, grad_out, upstream)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from stdetr.ops import attention, validate
 from stdetr.ops.backends import use_kernels
-from stdetr.ops.reference import accumulation_dtype, form_samples
+from stdetr.ops.reference import accumulation_dtype, form_samples, reference_at
 
 # Device types whose kernel measured better than the composition.
 _inside = frozenset({"cpu"})
@@ -127,6 +127,7 @@ def st_deform_attn_temporal(
     if value.device.type in _inside and use_kernels(value.device.type):
         out, _ = torch.ops.stdetr.st_deform_attn_temporal_forward(*tensors, attention._flat(shapes))
         return out
+    reference = reference_at(reference, dt)
     placed, weighed = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
     return attention.st_deform_attn_fused(
         value, shapes, reference, placed.to(value.dtype), weighed.to(value.dtype), index, valid_ratios

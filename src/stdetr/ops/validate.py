@@ -10,6 +10,7 @@ Every failure is a ``ValueError`` that names the argument, the shape (dtype, dev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ def check_value(value: object, letters: str = "B,T,S,H,D") -> Tensor:
     return value
 
 
+def _is_integer(size: object) -> bool:
+    """Python's and NumPy's integers and the symbols that stand for one in an exported graph; True is not a size."""
+    return isinstance(size, (Integral, torch.SymInt)) and not isinstance(size, bool)
+
+
 def check_spatial_shapes(spatial_shapes: object, value: Tensor) -> list[tuple[int, int]]:
     """L pairs (h, w) of positive host integers whose areas add up to S of ``value`` (B,T,S,H,D)."""
     if isinstance(spatial_shapes, Tensor):
@@ -72,7 +78,7 @@ def check_spatial_shapes(spatial_shapes: object, value: Tensor) -> list[tuple[in
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise ValueError(f"spatial_shapes must hold (h, w) pairs, got {pair!r}")
         height, width = pair
-        if isinstance(height, float) or isinstance(width, float) or height < 1 or width < 1:
+        if not (_is_integer(height) and _is_integer(width)) or height < 1 or width < 1:
             raise ValueError(f"spatial_shapes must hold positive integers, got {(height, width)}")
         pairs.append((height, width))
     tokens = sum(height * width for height, width in pairs)
@@ -117,4 +123,7 @@ def check_frame_index(frame_index: Tensor | None, value: Tensor, queries: int, f
                 f"frame_index must lie in -1..{clip - 1} (-1 = masked) for value of shape {tuple(value.shape)}, "
                 f"got {low}..{high}"
             )
-    return frame_index.to(torch.int32).expand(batch, queries, frames)
+    if frame_index.dtype == torch.int64:
+        # What was not checked above must stay outside 0..T-1 when it is narrowed: 2^32 would read frame 0.
+        frame_index = frame_index.clamp(-1, clip).to(torch.int32)
+    return frame_index.expand(batch, queries, frames)

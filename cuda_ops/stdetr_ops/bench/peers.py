@@ -10,13 +10,15 @@ A peer without a time axis gets the T frames as T * L levels, which is the same 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,23 +27,50 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from stdetr.bench.op_cases import OpInputs
-from stdetr.ops import backend, st_deform_attn, st_deform_attn_fused, use_backend
+from stdetr.ops import backend, st_deform_attn, st_deform_attn_fused, st_deform_attn_temporal, use_backend
+from stdetr.ops.reference import form_samples
+from stdetr.ops.temporal import formed_inside
+from stdetr_ops.bench.cases import KINDS, OpInputs, TemporalTerms
 
 Shapes = Sequence[tuple[int, int]]
 # value B,T,S,H,D; locations B,Q,H,F,L,K,2; weights B,Q,H,F,L,K -> B,Q,H*D
 Plain = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
 TRANSFORMERS = "4.46.3"
+# Ours in other settings come first.
+PEERS = (
+    *("stdetr_composed", "stdetr_coarse2"),
+    *("reference", "grid_sample", "deformable_detr", "kernels_community", "deformops"),
+)
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """``plain`` takes locations and weights.  ``fused`` is None where PyTorch operations have to make those first."""
+    """``plain`` takes locations and weights.  ``fused`` is None where PyTorch operations have to make those first.
+
+    ``temporal`` is None where they have to make offsets and logits of each frame first.
+    """
 
     name: str
     plain: Plain
     fused: Callable[[OpInputs], Tensor] | None = None
+    temporal: Callable[[OpInputs, TemporalTerms], Tensor] | None = None
+    kinds: tuple[str, ...] = KINDS  # where it differs from the others
+    variables: tuple[tuple[str, str], ...] = ()  # of the environment, while it runs
     absent: str | None = None  # why it cannot run here
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Runs the block, forward and backward, with ``variables`` set."""
+        before = {name: os.environ.get(name) for name, _ in self.variables}
+        os.environ.update(self.variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _absent(name: str, reason: str) -> Implementation:
@@ -84,6 +113,17 @@ def _reference_fused(inputs: OpInputs) -> Tensor:
 
 def _ours_fused(inputs: OpInputs) -> Tensor:
     return st_deform_attn_fused(inputs.value, inputs.shapes, inputs.reference, inputs.offsets, inputs.logits)
+
+
+def _ours_temporal(inputs: OpInputs, terms: TemporalTerms) -> Tensor:
+    with formed_inside("cpu", "cuda"):
+        return st_deform_attn_temporal(inputs.value, inputs.shapes, inputs.reference, **vars(terms))
+
+
+def formed(inputs: OpInputs, terms: TemporalTerms) -> OpInputs:
+    """Offsets and logits of each frame, as PyTorch operations make them."""
+    offsets, logits = form_samples(**vars(terms))
+    return replace(inputs, offsets=offsets.to(inputs.value.dtype), logits=logits.to(inputs.value.dtype))
 
 
 def _folded(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
@@ -142,10 +182,38 @@ def _deformable_detr(device: torch.device, wheel: str | None) -> Implementation:
     if shutil.which("nvcc") is None:
         return _absent(name, "no nvcc to build it with")
     try:
-        module = _build_deformable_detr(wheel)
+        module = build_deformable_detr(wheel)
     except (RuntimeError, OSError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
         lines = str(error).strip().splitlines()
         return _absent(name, f"its build failed: {lines[-1] if lines else type(error).__name__}")
+    return _sampling(name, module)
+
+
+def _kernels_community(device: torch.device, folder: str | None) -> Implementation:
+    """The same kernels as Hugging Face's hub holds them compiled, kernels-community/deformable-detr."""
+    name = "kernels_community"
+    if device.type != "cuda":
+        return _absent(name, "its kernels need a GPU")
+    if folder is None:
+        return _absent(name, "op.kernels_folder=PATH names a copy of kernels-community/deformable-detr")
+    version, cuda = "".join(torch.__version__.split(".")[:2]), (torch.version.cuda or "").replace(".", "")
+    variant = f"build/torch{version}-*cu{cuda}-*"
+    packages = sorted([*Path(folder).glob(f"{variant}/__init__.py"), *Path(folder).glob(f"{variant}/*/__init__.py")])
+    if not packages:
+        return _absent(name, f"{folder} has no package in {variant}")
+    spec = importlib.util.spec_from_file_location("stdetr_bench_kernels_community", packages[0])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, OSError, AttributeError) as error:
+        return _absent(name, f"{packages[0].parent} does not load: {str(error).splitlines()[0]}")
+    return _sampling(name, module)
+
+
+def _sampling(name: str, module: Any) -> Implementation:
+    """From the original's two functions, ``ms_deform_attn_forward`` and ``ms_deform_attn_backward``."""
 
     class Sampling(torch.autograd.Function):
         @staticmethod
@@ -167,10 +235,29 @@ def _deformable_detr(device: torch.device, wheel: str | None) -> Implementation:
 
 
 @cache
-def _build_deformable_detr(wheel: str | None) -> Any:
+def build_deformable_detr(wheel: str | None) -> Any:
+    """The compiled module; it is kept in $TORCH_EXTENSIONS_DIR, or else in a temporary folder."""
     from torch.utils.cpp_extension import load
 
-    folder = Path(tempfile.mkdtemp(prefix="stdetr-bench-deformable-detr-"))
+    kept = os.environ.get("TORCH_EXTENSIONS_DIR")
+    name = "stdetr_bench_deformable_detr"
+    folder = Path(tempfile.mkdtemp(prefix=name)) if kept is None else Path(kept) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "transformers" / "kernels" / "deformable_detr"
+    if not source.is_dir():
+        _unpack_deformable_detr(wheel, folder, source)
+    files = ["vision.cpp", "cpu/ms_deform_attn_cpu.cpp", "cuda/ms_deform_attn_cuda.cu"]
+    return load(
+        name,
+        [str(source / file) for file in files],
+        extra_include_paths=[str(source)],
+        extra_cflags=["-DWITH_CUDA=1", "-O3"],
+        extra_cuda_cflags=["-DWITH_CUDA=1", "-O3"],
+        build_directory=str(folder),
+    )
+
+
+def _unpack_deformable_detr(wheel: str | None, folder: Path, source: Path) -> None:
     if wheel is None:
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         done = subprocess.run(
@@ -187,34 +274,38 @@ def _build_deformable_detr(wheel: str | None) -> Any:
     with zipfile.ZipFile(wheel) as archive:
         inside = [name for name in archive.namelist() if name.startswith("transformers/kernels/deformable_detr/")]
         archive.extractall(folder, inside)
-    source = folder / "transformers" / "kernels" / "deformable_detr"
     for path in [*source.rglob("*.cu"), *source.rglob("*.cpp"), *source.rglob("*.h"), *source.rglob("*.cuh")]:
         # torch 2.6 and later have no DeprecatedTypeProperties here; the kernels stay as they are.
         text = path.read_text(encoding="utf-8")
         text = text.replace("value.type(),", "value.scalar_type(),").replace(".type().is_cuda()", ".is_cuda()")
         path.write_text(text.replace(".data<", ".data_ptr<"), encoding="utf-8")
-    files = ["vision.cpp", "cpu/ms_deform_attn_cpu.cpp", "cuda/ms_deform_attn_cuda.cu"]
-    return load(
-        "stdetr_bench_deformable_detr",
-        [str(source / file) for file in files],
-        extra_include_paths=[str(source)],
-        extra_cflags=["-DWITH_CUDA=1", "-O3"],
-        extra_cuda_cflags=["-DWITH_CUDA=1", "-O3"],
-        build_directory=str(folder),
-    )
 
 
-def implementations(device: torch.device, transformers_wheel: str | None) -> list[Implementation]:
-    """Ours first, then the reference, then the peers; those that cannot run here say why."""
+def implementations(
+    device: torch.device,
+    peers: Sequence[str] | None = None,
+    transformers_wheel: str | None = None,
+    kernels_folder: str | None = None,
+) -> list[Implementation]:
+    """Ours first, then those of PEERS that ``peers`` names (None: all); those that cannot run here say why."""
     have = backend(device)
+    ours = Implementation("stdetr", st_deform_attn, _ours_fused, _ours_temporal)
+    composed = replace(ours, name="stdetr_composed", temporal=None, kinds=("temporal",))
+    coarse = replace(ours, name="stdetr_coarse2", variables=(("STDETR_COARSE_LEVELS", "2"),))
+    if device.type != "cuda":
+        coarse = _absent(coarse.name, "it is a setting of the CUDA kernels")
     if have.name == "reference":
-        ours = _absent("stdetr", f"no kernels in use: {have.reason}")
-    else:
-        ours = Implementation("stdetr", st_deform_attn, _ours_fused)
-    return [
-        ours,
-        Implementation("reference", _reference_plain, _reference_fused),
-        Implementation("grid_sample", grid_sample_attention),
-        _deformable_detr(device, transformers_wheel),
-        _deformops(device),
-    ]
+        ours, composed, coarse = (
+            _absent(one.name, f"no kernels in use: {have.reason}") for one in (ours, composed, coarse)
+        )
+    makers: dict[str, Callable[[], Implementation]] = {
+        "stdetr_composed": lambda: composed,
+        "stdetr_coarse2": lambda: coarse,
+        "reference": lambda: Implementation("reference", _reference_plain, _reference_fused),
+        "grid_sample": lambda: Implementation("grid_sample", grid_sample_attention),
+        "deformable_detr": lambda: _deformable_detr(device, transformers_wheel),
+        "kernels_community": lambda: _kernels_community(device, kernels_folder),
+        "deformops": lambda: _deformops(device),
+    }
+    assert tuple(makers) == PEERS
+    return [ours, *(make() for name, make in makers.items() if peers is None or name in peers)]

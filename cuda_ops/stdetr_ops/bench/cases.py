@@ -8,6 +8,7 @@ Shape legend
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from stdetr.ops.reference import accumulation_dtype
 HEADS, CHANNELS, POINTS = 8, 32, 4
 STRIDES = (8, 16, 32, 64)
 LOCATIONS = ("clustered", "uniform")
+# plain: locations and weights are given; fused: reference, offsets and logits; temporal: their terms over time.
+KINDS = ("plain", "fused", "temporal")
 # Deviation of clustered points from their query, in pixels of the level: what trained offsets look like.
 SPREAD = 2.0
 
@@ -54,19 +57,28 @@ class OpCase:
         return self.batch * self.query_count * HEADS * self.frames * len(STRIDES) * POINTS
 
 
-# What an H200 moves a second: device memory (a measured device-to-device copy) and first-level caches (by clock).
-H200_BYTES = {"memory": 4.3e12, "cache": 33e12}
+# Bytes that a GPU moves in a second: device memory (a measured device-to-device copy), first-level caches (by clock).
+RATES = {"h100": {"memory": 3.0e12, "cache": 33e12}, "h200": {"memory": 4.3e12, "cache": 33e12}}
 
 
-def roofline_seconds(case: OpCase, size: int) -> float:
-    """The least time an H200 needs for a forward pass of the fused op with values of ``size`` bytes.
+def gpu_label(name: str) -> str:
+    """The name of a GPU as a part of a file's name: "NVIDIA H100 80GB HBM3" gives h100, "NVIDIA L4" nvidia_l4."""
+    words = re.findall("[a-z0-9]+", name.lower())
+    return next((word for word in words if word in RATES), "_".join(words))
 
-    Device memory: offsets, logits, value and output once; caches: four rows of D channels for each point.
+
+def roofline_seconds(case: OpCase, size: int, gpu: str) -> float | None:
+    """The least time for a forward pass of the fused op on ``gpu`` (see ``gpu_label``), values of ``size`` bytes.
+
+    Device memory: offsets, logits, value and output once; caches: four rows of D channels for each point.  None: the
+    rates of this GPU are not known.
     """
+    if gpu not in RATES:
+        return None
     traffic = case.points * 3 * size
     traffic += (case.batch * case.frames * case.tokens + case.batch * case.query_count) * HEADS * CHANNELS * size
     gathered = 4 * CHANNELS * size * case.points
-    return max(traffic / H200_BYTES["memory"], gathered / H200_BYTES["cache"])
+    return max(traffic / RATES[gpu]["memory"], gathered / RATES[gpu]["cache"])
 
 
 def _grid(sizes: tuple[int, int], names: str) -> list[OpCase]:
@@ -130,6 +142,33 @@ class OpInputs:
         locations = centre + self.offsets.to(self.reference.dtype) / sizes[:, None]
         weights = self.logits.to(self.reference.dtype).flatten(3).softmax(-1).view(self.logits.shape)
         return locations, weights
+
+
+@dataclass
+class TemporalTerms:
+    """What the temporal op gets in place of offsets and logits of each frame."""
+
+    offsets: Tensor  # B,Q,H,L,K,2
+    velocity: Tensor  # B,Q,H,L,K,2
+    logits: Tensor  # B,Q,H,L,K
+    offset_table: Tensor  # R,H,L,K,2
+    logit_table: Tensor  # R,H,L,K
+    dt: Tensor  # B,Q,F
+
+
+def temporal_terms(inputs: OpInputs) -> TemporalTerms:
+    """Terms of the temporal op on the case of ``inputs``: a query of frame t is t' - t away from frame t'."""
+    case, frames = inputs.case, inputs.case.frames
+    device, precise = inputs.value.device, inputs.reference.dtype
+    offsets = inputs.offsets[:, :, :, 0].clone()
+    rows = 2 * max(1, frames - 1)
+    made = torch.Generator(device).manual_seed(frames)
+    table = torch.randn(rows, *offsets.shape[2:], generator=made, device=device, dtype=precise)
+    queries = torch.arange(case.query_count, device=device)
+    at = queries // case.tokens if case.queries == "all" else torch.full_like(queries, frames // 2)
+    dt = (torch.arange(frames, device=device) - at[:, None]).to(precise).expand(case.batch, -1, -1).contiguous()
+    logits = inputs.logits[:, :, :, 0].clone()
+    return TemporalTerms(offsets, 0.1 * offsets.flip(2), logits, 0.1 * table, 0.1 * table[..., 0].contiguous(), dt)
 
 
 def make_inputs(case: OpCase, locations: str, dtype: torch.dtype, device: torch.device, seed: int = 0) -> OpInputs:

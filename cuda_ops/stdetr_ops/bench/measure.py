@@ -1,6 +1,6 @@
 """Time and peak memory of one implementation on one case.
 
-Run as a module it measures memory in a process of its own: ``python -m stdetr.bench.op_measure '<json>'``.
+Run as a module it measures memory in a process of its own: ``python -m stdetr_ops.bench.measure '<json>'``.
 """
 
 from __future__ import annotations
@@ -11,34 +11,46 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stdetr.bench.op_cases import CHANNELS, OpCase, OpInputs, make_inputs
-from stdetr.bench.op_peers import Implementation, implementations
-
-KINDS = ("plain", "fused")
+from stdetr_ops.bench.cases import CHANNELS, OpCase, OpInputs, make_inputs, temporal_terms
+from stdetr_ops.bench.peers import Implementation, formed, implementations
 
 
 def prepare(kind: str, implementation: Implementation, inputs: OpInputs) -> tuple[Callable[[], Tensor], list[Tensor]]:
     """A call of the op and the tensors whose gradients a training step needs.
 
     plain: locations and weights are given.  fused: reference, offsets and logits are; where an implementation cannot
-    take them, PyTorch operations make locations and weights, and are part of what is measured.
+    take them, PyTorch operations make locations and weights, and are part of what is measured.  temporal: what
+    ``temporal_terms`` gives, likewise.
     """
     value = inputs.value.detach().requires_grad_()
     if kind == "plain":
         locations, weights = (tensor.detach().requires_grad_() for tensor in inputs.placed())
         return lambda: implementation.plain(value, inputs.shapes, locations, weights), [value, locations, weights]
+    if kind == "temporal":
+        terms = temporal_terms(inputs)
+        names = [name for name in vars(terms) if name != "dt"]
+        free = [getattr(terms, name).requires_grad_() for name in names]
+        mine = replace(inputs, value=value)
+        if implementation.temporal is not None:
+            temporal = implementation.temporal
+            return lambda: temporal(mine, terms), [value, *free]
+        return lambda: _from_offsets(implementation, formed(mine, terms)), [value, *free]
     offsets, logits = (tensor.detach().requires_grad_() for tensor in (inputs.offsets, inputs.logits))
     own = OpInputs(inputs.case, value, inputs.reference, offsets, logits, inputs.grad_out)
+    return lambda: _from_offsets(implementation, own), [value, offsets, logits]
+
+
+def _from_offsets(implementation: Implementation, inputs: OpInputs) -> Tensor:
     if implementation.fused is not None:
-        fused = implementation.fused
-        return lambda: fused(own), [value, offsets, logits]
-    return lambda: implementation.plain(value, inputs.shapes, *own.placed()), [value, offsets, logits]
+        return implementation.fused(inputs)
+    return implementation.plain(inputs.value, inputs.shapes, *inputs.placed())
 
 
 class Clock:
@@ -79,6 +91,48 @@ def time_once(call: Callable[[], Tensor], leaves: list[Tensor], grad_out: Tensor
     return {"forward": forward, "backward": backward, "both": with_graph + backward}
 
 
+def replayed(
+    call: Callable[[], Tensor], leaves: list[Tensor], grad_out: Tensor, seconds: float, pool: Any
+) -> Callable[[], dict[str, float]]:
+    """``time_once`` without Python's part: CUDA graphs of the inference and of the training step, replayed.
+
+    ``seconds``: what an inference takes about; short ones are captured several times in a row, so that a replay takes
+    at least a millisecond.  backward is both less the inference.  Graphs may share the memory ``pool``: nobody reads
+    what they leave there.  RuntimeError: the call cannot be captured.
+    """
+
+    def step() -> None:
+        torch.autograd.grad(call(), leaves, grad_out)
+
+    def inference() -> None:
+        with torch.no_grad():
+            call()
+
+    times = max(1, min(100, round(1e-3 / seconds)))
+    graphs = []
+    for run in (inference, step):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1], pool=pool):
+            for _ in range(times):
+                run()
+
+    def timed() -> dict[str, float]:
+        clock = Clock(grad_out.device)
+        clock.mark()
+        for graph in graphs:
+            graph.replay()
+            clock.mark()
+        forward, both = (duration / times for duration in clock.seconds())
+        return {"forward": forward, "backward": both - forward, "both": both}
+
+    return timed
+
+
 def estimated_bytes(case: OpCase, implementation: str, size: int) -> int:
     """What a PyTorch formulation keeps for a step: every sampled row, about four times over."""
     rows = {"grid_sample": 4, "reference": 12}.get(implementation, 0)
@@ -104,7 +158,7 @@ def peak_memory(kind: str, implementation: Implementation, inputs: OpInputs) -> 
     On the CPU the process has to be fresh, because the system tells only its own peak.
     """
     call, leaves = prepare(kind, implementation, inputs)
-    extra = [inputs.reference] if kind == "fused" else []
+    extra = [] if kind == "plain" else [inputs.reference]
     given = _bytes(inputs.grad_out, *leaves, *extra)
     if inputs.value.device.type == "cuda":
         torch.cuda.synchronize()
@@ -144,7 +198,7 @@ def peak_memory_in_process(
     }
     # Freed memory goes back to the system at once, so that the resident set is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "stdetr.bench.op_measure", json.dumps(job)]
+    command = [sys.executable, "-m", "stdetr_ops.bench.measure", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
@@ -153,12 +207,13 @@ def peak_memory_in_process(
 
 
 def _main(text: str) -> None:
-    from stdetr.bench.op_cases import CASES
+    from stdetr_ops.bench.cases import CASES
 
     job = json.loads(text)
     torch.set_num_threads(job["threads"])
     device, dtype = torch.device("cpu"), getattr(torch, job["dtype"])
-    implementation = next(one for one in implementations(device, None) if one.name == job["implementation"])
+    name = job["implementation"]
+    implementation = next(one for one in implementations(device, [name]) if one.name == name)
     # Threads, allocator and autograd engine exist before the measurement starts.
     small = OpCase("warm-up", 1, 2, (64, 64), 64)
     peak_memory(job["kind"], implementation, make_inputs(small, job["locations"], dtype, device))

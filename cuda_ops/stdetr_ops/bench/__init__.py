@@ -1,0 +1,1 @@
+"""``stdetr bench suite=op``: the operators against their reference and their peers; needs stdetr and torch only."""
