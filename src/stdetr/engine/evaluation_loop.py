@@ -22,7 +22,7 @@ from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
 from stdetr.inference.samples import draw_samples
 from stdetr.logger import Logger
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import StitchRules
 from stdetr.structures import RunPaths
 
 

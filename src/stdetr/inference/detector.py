@@ -24,9 +24,8 @@ from stdetr.inference.checkpoint import load_model
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
 from stdetr.inference.windows import Window, iterate_windows
 from stdetr.models.postprocess import to_tubes
-from stdetr.stitch.rules import StitchRules
-from stdetr.stitch.stitching import Stitcher
-from stdetr.stitch.tubes import best_class_only, visible_frames
+from stdetr.stitch.association import StitchRules
+from stdetr.stitch.stitching import Stitcher, best_class_only, visible_frames
 from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets, Tubes
 from stdetr.video.open import open_source
 from stdetr.video.source import VideoSource

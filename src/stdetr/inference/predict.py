@@ -16,7 +16,7 @@ from stdetr.inference.looking import can_record, draw_sampling, surest_window
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.render import render_video
 from stdetr.inference.writers import image_ids_of
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import StitchRules
 from stdetr.structures import Tubes
 from stdetr.video.source import VideoSource
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from stdetr.stitch.gaps import fill_gaps
+from stdetr.stitch.tracks import fill_gaps
 from stdetr.structures import ClassNames, Tubes
 
 if TYPE_CHECKING:
