@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stdetr.atomic import write_text
 from stdetr.logger.logger import Scalar, Table, to_scalar
 
 
@@ -64,9 +65,7 @@ class JsonlLogger:
                 self._keep_earlier()
             return
         kept = [record for record in read_metrics(self.path) if record.get("step", 0) <= step]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(_line(record) for record in kept))
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         self._append(step, split, {name: to_scalar(name, value) for name, value in values.items()})

@@ -13,7 +13,6 @@ import contextlib
 import difflib
 import hashlib
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from stdetr.atomic import replacing
 from stdetr.video.open import open_source
 from stdetr.video.source import VideoSource
 
@@ -150,20 +150,13 @@ class DiskCache:
             total -= size
 
     def _write(self, file: Path, source: VideoSource) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=".npy", dir=self.directory)
-        os.close(handle)
-        try:
+        # Several workers may write the same file: the last one to finish wins, the content is equal.
+        with replacing(file) as draft:
             shape = (len(source), *source.size, 3)
-            shard = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=shape)
+            shard = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
             for index, frame in source.iterate():
                 shard[index] = frame
-            shard.flush()
             del shard
-            # Several workers may write the same file: whoever renames last wins, the content is equal.
-            Path(name).replace(file)
-        finally:
-            Path(name).unlink(missing_ok=True)
 
 
 def make_cache(kind: str, directory: str | Path | None, limit_gb: float) -> FrameCache:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stdetr.atomic import write_text
 from stdetr.video.open import open_source
 from stdetr.video.packet_index import scan_packets
 
@@ -123,10 +124,7 @@ def probe_videos(
         if prober is not None:
             prober.stop()
         if record is not None and todo:
-            record.parent.mkdir(parents=True, exist_ok=True)
-            temporary = record.with_name(f".{record.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(known))
-            temporary.replace(record)
+            write_text(record, json.dumps(known))
     return faults
 
 

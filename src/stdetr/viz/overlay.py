@@ -6,8 +6,7 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stdetr.structures import ClassNames, Tubes
 from stdetr.viz.style import TRACK_COLOURS, UNCONFIRMED, display_scale, enlarge, font_path, text_colour
-from stdetr.viz.video import VideoWriter
 
+# Image folders have no clock.
+DEFAULT_FPS = 10.0
 ANCHORS = {"center": sv.Position.CENTER, "bottom": sv.Position.BOTTOM_CENTER, "top": sv.Position.TOP_CENTER}
 
 
@@ -73,17 +73,20 @@ class Overlay:
         labels: np.ndarray,
         track_ids: np.ndarray,
         *,
+        colours: np.ndarray | None = None,
         caption: str = "",
     ) -> np.ndarray:
         """One frame with its detections, enlarged: h,w,3 uint8 RGB in and out.
 
         boxes N,4 xyxy in pixels of ``frame``; scores N; labels N int; track_ids N int, -1 for no track.
+        colours: N int, the numbers that choose the colours, -1 is grey; default: the track ids
         """
         self._prepare((frame.shape[0], frame.shape[1]))
         shown = scores >= self.score_threshold
-        # The weakest first: where boxes lie over one another the surest stays readable.
+        # The weakest first: where boxes lie over one another the most confident one stays readable.
         order = np.argsort(scores[shown], kind="stable")
-        boxes, scores, labels, track_ids = (values[shown][order] for values in (boxes, scores, labels, track_ids))
+        columns = (boxes, scores, labels, track_ids, track_ids if colours is None else colours)
+        boxes, scores, labels, track_ids, colours = (values[shown][order] for values in columns)
         scene = np.ascontiguousarray(enlarge(frame, self._scale)[..., ::-1])
         limit = np.array([scene.shape[1], scene.shape[0]] * 2, dtype=np.float32) - 1
         ids = track_ids.astype(int)
@@ -94,7 +97,7 @@ class Overlay:
             tracker_id=ids,
         )
         # Index of the colour, not the id: supervision has no colour for -1.
-        colours = np.where(ids < 0, len(TRACK_COLOURS), ids % len(TRACK_COLOURS))
+        colours = np.where(colours < 0, len(TRACK_COLOURS), colours % len(TRACK_COLOURS)).astype(int)
         texts = [self._text(*item) for item in zip(labels, scores, ids, strict=True)]
         if self._trace is not None:
             scene = self._trace.annotate(scene, detections, custom_color_lookup=colours)
@@ -160,11 +163,3 @@ class Overlay:
 def frame_caption(frame: int, fps: float) -> str:
     """``frame 12 · 1.20 s``; without the time where the source has no clock."""
     return f"frame {frame} · {frame / fps:.2f} s" if fps > 0 else f"frame {frame}"
-
-
-def write_clip(path: str | Path, frames: Iterable[np.ndarray], fps: float, *, crf: int = 20) -> Path:
-    """Drawn frames as an H.264 file; returns its path."""
-    with VideoWriter(path, fps, crf=crf) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return Path(path)

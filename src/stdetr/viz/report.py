@@ -10,30 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.ops import box_convert
 
-from stdetr.structures import ClassNames, ClipTargets, Tubes
+from stdetr.atomic import replacing
+from stdetr.structures import ClassNames, Tubes
 from stdetr.viz.overlay import Overlay, frame_caption
 from stdetr.viz.style import display_scale, font_path
 
 _BACKGROUND, _INK = (255, 255, 255), (27, 31, 36)
-
-
-def truth_tubes(targets: ClipTargets, size: tuple[int, int], frame_index: Sequence[int]) -> Tubes:
-    """The annotated tracks of a clip as tubes in pixels of an (h, w) frame, score 1; ignore regions are left out."""
-    height, width = size
-    boxes = box_convert(targets.boxes, "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
-    return Tubes(
-        boxes=boxes.float(),
-        scores=targets.valid.float(),
-        labels=targets.labels,
-        track_ids=targets.track_ids,
-        frame_index=torch.tensor(list(frame_index), dtype=torch.int64),
-        tube_scores=torch.ones(len(targets)),
-        present=targets.valid,
-    )
 
 
 def contact_sheet(
@@ -84,12 +68,9 @@ def contact_sheet(
         for column, t in enumerate(shown):
             picture = _painter(classes, score_threshold, cell, tubes).draw(frames[t], *_on_frame(tubes, int(t)))
             sheet.paste(Image.fromarray(picture), (gap + column * (width + gap), y + strip))
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.stem}.draft{target.suffix}")
-    sheet.save(draft)
-    draft.replace(target)
-    return target
+    with replacing(path) as draft:
+        sheet.save(draft)
+    return Path(path)
 
 
 def side_by_side(
