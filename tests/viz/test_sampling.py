@@ -91,7 +91,7 @@ def test_figure_mistakes_are_named(tmp_path: Path):
         sampling_figure(frames, record(1, 2), tmp_path / "a.png", tubes=[])
 
 
-def annotations() -> Tubes:
+def annotated() -> Tubes:
     """Two tracks on frames 7 and 8 of 40 x 80 px; the second is not there."""
     boxes = torch.tensor([[[20.0, 10, 60, 30]] * 2, [[0.0] * 4] * 2])
     present = torch.tensor([[True, True], [False, False]])
@@ -101,7 +101,7 @@ def annotations() -> Tubes:
 
 def test_contact_sheet_has_a_row_and_a_column_each(tmp_path: Path):
     frames = np.full((2, 40, 80, 3), 50, np.uint8)
-    truth = annotations()
+    truth = annotated()
     path = contact_sheet(frames, [("annotated", truth), ("detected", truth)], ["cat", "dog"], tmp_path / "sheet.png",
                          cell=80, title="clip")  # fmt: skip
     picture = np.asarray(Image.open(path))
@@ -115,7 +115,7 @@ def test_contact_sheet_has_a_row_and_a_column_each(tmp_path: Path):
 
 def test_side_by_side_frames_have_one_size():
     frames = np.full((2, 40, 80, 3), 50, np.uint8)
-    truth = annotations()
+    truth = annotated()
     empty = truth.select(torch.zeros(2, dtype=torch.bool))
     drawn = list(side_by_side(frames, [("annotated", truth), ("detected", empty)], ["cat", "dog"], min_side=80))
     assert [image.shape for image in drawn] == [drawn[0].shape] * 2

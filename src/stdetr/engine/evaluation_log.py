@@ -20,7 +20,7 @@ def log_evaluation(logger: Logger, step: int, split: str, found: Evaluation, fig
         rows = tuple(tuple(row) for row in table.rows)
         logger.log_table(step, f"{split}/{name}", Table(tuple(table.columns), rows))
     for path in figures:
-        logger.log_image(step, f"{split}/{path.stem}", path)
+        logger.log_media(step, f"{split}/{path.stem}", path)
 
 
 @contextmanager

@@ -155,10 +155,10 @@ class SampleDrawer:
             backend=self.backend,
         )
         for sample in samples:
-            self.logger.log_video(step, f"samples/{sample.video}", sample.overlay)
-            self.logger.log_image(step, f"sheets/{sample.video}", sample.sheet)
+            self.logger.log_media(step, f"samples/{sample.video}", sample.overlay)
+            self.logger.log_media(step, f"sheets/{sample.video}", sample.sheet)
             if sample.sampling is not None:
-                self.logger.log_image(step, f"sampling/{sample.video}", sample.sampling)
+                self.logger.log_media(step, f"sampling/{sample.video}", sample.sampling)
 
 
 def write_json(path: Path, content: object) -> None:

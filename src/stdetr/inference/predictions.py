@@ -30,7 +30,7 @@ from stdetr.video.source import VideoSource
 if TYPE_CHECKING:
     from stdetr.viz.overlay import Overlay
 
-_COLUMNS = ("frame_index", "boxes", "scores", "labels", "track_ids", "tube_scores")
+_COLUMNS: tuple[str, ...] = ("frame_index", "boxes", "scores", "labels", "track_ids", "tube_scores")
 _CSV_COLUMNS = ("frame", "time_s", "track_id", "category_id", "class", "score", "x1", "y1", "x2", "y2")
 
 
@@ -94,7 +94,9 @@ class VideoPredictions:
         """
         frames: list[int] = []
         numbers, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        parts = [(numbers, np.zeros((0, 4), np.float32), values, numbers, numbers, values)]
+        parts: list[tuple[np.ndarray, ...]] = [
+            (numbers, np.zeros((0, 4), np.float32), values, numbers, numbers, values)
+        ]
         for clip in clips:
             frames += clip.frame_index.tolist()
             rows, times = clip.present.nonzero(as_tuple=True)
@@ -213,7 +215,7 @@ class VideoPredictions:
             raise ValueError(f"{info.name} has no frame to draw")
         painter = overlay if overlay is not None else Overlay(self.classes)
         painter.reset()
-        frames = info.frame_index
+        frames = list(info.frame_index)
         step = frames[1] - frames[0] if len(frames) > 1 else 1
         opened = source if source is not None else open_source(info.source)
         shown = tqdm(

@@ -12,6 +12,8 @@ import json
 import netrc
 import os
 import secrets
+import shutil
+import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,15 +23,14 @@ from urllib.parse import urlparse
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from stdetr.logger.logger import Scalar, Table, to_scalar
-from stdetr.logger.revision import git_revision
+from stdetr.logger.logger import Logger, Scalar, Table, to_scalar
 
 MODES = ("auto", "online", "offline", "disabled")
 Mode = Literal["auto", "online", "offline", "disabled"]
 STEP = "trainer/step"
 
 
-class WandbLogger:
+class WandbLogger(Logger):
     """One W&B run in ``<output_dir>/wandb``.
 
     mode     ``auto`` (online if an account is configured, else offline), ``online``, ``offline`` or ``disabled``; the
@@ -118,19 +119,14 @@ class WandbLogger:
         scalars = {f"{split}/{name}": to_scalar(name, value) for name, value in values.items()}
         self._log(step, {name: value for name, value in scalars.items() if value is not None})
 
-    def log_image(self, step: int, key: str, path: Path) -> None:
+    def log_media(self, step: int, key: str, path: Path) -> None:
         if self._run is None:
             return
         import wandb
 
-        self._log(step, {f"media/{key}": wandb.Image(str(path))})
-
-    def log_video(self, step: int, key: str, path: Path) -> None:
-        if self._run is None:
-            return
-        import wandb
-
-        self._log(step, {f"media/{key}": wandb.Video(str(path), format="mp4")})
+        file = str(path)
+        media = wandb.Video(file, format="mp4") if path.suffix == ".mp4" else wandb.Image(file)
+        self._log(step, {f"media/{key}": media})
 
     def log_table(self, step: int, key: str, table: Table) -> None:
         if self._run is None:
@@ -215,3 +211,20 @@ def sweep_of(output_dir: Path) -> str | None:
         if (folder / "multirun.yaml").is_file():
             return folder.name
     return None
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """The commit that ``folder`` (default: this package) is checked out at, with ``-dirty`` after local changes.
+
+    None where there is no git, or where ``folder`` is not under version control (an installed wheel).
+    """
+    git = shutil.which("git")
+
+    def ask(*arguments: str) -> str | None:
+        command, where = [git, *arguments], folder or Path(__file__).parent
+        answer = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False) if git else None
+        return answer.stdout.strip() if answer is not None and answer.returncode == 0 else None
+
+    # An environment inside somebody else's checkout is ignored by it; its commit says nothing about this code.
+    known = ask("ls-files", "--error-unmatch", ".") is not None
+    return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if known else None

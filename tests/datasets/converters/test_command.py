@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from stdetr.cli.data import run
 from stdetr.config import compose
-from stdetr.datasets.command import run
 from stdetr.datasets.stats import measure, size_shares, table
 from stdetr.video.open import open_source
 from stdetr.viz.annotations import show
