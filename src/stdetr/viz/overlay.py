@@ -6,7 +6,7 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,14 +107,11 @@ class Overlay:
         image = np.ascontiguousarray(np.asarray(scene)[..., ::-1])
         return self._stamp(image, caption) if self.caption and caption else image
 
-    def draw_clip(self, frames: np.ndarray, tubes: Tubes, fps: float = 0.0) -> Iterator[np.ndarray]:
-        """The frames of a clip (T,h,w,3 uint8 RGB) with its tubes, one by one."""
-        boxes, scores = tubes.boxes.numpy(), tubes.scores.numpy()
-        present, labels, ids = tubes.present.numpy(), tubes.labels.numpy(), tubes.track_ids.numpy()
-        for t, frame in enumerate(frames):
-            seen = present[:, t]
-            text = frame_caption(int(tubes.frame_index[t]), fps)
-            yield self.draw(frame, boxes[seen, t], scores[seen, t], labels[seen], ids[seen], caption=text)
+    def draw_tubes(self, frame: np.ndarray, tubes: Tubes, t: int, *, caption: str = "") -> np.ndarray:
+        """Frame ``t`` of a clip with the tubes that are present on it; h,w,3 uint8 RGB."""
+        seen = tubes.present[:, t]
+        columns = (tubes.boxes[seen, t], tubes.scores[seen, t], tubes.labels[seen], tubes.track_ids[seen])
+        return self.draw(frame, *(column.numpy() for column in columns), caption=caption)
 
     def _text(self, label: int, score: float, track_id: int) -> str:
         name = self.names[label] if 0 <= label < len(self.names) else f"class {label}"

@@ -66,7 +66,7 @@ def contact_sheet(
         y = top + strip + row * (height + strip)
         canvas.text((gap, y + strip / 2), heading, font=big, fill=_INK, anchor="lm")
         for column, t in enumerate(shown):
-            picture = _painter(classes, score_threshold, cell, tubes).draw(frames[t], *_on_frame(tubes, int(t)))
+            picture = _painter(classes, score_threshold, cell, tubes).draw_tubes(frames[t], tubes, int(t))
             sheet.paste(Image.fromarray(picture), (gap + column * (width + gap), y + strip))
     with replacing(path) as draft:
         sheet.save(draft)
@@ -95,7 +95,7 @@ def side_by_side(
         canvas = ImageDraw.Draw(sheet)
         for column, ((heading, tubes), painter) in enumerate(zip(rows, painters, strict=True)):
             caption = frame_caption(int(tubes.frame_index[t]), fps) if column == 0 else ""
-            picture = painter.draw(frame, *_on_frame(tubes, t), caption=caption)
+            picture = painter.draw_tubes(frame, tubes, t, caption=caption)
             x = column * (width + gap)
             canvas.text((x + gap, strip / 2), heading, font=font, fill=_INK, anchor="lm")
             sheet.paste(Image.fromarray(picture), (x, strip))
@@ -108,13 +108,3 @@ def _painter(
     # Annotations have score 1 everywhere; writing it would say nothing.
     certain = bool(len(tubes)) and bool((tubes.scores[tubes.present] == 1).all())
     return Overlay(classes, score_threshold=threshold, trail=trail, min_side=min_side, show_scores=not certain)
-
-
-def _on_frame(tubes: Tubes, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    seen = tubes.present[:, t]
-    return (
-        tubes.boxes[seen, t].numpy(),
-        tubes.scores[seen, t].numpy(),
-        tubes.labels[seen].numpy(),
-        tubes.track_ids[seen].numpy(),
-    )
