@@ -1,4 +1,4 @@
-"""The tables and figures of an evaluation, handed to an experiment tracker."""
+"""The tables and figures of an evaluation, handed to a logger."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def log_evaluation(logger: Logger, step: int, split: str, found: Evaluation, fig
 
 
 @contextmanager
-def tracked(logger: Logger, config: Mapping[str, Any], paths: RunPaths) -> Iterator[None]:
-    """A run of the tracker around an evaluation.
+def logged_run(logger: Logger, config: Mapping[str, Any], paths: RunPaths) -> Iterator[None]:
+    """A run of the logger around an evaluation.
 
     Where ``paths`` is the folder of a training run, its record goes on: nothing recorded so far is lost.
     """
