@@ -83,11 +83,11 @@ def test_offline_run_is_read_back(
     logger.log_media(10, "overlay", video)
     logger.log_table(10, "per_class", Table(("class", "AP"), (("cat", 0.5),)))
     logger.log_artifact("checkpoint", weights, aliases=("best",))
-    run_id, place = logger.run_id, logger.location
+    run_id, place = logger.run_id, json.loads(logger.run_file.read_text())
     logger.finish(exit_code=1)
 
-    assert place is not None
-    folder = Path(place)
+    assert (place["mode"], place["url"]) == ("offline", None)
+    folder = logger.root / place["folder"]
     assert folder.name.startswith("offline-run-")
     everything = list(records(folder))
     run = next(record.run for record in everything if record.HasField("run"))
@@ -141,7 +141,7 @@ def test_disabled_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     logger.log_media(1, "x", tmp_path / "missing.png")
     logger.finish()
     assert not (tmp_path / "run").exists()
-    assert (logger.run_id, logger.location) == (None, None)
+    assert logger.run_id is None
 
 
 def test_missing_config_value_is_an_error(tmp_path: Path):

@@ -122,16 +122,11 @@ def _frames_ahead(video: VideoSource, start: int, most: int | None, step: int) -
 
 
 def _with_progress(clips: Iterator[Tubes], total: int) -> Iterator[Tubes]:
-    """The clips as they come, with a bar on a terminal and a line every now and then elsewhere."""
-    terminal = sys.stderr.isatty()
-    done, said = 0, time.perf_counter()
-    with tqdm(total=total, desc="predict", unit="frame", dynamic_ncols=True, disable=not terminal) as bar:
+    """The clips as they come, with a bar that moves on a terminal and is printed every 15 s elsewhere."""
+    every = 0.1 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc="predict", unit="frame", dynamic_ncols=True, mininterval=every, delay=every) as bar:
         for clip in clips:
-            done += len(clip.frame_index)
             bar.update(len(clip.frame_index))
-            if not terminal and time.perf_counter() - said > 15:
-                said = time.perf_counter()
-                print(f"predict: frame {done} of {total}", flush=True)
             yield clip
 
 

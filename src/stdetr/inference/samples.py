@@ -7,6 +7,7 @@ Shape legend
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,45 +49,28 @@ def draw_samples(
 
     root: the folder that the file names of ``index`` are relative to; sampling: keys of ``draw_sampling``
     """
+    folder, samples = Path(folder), []
     chosen = np.unique(np.linspace(0, index.videos - 1, min(count, index.videos)).round().astype(int))
-    return [
-        _draw_video(detector, index, Path(root), int(video), Path(folder), max_frames, score_threshold,
-                    dict(sampling or {}), backend)
-        for video in chosen
-    ]  # fmt: skip
-
-
-def _draw_video(
-    detector: Detector,
-    index: CocoVid,
-    root: Path,
-    video: int,
-    folder: Path,
-    max_frames: int,
-    score_threshold: float,
-    sampling: dict[str, Any],
-    backend: str,
-) -> Sample:
-    rows = index.rows(video)[:max_frames]
-    source, numbers = open_video(index, root, video, rows, backend)
-    if len(numbers) > 1 and (np.diff(numbers) != 1).any():
-        gap = int((np.diff(numbers) != 1).argmax()) + 1
-        rows, numbers = rows[:gap], numbers[:gap]  # a stretch without a break, as the detector takes it
-    predictions = detector.predict(source, start=int(numbers[0]), max_frames=len(numbers))
-    confident = predictions.select(predictions.scores >= score_threshold)
-    pixels = source.read(numbers.tolist())
-    pair = [("annotated", annotated_tubes(index, rows, numbers)), ("detected", confident.tubes())]
-    stem = Path(index.video_names[video] or f"video{index.video_ids[video]}").stem
-    names = detector.classes
-    fps = source.fps if source.fps > 0 else DEFAULT_FPS
-    drawn = side_by_side(iter(pixels), pair, names, score_threshold=score_threshold, fps=source.fps)
-    overlay = write_video(folder / f"{stem}_overlay.mp4", drawn, fps)
-    sheet = contact_sheet(
-        pixels, pair, names, folder / f"{stem}_sheet.png", score_threshold=score_threshold, title=stem
-    )
-    figure = None
-    if can_record(detector):
-        window = most_confident_window(predictions, detector.clip_length)
-        figure = draw_sampling(detector, source, window, folder / f"{stem}_sampling.png", predictions=predictions,
-                               **sampling)  # fmt: skip
-    return Sample(stem, overlay, sheet, figure)
+    for video in chosen.tolist():
+        rows = index.rows(video)[:max_frames]
+        source, numbers = open_video(index, Path(root), video, rows, backend)
+        if len(numbers) > 1 and (np.diff(numbers) != 1).any():
+            gap = int((np.diff(numbers) != 1).argmax()) + 1
+            rows, numbers = rows[:gap], numbers[:gap]  # a stretch without a break, as the detector takes it
+        with closing(source):
+            predictions = detector.predict(source, start=int(numbers[0]), max_frames=len(numbers))
+            pixels = source.read(numbers.tolist())
+            stem = Path(index.video_names[video] or f"video{index.video_ids[video]}").stem
+            figure = None
+            if can_record(detector):
+                window = most_confident_window(predictions, detector.clip_length)
+                figure = draw_sampling(detector, source, window, folder / f"{stem}_sampling.png",
+                                       predictions=predictions, **(sampling or {}))  # fmt: skip
+        confident = predictions.select(predictions.scores >= score_threshold)
+        pair = [("annotated", annotated_tubes(index, rows, numbers)), ("detected", confident.tubes())]
+        look: dict[str, Any] = {"classes": detector.classes, "score_threshold": score_threshold}
+        drawn = side_by_side(pixels, pair, fps=source.fps, **look)
+        overlay = write_video(folder / f"{stem}_overlay.mp4", drawn, source.fps if source.fps > 0 else DEFAULT_FPS)
+        sheet = contact_sheet(pixels, pair, path=folder / f"{stem}_sheet.png", title=stem, **look)
+        samples.append(Sample(stem, overlay, sheet, figure))
+    return samples

@@ -7,6 +7,7 @@ Shape legend
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ DEFAULT_FPS = 10.0
 ANCHORS = {"center": sv.Position.CENTER, "bottom": sv.Position.BOTTOM_CENTER, "top": sv.Position.TOP_CENTER}
 
 
+@dataclass(eq=False)
 class Overlay:
     """Draws detections on frames that arrive in order of time; it remembers where tracks have been.
 
@@ -33,32 +35,23 @@ class Overlay:
     show_scores:     write the score behind the class (annotations have none)
     """
 
-    def __init__(
-        self,
-        classes: ClassNames | Sequence[str],
-        *,
-        score_threshold: float = 0.4,
-        trail: int = 30,
-        trail_anchor: str = "center",
-        min_side: int = 480,
-        caption: bool = True,
-        line_width: int | None = None,
-        font_size: int | None = None,
-        show_scores: bool = True,
-    ) -> None:
-        if trail_anchor not in ANCHORS:
-            raise ValueError(f"viz.overlay.trail_anchor={trail_anchor!r} is not one of {', '.join(ANCHORS)}")
-        if min_side < 1:
-            raise ValueError(f"viz.overlay.min_side={min_side} must be at least 1")
-        self.names = tuple(classes.names if isinstance(classes, ClassNames) else classes)
-        self.score_threshold = score_threshold
-        self.trail = trail
-        self.trail_anchor = trail_anchor
-        self.min_side = min_side
-        self.caption = caption
-        self.line_width = line_width
-        self.font_size = font_size
-        self.show_scores = show_scores
+    classes: ClassNames | Sequence[str]
+    _: KW_ONLY
+    score_threshold: float = 0.4
+    trail: int = 30
+    trail_anchor: str = "center"
+    min_side: int = 480
+    caption: bool = True
+    line_width: int | None = None
+    font_size: int | None = None
+    show_scores: bool = True
+
+    def __post_init__(self) -> None:
+        if self.trail_anchor not in ANCHORS:
+            raise ValueError(f"viz.overlay.trail_anchor={self.trail_anchor!r} is not one of {', '.join(ANCHORS)}")
+        if self.min_side < 1:
+            raise ValueError(f"viz.overlay.min_side={self.min_side} must be at least 1")
+        self.names = tuple(self.classes.names if isinstance(self.classes, ClassNames) else self.classes)
         self._size: tuple[int, int] | None = None
 
     def reset(self) -> None:
