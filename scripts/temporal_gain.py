@@ -21,7 +21,7 @@ from typing import Any
 from stdetr.config import instantiate, load_config
 from stdetr.engine.evaluation_loop import write_json
 from stdetr.evaluation import evaluate
-from stdetr.logger.revision import git_revision
+from stdetr.logger import git_revision
 
 KEYS = {
     "AP": "coco/AP",

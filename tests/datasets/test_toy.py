@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ from scipy import ndimage
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.datasets.toy import SPRITE_CLASSES, ToyBenchmark, ToyDegradation, ToyEncoder, ToyObjects, ToySplit
 from stdetr.datasets.toy.degradation import draw_schedule
-from stdetr.datasets.toy.encode import encode_h264
 from stdetr.datasets.toy.motion import draw_path
 from stdetr.datasets.toy.sprites import draw_sprite, outline_boxes, render_sprite
+from stdetr.video.encode import write_video
 from stdetr.video.open import open_source
 
 
@@ -39,7 +39,7 @@ def test_one_stream_on_every_processor(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (24, 96, 96, 3)).astype(np.uint8)
     streams = set()
     for number in range(8):
-        encode_h264(tmp_path / f"{number}.mp4", frames, ToyEncoder())
+        write_video(tmp_path / f"{number}.mp4", frames, **asdict(ToyEncoder()))
         streams.add(hashlib.sha256((tmp_path / f"{number}.mp4").read_bytes()).hexdigest()[:16])
     assert streams == {"082c7a68b86c44ea"}
 

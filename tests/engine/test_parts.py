@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from stdetr.engine import checkpoint
+from stdetr import checkpoint
 from stdetr.engine.average import WeightAverage
 from stdetr.engine.optim import Optimisation
 from stdetr.structures import ClassNames

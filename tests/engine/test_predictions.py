@@ -17,7 +17,7 @@ from stdetr.engine.predictions import (
     join_videos,
     predict_videos,
 )
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import StitchRules
 from stdetr.structures import ClassNames, ClipBatch, ClipInfo, ClipTargets, ModelOutput, Tubes
 
 CLASSES = ClassNames((4, 9), ("cat", "dog"))

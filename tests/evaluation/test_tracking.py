@@ -36,7 +36,7 @@ def words(files: Path, *more: str) -> list[str]:
 
 def history(folder: Path) -> dict[str, Any]:
     """Key -> value of everything that an offline run logged."""
-    reader = Path(__file__).resolve().parents[1] / "tracking" / "test_wandb.py"
+    reader = Path(__file__).resolve().parents[1] / "logger" / "test_wandb.py"
     spec = importlib.util.spec_from_file_location("read_wandb", reader)
     assert spec is not None
     assert spec.loader is not None

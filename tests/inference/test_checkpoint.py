@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stdetr.inference.checkpoint import find_checkpoint, load_model, load_weights
+from stdetr.checkpoint import find_checkpoint, load_weights
+from stdetr.inference.detector import load_model
 
 
 @pytest.fixture

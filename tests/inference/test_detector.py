@@ -11,7 +11,7 @@ import torch
 from stdetr.data.transforms import ClipTransform, ResizeShortSide
 from stdetr.inference import Detector, StitchRules
 from stdetr.inference.detector import choose_device, default_overlap, normalised_to_uint8
-from stdetr.stitch.tubes import best_class_only, visible_frames
+from stdetr.stitch.stitching import best_class_only, visible_frames
 from stdetr.structures import ClassNames, Tubes
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -13,11 +13,12 @@ from PIL import Image
 from stdetr import config as configs
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.inference import Detector
-from stdetr.inference.looking import surest_window
 from stdetr.inference.predict import run
-from stdetr.inference.samples import annotated_tubes, draw_samples
+from stdetr.inference.samples import draw_samples
+from stdetr.inference.sampling import most_confident_window
+from stdetr.video.encode import write_video
 from stdetr.video.open import open_source
-from stdetr.viz.overlay import write_clip
+from stdetr.viz.annotations import annotated_tubes
 
 LENGTH = 14
 
@@ -28,7 +29,7 @@ def journey(length: int = LENGTH) -> list:
 
 @pytest.fixture
 def video(tmp_path: Path, squares) -> Path:
-    return write_clip(tmp_path / "squares.mp4", squares(journey()), 12.0, crf=4)
+    return write_video(tmp_path / "squares.mp4", squares(journey()), 12.0, crf=4)
 
 
 @pytest.fixture
@@ -116,11 +117,11 @@ def test_mistakes_are_one_line(tmp_path: Path, video: Path, trained: Path, chang
     assert "\n" not in str(caught.value)
 
 
-def test_surest_window_by_hand(tmp_path: Path, trained: Path, squares, array_source):
+def test_most_confident_window_by_hand(tmp_path: Path, trained: Path, squares, array_source):
     predictions = Detector.from_checkpoint(trained).predict(array_source(squares(journey())))
     # Both squares are there on frames 4 to 9 only.
-    assert surest_window(predictions, 6) == (4, 5, 6, 7, 8, 9)
-    assert surest_window(predictions, 99) == tuple(range(LENGTH))
+    assert most_confident_window(predictions, 6) == (4, 5, 6, 7, 8, 9)
+    assert most_confident_window(predictions, 99) == tuple(range(LENGTH))
 
 
 def cocovid(root: Path, first: int, as_images: bool, squares) -> Path:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from stdetr.inference.predict import image_ids_of
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
-from stdetr.inference.writers import image_ids_of, write_whole
 from stdetr.structures import ClassNames, Tubes
 
 INFO = VideoInfo("videos/street.mp4", "street.mp4", (48, 64), 12.5, ())
@@ -125,10 +125,3 @@ def test_image_ids_of_an_annotation_file(tmp_path: Path):
     (tmp_path / "bad.json").write_text('{"videos": []}')
     with pytest.raises(ValueError, match=r"is not a CocoVID file \(videos, images\): KeyError\('images'\)"):
         image_ids_of(tmp_path / "bad.json", "street.mp4")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
-    path = write_whole(tmp_path / "a.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new \ud800")
-    assert path.read_text() == "old"

@@ -61,8 +61,8 @@ def test_fresh_run_in_an_old_folder_keeps_the_earlier_records(tmp_path: Path):
 def test_media_paths_are_relative_and_tables_round_trip(tmp_path: Path):
     logger = JsonlLogger(tmp_path)
     logger.start({})
-    logger.log_image(3, "sampling", tmp_path / "media" / "sampling.png")
-    logger.log_video(3, "overlay", tmp_path / "media" / "overlay.mp4")
+    logger.log_media(3, "sampling", tmp_path / "media" / "sampling.png")
+    logger.log_media(3, "overlay", tmp_path / "media" / "overlay.mp4")
     logger.log_table(3, "per_class", Table(("class", "AP"), (("cat", 0.25), ("dog", None))))
     logger.finish(1)
     media = read_metrics(logger.path, "media")
@@ -122,7 +122,7 @@ def test_group_reaches_every_logger_even_when_one_fails_to_finish(tmp_path: Path
     assert isinstance(group, Logger)
     group.start({})
     group.log(1, "train", {"loss": 2.0})
-    group.log_image(1, "x", tmp_path / "x.png")
+    group.log_media(1, "x", tmp_path / "x.png")
     with pytest.raises(RuntimeError, match="disk full"):
         group.finish(1)
     assert last.exit_code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from stdetr.logger import Table, WandbLogger
+from stdetr.logger import Table, WandbLogger, git_revision
 from stdetr.logger.wandb import has_account, resolve_mode, sweep_of
 
 
@@ -78,15 +79,15 @@ def test_offline_run_is_read_back(
     logger.start(config)
     logger.log(10, "train", {"loss": 1.25, "skipped": float("nan")})
     logger.log(5, "val", {"coco/AP50": 0.75})  # a late record is kept: the x axis is trainer/step
-    logger.log_image(10, "sampling", image)
-    logger.log_video(10, "overlay", video)
+    logger.log_media(10, "sampling", image)
+    logger.log_media(10, "overlay", video)
     logger.log_table(10, "per_class", Table(("class", "AP"), (("cat", 0.5),)))
     logger.log_artifact("checkpoint", weights, aliases=("best",))
-    run_id, place = logger.run_id, logger.location
+    run_id, place = logger.run_id, json.loads(logger.run_file.read_text())
     logger.finish(exit_code=1)
 
-    assert place is not None
-    folder = Path(place)
+    assert (place["mode"], place["url"]) == ("offline", None)
+    folder = logger.root / place["folder"]
     assert folder.name.startswith("offline-run-")
     everything = list(records(folder))
     run = next(record.run for record in everything if record.HasField("run"))
@@ -137,10 +138,10 @@ def test_disabled_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     logger = WandbLogger(tmp_path / "run")
     logger.start({"a": 1})
     logger.log(1, "train", {"loss": 1.0})
-    logger.log_image(1, "x", tmp_path / "missing.png")
+    logger.log_media(1, "x", tmp_path / "missing.png")
     logger.finish()
     assert not (tmp_path / "run").exists()
-    assert (logger.run_id, logger.location) == (None, None)
+    assert logger.run_id is None
 
 
 def test_missing_config_value_is_an_error(tmp_path: Path):
@@ -175,3 +176,23 @@ def test_group_is_the_sweep_folder(tmp_path: Path):
     (tmp_path / "2026-01-01" / "multirun.yaml").write_text("{}")
     assert sweep_of(tmp_path / "2026-01-01" / "3") == "2026-01-01"
     assert WandbLogger(tmp_path / "2026-01-01" / "3", group="mine").group == "mine"
+
+
+def test_the_revision_is_the_commit_of_files_under_version_control(tmp_path: Path):
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert git_revision(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "env").mkdir()
+    for name in (".gitignore", "code.py", "env/installed.py"):
+        (tmp_path / name).write_text("env\n")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    assert git_revision(tmp_path) == commit
+    assert git_revision(tmp_path / "env") is None  # ignored: the commit says nothing about it
+    (tmp_path / "code.py").write_text("changed\n")
+    assert git_revision(tmp_path) == f"{commit}-dirty"

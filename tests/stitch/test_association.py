@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from stdetr.stitch.association import class_factor, closeness, match, motion_similarity, overlap_similarity
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import (
+    StitchRules,
+    class_factor,
+    closeness,
+    duplicates,
+    iou_per_frame,
+    match,
+    motion_similarity,
+    overlap_similarity,
+)
 from stdetr.stitch.tracks import Tracks
-from stdetr.stitch.tubes import duplicates, iou_per_frame
 from stdetr.structures import Tubes
 
 

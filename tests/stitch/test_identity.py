@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
-from stdetr.stitch.gaps import fill_gaps
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import StitchRules
 from stdetr.stitch.stitching import Stitcher
+from stdetr.stitch.tracks import fill_gaps
 from stdetr.structures import ClassNames, Tubes
 
 Row = tuple[float, float, float]  # centre x, centre y, score of a 20 x 40 box

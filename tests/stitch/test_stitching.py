@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import StitchRules
 from stdetr.stitch.stitching import Stitcher
 from stdetr.structures import Tubes
 
@@ -115,7 +115,7 @@ def test_gap_follows_the_motion_not_the_place():
 
 def test_damping_by_hand():
     # velocity 2 px a frame, gap 3, damping 0.5: 2 * (0.5 + 0.25 + 0.125) = 1.75 px
-    from stdetr.stitch.motion import extrapolate, fit_velocity
+    from stdetr.stitch.tracks import extrapolate, fit_velocity
 
     frames = torch.tensor([1_000_000, 1_000_001, 1_000_003])
     boxes = torch.tensor([[[0.0, 0, 10, 10], [2, 0, 12, 10], [6, 0, 16, 10]]])

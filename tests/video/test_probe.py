@@ -18,7 +18,7 @@ def test_good_and_bad_files_in_one_go(encode: Callable[..., Path], tmp_path: Pat
     text.write_text("no video")
     faults = probe_videos([good, text, missing, good], seconds=60, record=record)
     assert set(faults) == {text, missing}
-    assert "is no video" in faults[text]
+    assert "is not a video" in faults[text]
     assert "does not exist" in faults[missing]
     assert list(json.loads(record.read_text())) == [f"av {good}"]
     # The good file is remembered, so nothing has to be started.
@@ -38,14 +38,17 @@ def test_a_file_that_hangs_or_crashes_the_decoder(
     worker = tmp_path / "worker"
     worker.write_text(
         "#!/usr/bin/env python3\n"
-        "import json, os, sys, time\n"
-        "print(json.dumps('ready'), flush=True)\n"
-        "for line in sys.stdin:\n"
-        "    if 'hang.mp4' in line:\n"
+        "import os, sys, time\n"
+        "from multiprocessing.connection import Connection\n"
+        "connection = Connection(int(sys.argv[-1]))\n"
+        "connection.send('ready')\n"
+        "while True:\n"
+        "    path = connection.recv()\n"
+        "    if 'hang.mp4' in path:\n"
         "        time.sleep(600)\n"
-        "    if 'crash.mp4' in line:\n"
+        "    if 'crash.mp4' in path:\n"
         "        os.abort()\n"
-        "    print(json.dumps(''), flush=True)\n"
+        "    connection.send('')\n"
     )
     worker.chmod(0o755)
     monkeypatch.setattr("stdetr.video.probe.sys.executable", str(worker))

@@ -140,7 +140,7 @@ def test_broken_files_say_what_is_wrong(
     whole = encode("a.mp4", *H264, "-g", "12", "-bf", "3")
     text = tmp_path / "text.mp4"
     text.write_text("this is not a video\n")
-    with pytest.raises(ValueError, match=r"text\.mp4 is no video that FFmpeg can read"):
+    with pytest.raises(ValueError, match=r"text\.mp4 is not a video that FFmpeg can read"):
         open_source(text, backend=backend)
     empty = tmp_path / "empty.mp4"
     empty.touch()
@@ -151,7 +151,7 @@ def test_broken_files_say_what_is_wrong(
     # Without the table at its end, an mp4 file is nothing.
     headless = tmp_path / "headless.mp4"
     headless.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
-    with pytest.raises(ValueError, match=r"headless\.mp4 is no video"):
+    with pytest.raises(ValueError, match=r"headless\.mp4 is not a video"):
         open_source(headless, backend=backend)
     # With the table in front, the header promises frames that are not there.
     front, cut = tmp_path / "front.mp4", tmp_path / "cut.mp4"
@@ -220,7 +220,8 @@ def test_reading_on_decodes_ahead_and_jumps_still_hit(backend: str, encode: Call
     path = encode("long.mp4", "-c:v", "libx264", "-g", "6", "-pix_fmt", "yuv420p", frames=60, size="32x16")
     truth = np.stack([frame for _, frame in open_source(path, backend=backend).iterate()])
     source = open_source(path, backend=backend)
-    reader = source if isinstance(source, AvSource) else source._sequence
+    reader = source
+    assert isinstance(reader, AvSource)
 
     def check(start: int, *rest: int) -> None:
         wanted = [start, *rest] if rest else list(range(start, start + 5))

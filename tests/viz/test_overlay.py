@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import av
 import numpy as np
 import pytest
 import torch
 
 from stdetr.structures import ClassNames, Tubes
-from stdetr.viz.overlay import Overlay, frame_caption, write_clip
+from stdetr.viz.overlay import Overlay, frame_caption
 from stdetr.viz.style import TRACK_COLOURS, UNCONFIRMED, display_scale, enlarge, text_colour, track_colour
-from stdetr.viz.video import VideoWriter
 
 
 def rgb(colour: str) -> np.ndarray:
@@ -100,57 +96,5 @@ def test_clip_is_drawn_frame_by_frame():
     tubes = Tubes(torch.tensor([[[20.0, 60, 50, 90]] * 3]), present.float() * 0.9, torch.tensor([0]), torch.tensor([1]),
                   torch.tensor([4, 5, 6]), torch.tensor([0.9]), present)  # fmt: skip
     frames = np.full((3, 100, 100, 3), 50, np.uint8)
-    changed = [bool((image != 50).any()) for image in plain().draw_clip(frames, tubes)]
+    changed = [bool((plain().draw_tubes(frame, tubes, t) != 50).any()) for t, frame in enumerate(frames)]
     assert changed == [True, False, True]
-
-
-def decode(path: Path) -> tuple[list[np.ndarray], float, str, str]:
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        assert stream.average_rate is not None
-        return frames, float(stream.average_rate), stream.codec_context.name, str(stream.codec_context.pix_fmt)
-
-
-def test_video_is_h264_with_the_frames_that_went_in(tmp_path: Path):
-    frames = [np.full((48, 64, 3), value, np.uint8) for value in (20, 120, 220)]
-    path = write_clip(tmp_path / "deep" / "a.mp4", frames, 29.97)
-    decoded, fps, codec, pixels = decode(path)
-    assert (codec, pixels) == ("h264", "yuv420p")
-    assert fps == pytest.approx(29.97, abs=0.001)
-    assert [round(float(frame.mean())) for frame in decoded] == pytest.approx([20, 120, 220], abs=2)
-    assert [item.name for item in path.parent.iterdir()] == ["a.mp4"]
-
-
-def test_colours_are_rgb_and_odd_sizes_are_filled_up(tmp_path: Path):
-    frame = np.zeros((47, 63, 3), np.uint8)
-    frame[..., 0] = 250
-    decoded, *_ = decode(write_clip(tmp_path / "a.mp4", [frame] * 2, 5))
-    assert decoded[0].shape == (48, 64, 3)
-    assert decoded[0][20, 30].tolist() == pytest.approx([250, 0, 0], abs=8)
-    assert decoded[0][47, 63].tolist() == pytest.approx([250, 0, 0], abs=8)
-
-
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path):
-    path = write_clip(tmp_path / "a.mp4", [np.zeros((16, 16, 3), np.uint8)], 5)
-    before = path.read_bytes()
-
-    def interrupted():
-        yield np.zeros((16, 16, 3), np.uint8)
-        raise RuntimeError("decoder")
-
-    with pytest.raises(RuntimeError, match="decoder"):
-        write_clip(path, interrupted(), 5)
-    assert path.read_bytes() == before
-    assert [item.name for item in tmp_path.iterdir()] == ["a.mp4"]
-
-
-def test_wrong_frames_are_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"fps=0 of .* must be positive"):
-        VideoWriter(tmp_path / "a.mp4", 0)
-    with VideoWriter(tmp_path / "a.mp4", 5) as writer:
-        with pytest.raises(ValueError, match="must be h,w,3 uint8"):
-            writer.write(np.zeros((16, 16, 3), np.float32))  # pyright: ignore[reportArgumentType]
-        writer.write(np.zeros((16, 16, 3), np.uint8))
-        with pytest.raises(ValueError, match=r"frame 1 is \(8, 16\), the first one was \(16, 16\)"):
-            writer.write(np.zeros((8, 16, 3), np.uint8))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stdetr.structures import ClipTargets, SamplingRecord
-from stdetr.viz.report import contact_sheet, side_by_side, truth_tubes
+from stdetr.structures import SamplingRecord, Tubes
+from stdetr.viz.report import contact_sheet, side_by_side
 from stdetr.viz.sampling import _columns, _window, points_on_frame, sampling_figure
 
 
@@ -91,23 +91,17 @@ def test_figure_mistakes_are_named(tmp_path: Path):
         sampling_figure(frames, record(1, 2), tmp_path / "a.png", tubes=[])
 
 
-def targets() -> ClipTargets:
-    boxes = torch.tensor([[[0.5, 0.5, 0.5, 0.5]] * 2, [[0.25, 0.25, 0.1, 0.1]] * 2])
-    present = torch.tensor([[True, True], [True, False]])
-    ignored = torch.tensor([[False, False], [True, False]])
-    return ClipTargets(torch.tensor([0, 1]), boxes, present, ignored, torch.tensor([5, 6]))
-
-
-def test_annotated_tracks_as_tubes():
-    tubes = truth_tubes(targets(), (40, 80), (7, 8))
-    assert tubes.boxes[0, 0].tolist() == [20, 10, 60, 30]
-    assert tubes.present.tolist() == [[True, True], [False, False]]  # the ignore region is no annotation to show
-    assert tubes.frame_index.tolist() == [7, 8]
+def annotated() -> Tubes:
+    """Two tracks on frames 7 and 8 of 40 x 80 px; the second is not there."""
+    boxes = torch.tensor([[[20.0, 10, 60, 30]] * 2, [[0.0] * 4] * 2])
+    present = torch.tensor([[True, True], [False, False]])
+    return Tubes(boxes, present.float(), torch.tensor([0, 1]), torch.tensor([5, 6]), torch.tensor([7, 8]),
+                 torch.ones(2), present)  # fmt: skip
 
 
 def test_contact_sheet_has_a_row_and_a_column_each(tmp_path: Path):
     frames = np.full((2, 40, 80, 3), 50, np.uint8)
-    truth = truth_tubes(targets(), (40, 80), (7, 8))
+    truth = annotated()
     path = contact_sheet(frames, [("annotated", truth), ("detected", truth)], ["cat", "dog"], tmp_path / "sheet.png",
                          cell=80, title="clip")  # fmt: skip
     picture = np.asarray(Image.open(path))
@@ -121,7 +115,7 @@ def test_contact_sheet_has_a_row_and_a_column_each(tmp_path: Path):
 
 def test_side_by_side_frames_have_one_size():
     frames = np.full((2, 40, 80, 3), 50, np.uint8)
-    truth = truth_tubes(targets(), (40, 80), (7, 8))
+    truth = annotated()
     empty = truth.select(torch.zeros(2, dtype=torch.bool))
     drawn = list(side_by_side(frames, [("annotated", truth), ("detected", empty)], ["cat", "dog"], min_side=80))
     assert [image.shape for image in drawn] == [drawn[0].shape] * 2

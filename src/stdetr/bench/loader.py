@@ -30,9 +30,8 @@ from stdetr.data.dataset import ClipDataset
 from stdetr.data.loader import ClipLoader, build_loader
 from stdetr.data.sampling import ClipSampler, CoveringWindows, RandomWindows
 from stdetr.data.transforms import ClipTransform
-from stdetr.datasets.toy.encode import encode_h264
-from stdetr.datasets.toy.settings import ToyEncoder
 from stdetr.video.cache import FrameCache, NoCache, make_cache
+from stdetr.video.encode import write_video
 from stdetr.video.open import open_source
 
 
@@ -125,9 +124,7 @@ def _make_film(folder: Path, settings: LoaderBench) -> Path:
     for t in range(settings.length):
         y, x = (int(128 * (0.5 + 0.5 * np.sin(phase + t / 17))) for phase in (0.0, 1.3))
         frames[t] = canvas[y : y + height, x : x + width]
-    path = folder / "film.mp4"
-    encode_h264(path, frames, ToyEncoder(crf=23, gop=settings.gop, preset="veryfast", fps=25))
-    return path
+    return write_video(folder / "film.mp4", frames, 25, crf=23, gop=settings.gop)
 
 
 def _write_annotations(folder: Path, video: Path, length: int, size: tuple[int, int]) -> None:

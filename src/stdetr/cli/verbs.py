@@ -37,7 +37,7 @@ VERBS = {
         ),
         Verb(
             "data",
-            "stdetr.datasets.command",
+            "stdetr.cli.data",
             "convert, validate, count or show a data set",
             "action=validate data=mot_pets",
         ),

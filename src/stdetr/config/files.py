@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
+
+from stdetr.atomic import write_text
 
 FILE_NAME = "config.yaml"
 
@@ -19,11 +20,7 @@ def save_config(cfg: DictConfig, path: Path | str) -> Path:
     path = Path(path)
     if path.suffix not in {".yaml", ".yml"}:
         path = path / FILE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
-    draft.replace(path)
-    return path
+    return write_text(path, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def load_config(path: Path | str) -> DictConfig:

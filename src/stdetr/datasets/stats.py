@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stdetr.atomic import replacing
 from stdetr.data.coco_vid import CocoVid
 from stdetr.data.coco_vid_reader import read_coco_vid
 
@@ -159,10 +160,8 @@ def plot(statistics: Statistics, path: Path) -> Path:
         panels[0, 1].axvline(limit, color="#bb5566", linestyle=":")
     _histogram(panels[1, 0], statistics.track_length, "track length", "frames from first to last box", log=True)
     _histogram(panels[1, 1], statistics.speed_rel, "motion", "centre speed, box sides a frame", log=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".part.{path.name}")
-    figure.savefig(unfinished, dpi=110)
-    unfinished.replace(path)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=110)
     return path
 
 

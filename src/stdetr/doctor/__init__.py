@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from stdetr.doctor.check import Check, run_checks
 from stdetr.doctor.machine import check_compiler, check_devices, check_disk, check_python
 from stdetr.doctor.packages import check_dependencies, check_extras, check_torch
-from stdetr.doctor.parts import check_configurations, check_ops, check_tracking, check_video
+from stdetr.doctor.parts import check_configurations, check_ops, check_video, check_wandb
 
 __all__ = ["Check", "run", "run_checks"]
 
@@ -27,7 +27,7 @@ def run(cfg: DictConfig) -> int:
         check_compiler,
         check_video,
         check_configurations,
-        check_tracking,
+        check_wandb,
         check_extras,
         lambda: check_disk(folders),
     )

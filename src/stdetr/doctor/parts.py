@@ -1,4 +1,4 @@
-"""The project's own parts: op, video reading and writing, configurations, tracking."""
+"""The project's own parts: op, video reading and writing, configurations, W&B."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_configurations() -> Iterator[Check]:
         yield Check("configurations", "ok", f"{folder}: {len(VERBS)} verbs compose")
 
 
-def check_tracking() -> Check:
+def check_wandb() -> Check:
     """W&B's version and what ``logger.wandb.mode=auto`` means here."""
     from stdetr.logger.wandb import resolve_mode
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from stdetr import checkpoint
 from stdetr import config as configs
 from stdetr.data.module import DataModule
-from stdetr.engine import checkpoint, processes
-from stdetr.engine.evaluation_log import log_evaluation, tracked
+from stdetr.engine import processes
+from stdetr.engine.evaluation_log import log_evaluation, logged_run
 from stdetr.engine.evaluation_loop import SplitEvaluator, prediction_settings
 from stdetr.evaluation import offline
-from stdetr.inference.checkpoint import find_weights, load_model
+from stdetr.inference.detector import load_model
 from stdetr.logger import Logger
 from stdetr.structures import RunPaths
 
@@ -34,7 +35,7 @@ def run(cfg: DictConfig) -> None:
 def _score_files(cfg: DictConfig) -> None:
     logger: Logger = configs.instantiate(cfg.logger)
     found, figures = offline.score_files(cfg)
-    with tracked(logger, cfg, RunPaths(Path(cfg.output_dir))):
+    with logged_run(logger, cfg, RunPaths(Path(cfg.output_dir))):
         logger.log(0, "files", found.flat())
         log_evaluation(logger, 0, "files", found, figures)
 
@@ -68,8 +69,8 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
         causal=bool(trained.model.causal),
         logger=logger,
     )
-    step = int(checkpoint.read_meta(find_weights(cfg.checkpoint).parent)["step"])
-    with tracked(logger, cfg, paths) if processes.rank() == 0 else nullcontext():
+    step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent)["step"])
+    with logged_run(logger, cfg, paths) if processes.rank() == 0 else nullcontext():
         metrics = evaluator(model, step)
         if processes.rank() == 0:
             logger.log(step, evaluation.split, metrics)

@@ -1,4 +1,4 @@
-"""The tables and figures of an evaluation, handed to an experiment tracker."""
+"""The tables and figures of an evaluation, handed to a logger."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def log_evaluation(logger: Logger, step: int, split: str, found: Evaluation, fig
         rows = tuple(tuple(row) for row in table.rows)
         logger.log_table(step, f"{split}/{name}", Table(tuple(table.columns), rows))
     for path in figures:
-        logger.log_image(step, f"{split}/{path.stem}", path)
+        logger.log_media(step, f"{split}/{path.stem}", path)
 
 
 @contextmanager
-def tracked(logger: Logger, config: Mapping[str, Any], paths: RunPaths) -> Iterator[None]:
-    """A run of the tracker around an evaluation.
+def logged_run(logger: Logger, config: Mapping[str, Any], paths: RunPaths) -> Iterator[None]:
+    """A run of the logger around an evaluation.
 
     Where ``paths`` is the folder of a training run, its record goes on: nothing recorded so far is lost.
     """

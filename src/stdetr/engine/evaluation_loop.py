@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from stdetr import config as configs
+from stdetr.atomic import write_text
 from stdetr.data.module import DataModule
 from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
@@ -22,7 +22,7 @@ from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
 from stdetr.inference.samples import draw_samples
 from stdetr.logger import Logger
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import StitchRules
 from stdetr.structures import RunPaths
 
 
@@ -95,7 +95,7 @@ class SplitEvaluator:
         metrics = scored.flat()
         figures = write_reports(scored, self.paths.root)
         found.frames.write_results(self.paths.root / "predictions.json")
-        write_json(self.paths.root / "tubes.json", found.tubes)
+        write_text(self.paths.root / "tubes.json", json.dumps(found.tubes))
         print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(metrics), flush=True)
         if self.logger is not None:
@@ -155,18 +155,10 @@ class SampleDrawer:
             backend=self.backend,
         )
         for sample in samples:
-            self.logger.log_video(step, f"samples/{sample.video}", sample.overlay)
-            self.logger.log_image(step, f"sheets/{sample.video}", sample.sheet)
+            self.logger.log_media(step, f"samples/{sample.video}", sample.overlay)
+            self.logger.log_media(step, f"sheets/{sample.video}", sample.sheet)
             if sample.sampling is not None:
-                self.logger.log_image(step, f"sampling/{sample.video}", sample.sampling)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Atomically: a reader never sees half a file."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh.write_text(json.dumps(content))
-    fresh.rename(path)
+                self.logger.log_media(step, f"sampling/{sample.video}", sample.sampling)
 
 
 def summary(metrics: Mapping[str, float | None]) -> str:

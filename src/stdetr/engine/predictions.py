@@ -15,10 +15,9 @@ from torch import nn
 
 from stdetr.evaluation.detections import Detections
 from stdetr.models.postprocess import to_tubes
-from stdetr.stitch.gaps import fill_gaps
-from stdetr.stitch.rules import StitchRules
-from stdetr.stitch.stitching import Stitcher
-from stdetr.stitch.tubes import best_class_only, visible_frames
+from stdetr.stitch.association import StitchRules
+from stdetr.stitch.stitching import Stitcher, best_class_only, visible_frames
+from stdetr.stitch.tracks import fill_gaps
 from stdetr.structures import ClassNames, ClipBatch, ClipInfo, Tubes
 
 

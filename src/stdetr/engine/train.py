@@ -13,13 +13,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from stdetr import checkpoint
 from stdetr import config as configs
 from stdetr.data.loader import ClipLoader
 from stdetr.data.module import DataModule
-from stdetr.engine import checkpoint, processes
+from stdetr.engine import processes
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.trainer import Trainer
-from stdetr.inference.checkpoint import load_weights
 from stdetr.structures import ClipBatch, RunPaths
 
 
@@ -47,7 +47,7 @@ def _train(cfg: DictConfig) -> float:
     seed_everything(int(cfg.seed))
     model: nn.Module = configs.instantiate(cfg.model.detector)
     if cfg.init_from is not None and resume is None:
-        processes.say(load_weights(model, Path(cfg.init_from)))
+        processes.say(checkpoint.load_weights(model, Path(cfg.init_from)))
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     processes.say(

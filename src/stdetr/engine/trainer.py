@@ -18,8 +18,9 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stdetr import checkpoint
 from stdetr.data.collate import pad_batch
-from stdetr.engine import checkpoint, processes
+from stdetr.engine import processes
 from stdetr.engine.average import WeightAverage
 from stdetr.engine.batch_norm import share_statistics
 from stdetr.engine.optim import Optimisation

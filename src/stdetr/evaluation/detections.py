@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from stdetr.atomic import replacing
+
 from .columns import box_column, check_boxes, column, index_of, missing_file, optional_integers, stream_list
 from .ground_truth import GroundTruth
 
@@ -117,16 +119,12 @@ class Detections:
 
     def write_results(self, path: Path | str) -> None:
         """Write a COCO results list, a part at a time; the file appears only when it is complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(path.suffix + ".new")
-        with fresh.open("w") as stream:
+        with replacing(path) as draft, draft.open("w") as stream:
             stream.write("[")
             for start in range(0, len(self), _PART):
                 text = json.dumps(self._records(slice(start, start + _PART)))
                 stream.write((", " if start else "") + text[1:-1])
             stream.write("]")
-        fresh.rename(path)
 
     def _records(self, part: slice) -> list[dict[str, Any]]:
         names = {"image_id": "image_ids", "category_id": "category_ids", "bbox": "boxes", "score": "scores"}

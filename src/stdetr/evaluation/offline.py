@@ -18,9 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stdetr.atomic import write_text
+
 from .compare import LEVEL, as_table, compare_runs, run_files
 from .evaluate import EVALUATORS, Evaluation, score
-from .report import summary, write_json, write_reports, write_text
+from .report import summary, write_json, write_reports
 
 
 def run(cfg: Mapping[str, Any]) -> dict[str, float | None]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stdetr.atomic import write_text
+
 if TYPE_CHECKING:
     from .evaluate import Evaluation
 
@@ -166,14 +168,6 @@ def summary(found: Evaluation) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` whole or not at all: a run that is killed leaves the former file."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def as_document(found: Evaluation) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stdetr.inference.detector import Detector
 from stdetr.inference.predictions import VideoPredictions
-from stdetr.stitch.rules import StitchRules
+from stdetr.stitch.association import StitchRules
 from stdetr.stitch.stitching import Stitcher
 
 __all__ = ["Detector", "StitchRules", "Stitcher", "VideoPredictions"]

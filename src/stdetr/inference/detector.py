@@ -17,16 +17,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from stdetr import checkpoint
 from stdetr import config as configs
 from stdetr.data.collate import Collate
 from stdetr.data.transforms import ClipTransform
-from stdetr.inference.checkpoint import load_model
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
 from stdetr.inference.windows import Window, iterate_windows
 from stdetr.models.postprocess import to_tubes
-from stdetr.stitch.rules import StitchRules
-from stdetr.stitch.stitching import Stitcher
-from stdetr.stitch.tubes import best_class_only, visible_frames
+from stdetr.stitch.association import StitchRules
+from stdetr.stitch.stitching import Stitcher, best_class_only, visible_frames
 from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets, Tubes
 from stdetr.video.open import open_source
 from stdetr.video.source import VideoSource
@@ -172,6 +171,26 @@ class Detector:
     def _autocast(self) -> AbstractContextManager[object]:
         kind = PRECISIONS[self.precision]
         return nullcontext() if kind is None else torch.autocast(self.device.type, dtype=kind)
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, ClassNames]:
+    """Build the model that ``config.yaml`` describes and give it the weights; in evaluation mode, on ``device``.
+
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for weights that are not of this
+    model, with the names that differ.
+    """
+    files = checkpoint.find_checkpoint(path)
+    cfg = configs.load_config(files.config)
+    node = OmegaConf.select(cfg, "model.detector")
+    if node is None:
+        raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
+    model: nn.Module = configs.instantiate(node)
+    weights = checkpoint.read_weights(files.weights)
+    difference = checkpoint.Difference.between(model.state_dict(), weights)
+    if difference:
+        raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
+    model.load_state_dict(weights)
+    return model.to(device).eval(), cfg, checkpoint.read_classes(files.meta)
 
 
 def choose_device(device: str) -> torch.device:

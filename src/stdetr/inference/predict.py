@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,11 +14,9 @@ from tqdm import tqdm
 
 from stdetr import config as configs
 from stdetr.inference.detector import Detector
-from stdetr.inference.looking import can_record, draw_sampling, surest_window
 from stdetr.inference.predictions import VideoPredictions
-from stdetr.inference.render import render_video
-from stdetr.inference.writers import image_ids_of
-from stdetr.stitch.rules import StitchRules
+from stdetr.inference.sampling import can_record, draw_sampling, most_confident_window
+from stdetr.stitch.association import StitchRules
 from stdetr.structures import Tubes
 from stdetr.video.source import VideoSource
 
@@ -69,15 +69,15 @@ def run(cfg: DictConfig) -> VideoPredictions:
         ("tracks", predictions.to_mot(folder / "tracks.txt")),
     ]
     if cfg.sampling_figure and can_record(detector):
-        window = surest_window(predictions, detector.clip_length)
+        window = most_confident_window(predictions, detector.clip_length)
         written.append(("sampled points", draw_sampling(detector, video, window, folder / "sampling.png",
                                                         predictions=predictions, **cfg.viz.sampling)))  # fmt: skip
     elif cfg.sampling_figure:
         print("sampling.png is not written: this model samples no points (dense attention)", flush=True)
     if cfg.overlay:
         painter = configs.instantiate(cfg.viz.overlay)(detector.classes)
-        overlay = render_video(
-            predictions, folder / "overlay.mp4", overlay=painter, source=video, crf=cfg.viz.crf, progress=True
+        overlay = predictions.render(
+            folder / "overlay.mp4", overlay=painter, source=video, crf=cfg.viz.crf, progress=True
         )
         written.insert(0, ("video", overlay))
     video.close()
@@ -86,22 +86,47 @@ def run(cfg: DictConfig) -> VideoPredictions:
     return predictions
 
 
+def image_ids_of(annotations: str | Path, source: str) -> dict[int, int]:
+    """Frame number -> image id of the video ``source`` in a CocoVID file.
+
+    The video is the one whose ``file_name`` or ``name`` ends like ``source`` (with or without suffix), or the only one.
+    Raises ValueError when none does, naming the nearest.
+    """
+    file = Path(annotations)
+    if not file.is_file():
+        raise FileNotFoundError(f"annotations={annotations} does not exist")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        videos, images = content["videos"], content["images"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"annotations={annotations} is not a CocoVID file (videos, images): {error!r}") from error
+    names: dict[str, int] = {}
+    for video in videos:
+        for key in ("name", "file_name"):
+            if video.get(key):
+                names[Path(video[key]).name] = names[Path(video[key]).stem] = video["id"]
+    wanted = Path(source)
+    chosen = names.get(wanted.name, names.get(wanted.stem))
+    if chosen is None and len(videos) == 1:
+        chosen = videos[0]["id"]
+    if chosen is None:
+        near = difflib.get_close_matches(wanted.name, list(names), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"annotations={annotations} has no video named {wanted.name}{hint}")
+    return {int(image["frame_id"]): int(image["id"]) for image in images if image["video_id"] == chosen}
+
+
 def _frames_ahead(video: VideoSource, start: int, most: int | None, step: int) -> int:
     left = len(range(start, len(video), step))
     return left if most is None else min(left, most)
 
 
 def _with_progress(clips: Iterator[Tubes], total: int) -> Iterator[Tubes]:
-    """The clips as they come, with a bar on a terminal and a line every now and then elsewhere."""
-    terminal = sys.stderr.isatty()
-    done, said = 0, time.perf_counter()
-    with tqdm(total=total, desc="predict", unit="frame", dynamic_ncols=True, disable=not terminal) as bar:
+    """The clips as they come, with a bar that moves on a terminal and is printed every 15 s elsewhere."""
+    every = 0.1 if sys.stderr.isatty() else 15.0
+    with tqdm(total=total, desc="predict", unit="frame", dynamic_ncols=True, mininterval=every, delay=every) as bar:
         for clip in clips:
-            done += len(clip.frame_index)
             bar.update(len(clip.frame_index))
-            if not terminal and time.perf_counter() - said > 15:
-                said = time.perf_counter()
-                print(f"predict: frame {done} of {total}", flush=True)
             yield clip
 
 

@@ -1,12 +1,10 @@
-"""Experiment tracking: W&B and ``metrics.jsonl`` behind one small protocol."""
+"""Experiment logging: W&B and ``metrics.jsonl`` behind one small class."""
 
 from __future__ import annotations
 
-from stdetr.logger.group import LoggerGroup
 from stdetr.logger.jsonl import JsonlLogger, read_metrics
-from stdetr.logger.logger import Logger, Scalar, Table
-from stdetr.logger.revision import git_revision
-from stdetr.logger.wandb import WandbLogger
+from stdetr.logger.logger import Logger, LoggerGroup, Scalar, Table
+from stdetr.logger.wandb import WandbLogger, git_revision
 
 __all__ = [
     "JsonlLogger",

@@ -1,21 +1,22 @@
 """``metrics.jsonl``: the record of a run that needs no account, no service and no reader but ``json``.
 
-One JSON object a line, ``{"step": 40, "split": "train", "loss": 1.25, ...}``.  Images, videos, tables and artifacts
-are lines as well, with split ``media``, ``table`` and ``artifact``, and paths relative to the run's folder, so the
-file stays valid when the run is moved.
+One JSON object per line, ``{"step": 40, "split": "train", "loss": 1.25, ...}``.  Images, videos and tables are lines as
+well, with split ``media`` and ``table``, and paths relative to the run's folder, so the file stays valid when the run
+is moved.  Artifacts are not recorded: the files of a run already lie in its folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from stdetr.logger.logger import Scalar, Table, to_scalar
+from stdetr.atomic import write_text
+from stdetr.logger.logger import Logger, Scalar, Table, to_scalar
 
 
 def read_metrics(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:
@@ -44,7 +45,7 @@ def read_metrics(path: str | Path, split: str | None = None) -> list[dict[str, A
     return records
 
 
-class JsonlLogger:
+class JsonlLogger(Logger):
     """Appends records to ``<output_dir>/metrics.jsonl``; each line is on disk before the call returns.
 
     A fresh run keeps an earlier file of the same folder as ``metrics.<n>.jsonl``.  A resumed run drops the records
@@ -64,28 +65,18 @@ class JsonlLogger:
                 self._keep_earlier()
             return
         kept = [record for record in read_metrics(self.path) if record.get("step", 0) <= step]
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(_line(record) for record in kept))
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         self._append(step, split, {name: to_scalar(name, value) for name, value in values.items()})
 
-    def log_image(self, step: int, key: str, path: Path) -> None:
-        self._append(step, "media", {key: self._relative(path)})
-
-    def log_video(self, step: int, key: str, path: Path) -> None:
-        self._append(step, "media", {key: self._relative(path)})
+    def log_media(self, step: int, key: str, path: Path) -> None:
+        # os.path.relpath, not Path.relative_to: media may lie beside the run's folder.
+        self._append(step, "media", {key: Path(os.path.relpath(path, self.root)).as_posix()})
 
     def log_table(self, step: int, key: str, table: Table) -> None:
         rows = [[value if isinstance(value, str) else to_scalar(key, value) for value in row] for row in table.rows]
         self._append(step, "table", {key: {"columns": list(table.columns), "rows": rows}})
-
-    def log_artifact(self, name: str, path: Path, *, kind: str = "model", aliases: Sequence[str] = ()) -> None:
-        """Nothing to keep: the files of a run already lie in its folder."""
-
-    def finish(self, exit_code: int = 0) -> None:
-        """Nothing to close: every record is already on disk."""
 
     def _append(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         reserved = {"step", "split"} & values.keys()
@@ -93,10 +84,6 @@ class JsonlLogger:
             raise ValueError(f"metric name {sorted(reserved)[0]!r} is reserved; rename it")
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(_line({"step": int(step), "split": split, **values}))
-
-    def _relative(self, path: Path) -> str:
-        # os.path.relpath, not Path.relative_to: media may lie beside the run's folder.
-        return Path(os.path.relpath(path, self.root)).as_posix()
 
     def _keep_earlier(self) -> None:
         number = 1

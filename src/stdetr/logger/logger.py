@@ -1,4 +1,4 @@
-"""What the training loop asks of an experiment tracker.
+"""What the training loop asks of a logger, and several loggers that act as one.
 
 A logger is constructed by Hydra before anything else exists and does nothing until ``start``; in a distributed run
 only the main process calls ``start``.  ``step`` counts optimiser steps and is the x axis of everything.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ Scalar = float | int | None
 
 @dataclass(frozen=True)
 class Table:
-    """A small table, such as AP per class: one name a column, one sequence a row."""
+    """A small table, such as AP per class: one name per column, one sequence per row."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
@@ -30,9 +30,11 @@ class Table:
                 raise ValueError(f"table row {index} has {len(row)} values for {len(self.columns)} columns")
 
 
-@runtime_checkable
-class Logger(Protocol):
-    """One tracker.  ``start`` comes first and ``finish`` last; both may be called once per run."""
+class Logger:
+    """Records one run.  ``start`` comes first and ``finish`` last; both may be called once per run.
+
+    Subclasses record what they can; a method that they leave out does nothing.
+    """
 
     def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
         """Begin a run, or continue one: ``step`` is the last step whose state was restored, None for a fresh run."""
@@ -40,11 +42,8 @@ class Logger(Protocol):
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         """Record scalars of ``split`` (``train``, ``val``, ...).  A one-element tensor counts as its number."""
 
-    def log_image(self, step: int, key: str, path: Path) -> None:
-        """Record an image file that already lies on disk."""
-
-    def log_video(self, step: int, key: str, path: Path) -> None:
-        """Record a video file (H.264 mp4) that already lies on disk."""
+    def log_media(self, step: int, key: str, path: Path) -> None:
+        """Record a file that already lies on disk: a video (H.264 ``.mp4``), else an image."""
 
     def log_table(self, step: int, key: str, table: Table) -> None:
         """Record a table."""
@@ -54,6 +53,48 @@ class Logger(Protocol):
 
     def finish(self, exit_code: int = 0) -> None:
         """End the run; a non-zero ``exit_code`` marks it as crashed."""
+
+
+class LoggerGroup(Logger):
+    """Hands every call to each logger in the order given; an empty group records nothing.
+
+    The loggers have names, ``LoggerGroup(jsonl=..., wandb=...)``, so that a configuration can reach into one of them
+    (``logger.wandb.mode=offline``).  ``finish`` reaches every logger even if one of them fails, and then raises the
+    first failure.
+    """
+
+    def __init__(self, **loggers: Logger) -> None:
+        self.named = dict(loggers)
+
+    def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
+        for logger in self.named.values():
+            logger.start(config, step=step)
+
+    def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
+        for logger in self.named.values():
+            logger.log(step, split, values)
+
+    def log_media(self, step: int, key: str, path: Path) -> None:
+        for logger in self.named.values():
+            logger.log_media(step, key, path)
+
+    def log_table(self, step: int, key: str, table: Table) -> None:
+        for logger in self.named.values():
+            logger.log_table(step, key, table)
+
+    def log_artifact(self, name: str, path: Path, *, kind: str = "model", aliases: Sequence[str] = ()) -> None:
+        for logger in self.named.values():
+            logger.log_artifact(name, path, kind=kind, aliases=aliases)
+
+    def finish(self, exit_code: int = 0) -> None:
+        failures: list[Exception] = []
+        for logger in self.named.values():
+            try:
+                logger.finish(exit_code)
+            except Exception as error:  # the others must still be closed; raised below
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 def to_scalar(name: str, value: Tensor | Scalar) -> float | int | None:

@@ -12,8 +12,11 @@ import json
 import netrc
 import os
 import secrets
+import shutil
+import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -21,15 +24,15 @@ from urllib.parse import urlparse
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from stdetr.logger.logger import Scalar, Table, to_scalar
-from stdetr.logger.revision import git_revision
+from stdetr.logger.logger import Logger, Scalar, Table, to_scalar
 
 MODES = ("auto", "online", "offline", "disabled")
 Mode = Literal["auto", "online", "offline", "disabled"]
 STEP = "trainer/step"
 
 
-class WandbLogger:
+@dataclass(eq=False)
+class WandbLogger(Logger):
     """One W&B run in ``<output_dir>/wandb``.
 
     mode     ``auto`` (online if an account is configured, else offline), ``online``, ``offline`` or ``disabled``; the
@@ -37,34 +40,25 @@ class WandbLogger:
     group    runs of one sweep share it; by default the sweep's folder where ``output_dir`` is one of its jobs
     splits   the first part of the metric names, so that each gets ``trainer/step`` as its x axis
 
-    The run's id is kept in ``<output_dir>/wandb_run.json``; a resumed run continues it.
+    The run's id, its folder and its page are kept in ``<output_dir>/wandb_run.json``; a resumed run continues it.
     Raises ValueError for an unknown mode and for ``online`` without an account.
     """
 
-    def __init__(
-        self,
-        output_dir: str | Path,
-        project: str = "stdetr",
-        *,
-        mode: Mode = "auto",
-        entity: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-        notes: str | None = None,
-        splits: Sequence[str] = ("train", "val", "test", "files", "media", "table"),
-    ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"logger.wandb.mode={mode!r} is not one of {', '.join(MODES)}")
-        self.root = Path(output_dir)
-        self.mode: Mode = mode
-        self.project = project
-        self.entity = entity
-        self.name = name
-        self.group = group if group is not None else sweep_of(self.root)
-        self.tags = tuple(tags)
-        self.notes = notes
-        self.splits = tuple(splits)
+    output_dir: str | Path
+    project: str = "stdetr"
+    _: KW_ONLY
+    mode: Mode = "auto"
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: Sequence[str] = ()
+    notes: str | None = None
+    splits: Sequence[str] = ("train", "val", "test", "files", "media", "table")
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"logger.wandb.mode={self.mode!r} is not one of {', '.join(MODES)}")
+        self.root = Path(self.output_dir)
         self._run: Any = None
 
     @property
@@ -96,7 +90,7 @@ class WandbLogger:
             project=self.project,
             entity=self.entity,
             name=self.name or self.root.name or None,
-            group=self.group,
+            group=self.group if self.group is not None else sweep_of(self.root),
             tags=list(self.tags),
             notes=self.notes,
             dir=str(self.root),
@@ -111,26 +105,23 @@ class WandbLogger:
         for split in self.splits:
             self._run.define_metric(f"{split}/*", step_metric=STEP)
         url = self._run.url if mode == "online" else None
-        record = {"id": run_id, "mode": mode, "project": self.project, "folder": self._folder(), "url": url}
+        # `dir` of a run is its files folder; the run's own folder, which `wandb sync` takes, is the parent.
+        folder = Path(os.path.relpath(Path(self._run.dir).parent, self.root)).as_posix()
+        record = {"id": run_id, "mode": mode, "project": self.project, "folder": folder, "url": url}
         self.run_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         scalars = {f"{split}/{name}": to_scalar(name, value) for name, value in values.items()}
         self._log(step, {name: value for name, value in scalars.items() if value is not None})
 
-    def log_image(self, step: int, key: str, path: Path) -> None:
+    def log_media(self, step: int, key: str, path: Path) -> None:
         if self._run is None:
             return
         import wandb
 
-        self._log(step, {f"media/{key}": wandb.Image(str(path))})
-
-    def log_video(self, step: int, key: str, path: Path) -> None:
-        if self._run is None:
-            return
-        import wandb
-
-        self._log(step, {f"media/{key}": wandb.Video(str(path), format="mp4")})
+        file = str(path)
+        media = wandb.Video(file, format="mp4") if path.suffix == ".mp4" else wandb.Image(file)
+        self._log(step, {f"media/{key}": media})
 
     def log_table(self, step: int, key: str, table: Table) -> None:
         if self._run is None:
@@ -156,21 +147,9 @@ class WandbLogger:
             run, self._run = self._run, None
             run.finish(exit_code=exit_code)
 
-    @property
-    def location(self) -> str | None:
-        """Where to look: the run's page online, its folder offline, None when nothing was started."""
-        if not self.run_file.is_file():
-            return None
-        record = json.loads(self.run_file.read_text(encoding="utf-8"))
-        return record["url"] or str(self.root / record["folder"])
-
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if self._run is not None:
             self._run.log({STEP: int(step), **values})
-
-    def _folder(self) -> str:
-        # `dir` of a run is its files folder; the run's own folder, which `wandb sync` takes, is the parent.
-        return Path(os.path.relpath(Path(self._run.dir).parent, self.root)).as_posix()
 
 
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
@@ -215,3 +194,20 @@ def sweep_of(output_dir: Path) -> str | None:
         if (folder / "multirun.yaml").is_file():
             return folder.name
     return None
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """The commit that ``folder`` (default: this package) is checked out at, with ``-dirty`` after local changes.
+
+    None where there is no git, or where ``folder`` is not under version control (an installed wheel).
+    """
+    git = shutil.which("git")
+
+    def ask(*arguments: str) -> str | None:
+        command, where = [git, *arguments], folder or Path(__file__).parent
+        answer = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False) if git else None
+        return answer.stdout.strip() if answer is not None and answer.returncode == 0 else None
+
+    # An environment inside somebody else's checkout is ignored by it; its commit says nothing about this code.
+    known = ask("ls-files", "--error-unmatch", ".") is not None
+    return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if known else None

@@ -1,4 +1,4 @@
-"""Which track each tube of a window continues.
+"""Which track each tube of a window continues, and which tubes of a window show one object twice.
 
 Shape legend
     M live tracks      N tubes of the window      T its frames      K first frames of a tube
@@ -16,17 +16,74 @@ observed boxes alone, and the direction of the new observations as a second witn
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.ops import box_iou
 
-from stdetr.stitch.motion import extrapolate, fit_velocity
-from stdetr.stitch.rules import StitchRules
-from stdetr.stitch.tracks import Tracks
-from stdetr.stitch.tubes import iou_per_frame
+from stdetr.stitch.tracks import Tracks, extrapolate, fit_velocity
 from stdetr.structures import Tubes
+
+_SHARES = (
+    "min_similarity", "class_weight", "motion_weight", "gap_weight", "damping", "high_score", "birth_score",
+    "twin_iou", "duplicate_iou", "duplicate_iou_other_class",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StitchRules:
+    """When a tube continues a track, when it is a duplicate, and when a track gets its id.
+
+    min_similarity: a pair below it is never joined; similarity = geometry * (1 - class_weight * (1 - class share))
+    class_weight:   0: classes do not matter; 1: a track never changes its class
+    max_gap:        a track that was not seen for more source frames than this is closed
+    max_distance:   for joins without a common frame, the centre distance, in box sizes, at which geometry falls to 0
+    motion_weight:  for joins by common frames, how much the motion on the tube's new frames counts beside the IoU
+    gap_weight:     how much of the geometry is lost over a gap of ``max_gap`` frames: of two tracks that fit alike, the
+                    one that was seen more recently goes on
+    motion_frames:  how many of its last frames decide a track's velocity
+    match_frames:   on how many frames after the track's end a tube is compared with the track's motion
+    damping:        the part of the velocity that is left after each frame that the track is not seen
+    high_score:     tubes whose best frame reaches it are assigned before the weaker ones, and to tracks that have
+                    reached it before; a track that has not been seen for a while comes back with such a tube only
+    birth_score:    a track gets its id from the first window in which a frame reaches this score; until then its boxes
+                    come out with id -1, so that clutter uses up no ids (0: every track at once)
+    twin_iou:       of two tubes of one window that overlap this much, the weaker starts no track: its boxes come out
+                    with id -1, unless it continues a track that nothing else does (1: every tube may)
+    duplicate_iou:  of two tubes of one window that overlap this much, the weaker is left out altogether (1: none is)
+    duplicate_iou_other_class: both for tubes of different classes
+    """
+
+    min_similarity: float = 0.3
+    class_weight: float = 0.5
+    max_gap: int = 30
+    max_distance: float = 1.5
+    motion_weight: float = 1.0
+    gap_weight: float = 0.5
+    motion_frames: int = 12
+    match_frames: int = 3
+    damping: float = 0.95
+    high_score: float = 0.4
+    birth_score: float = 0.0
+    twin_iou: float = 0.6
+    duplicate_iou: float = 0.7
+    duplicate_iou_other_class: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in _SHARES:
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"stitch.{name}={value} must lie in [0, 1]")
+        for name, least in (("max_gap", 0), ("motion_frames", 2), ("match_frames", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"stitch.{name}={value} must be at least {least}")
+        if self.max_distance <= 0:
+            raise ValueError(f"stitch.max_distance={self.max_distance} must be above 0")
 
 
 def assign(tracks: Tracks, tubes: Tubes, columns: Tensor, since: int, duplicate: Tensor, rules: StitchRules) -> Tensor:
@@ -34,11 +91,11 @@ def assign(tracks: Tracks, tubes: Tubes, columns: Tensor, since: int, duplicate:
 
     columns: T, where the tubes' frames lie among the frames that the tracks keep
     since: a track that was seen on this frame or later is in sight
-    duplicate: N bool, tubes that a surer one covers
+    duplicate: N bool, tubes that a more confident one covers
 
-    The surest first, each step one Hungarian assignment of what is left, by overlap and then by motion: strong tubes to
-    tracks that were strong once, weak tubes to those of them that are in sight, and the rest to the rest.  A duplicate
-    only continues a strong track that nothing else does: two objects that cross cover each other too.
+    The most confident first, each step one Hungarian assignment of what is left, by overlap and then by motion: strong
+    tubes to tracks that were strong once, weak tubes to those of them that are in sight, and the rest to the rest.  A
+    duplicate only continues a strong track that nothing else does: two objects that cross cover each other too.
     """
     rows = torch.full((len(tubes),), -1, dtype=torch.int64)
     if not len(tracks) or not len(tubes):
@@ -136,3 +193,29 @@ def match(similarity: Tensor, least: float, rows: Tensor) -> None:
     for track, tube in zip(*linear_sum_assignment(np.asarray(gain), maximize=True), strict=True):
         if allowed[track, tube]:
             rows[free_tubes[tube]] = free_tracks[track]
+
+
+def iou_per_frame(first: Tensor, second: Tensor) -> Tensor:
+    """M,N,T IoU of M,T,4 and N,T,4 xyxy boxes, frame by frame; 0 where both boxes are empty."""
+    return box_iou(first.transpose(0, 1), second.transpose(0, 1)).nan_to_num(0.0).permute(1, 2, 0)
+
+
+def duplicates(tubes: Tubes, *, iou: float, iou_other_class: float) -> Tensor:
+    """N bool, by greedy non-maximum suppression of whole tubes, the one with the largest sum of scores first.
+
+    A tube is a duplicate when a more confident one covers it: the mean, over the weaker one's frames, of the IoU with
+    the other (0 on a frame that the other does not report) exceeds ``iou``, or ``iou_other_class`` where the classes
+    differ.  Frames count by the weaker one's scores.  With 1 there are no duplicates.
+    """
+    weight = tubes.scores.clamp_min(1e-6) * tubes.present
+    covered = iou_per_frame(tubes.boxes, tubes.boxes) * tubes.present[:, None]  # by N (first), of N (second)
+    share = (covered * weight[None]).sum(-1) / weight.sum(-1).clamp_min(1e-12)
+    same = tubes.labels[:, None] == tubes.labels[None]
+    covers = share > torch.where(same, iou, iou_other_class)
+    kept: list[int] = []
+    for row in weight.sum(1).argsort(descending=True, stable=True).tolist():
+        if not covers[kept, row].any():
+            kept.append(row)
+    found = torch.ones(len(tubes), dtype=torch.bool)
+    found[kept] = False
+    return found

@@ -3,20 +3,19 @@
 Shape legend
     M live tracks      N tubes of the pushed window      W frames kept (buffer)      F frames emitted
 
-Each window loses its duplicates (``tubes``), its tubes are assigned to the live tracks (``association``), and what they
-report is merged into the tracks' state (``tracks``).
+Each window loses its duplicates, its tubes are assigned to the live tracks (``association``), and the boxes that they
+report are merged into the state of the tracks (``tracks``).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from stdetr.stitch.association import assign
-from stdetr.stitch.motion import fit_velocity
-from stdetr.stitch.rules import StitchRules
-from stdetr.stitch.tracks import Tracks
-from stdetr.stitch.tubes import duplicates
+from stdetr.stitch.association import StitchRules, assign, duplicates
+from stdetr.stitch.tracks import Tracks, fit_velocity
 from stdetr.structures import Tubes
 
 NEVER = -(2**40)  # the last frame of a row that is emitted but is no track: nothing can continue it
@@ -112,7 +111,7 @@ class Stitcher:
         tracks.counts.index_put_(where, present, accumulate=True)
         tracks.votes.index_put_((rows, tubes.labels), tubes.tube_scores, accumulate=True)
         tracks.windows[rows] += 1
-        # The surest of a window come first, so that ids stay small where it matters.
+        # The most confident of a window come first, so that ids stay small where it matters.
         best = (tubes.scores * present).amax(1)
         tracks.best[rows] = torch.maximum(tracks.best[rows], best)
         confirmed = (tracks.ids[rows] < 0) & (best >= self.rules.birth_score) & ~passing
@@ -169,3 +168,27 @@ class Stitcher:
 def _on_cpu(tubes: Tubes) -> Tubes:
     moved = {name: getattr(tubes, name).detach().cpu() for name in tubes.__dataclass_fields__}
     return Tubes(**{name: value.float() if value.is_floating_point() else value for name, value in moved.items()})
+
+
+def best_class_only(tubes: Tubes) -> Tubes:
+    """Each sequence of boxes once, under its most confident class, most confident tube first.
+
+    DETR's evaluation reports a query under several classes, which average precision rewards; as a track it is one
+    object.  Entries of one query have equal boxes, bit for bit.
+    """
+    if not len(tubes):
+        return tubes
+    _, group = torch.unique(tubes.boxes.flatten(1), dim=0, return_inverse=True)
+    order = tubes.tube_scores.argsort(descending=True, stable=True)
+    # The first of each group in the order of scores: position of its first appearance, by a stable sort of the groups.
+    ranked = group[order]
+    by_group = ranked.argsort(stable=True)
+    first = torch.ones(len(tubes), dtype=torch.bool)
+    first[1:] = ranked[by_group][1:] != ranked[by_group][:-1]
+    return tubes.select(order[by_group[first].sort().values])
+
+
+def visible_frames(tubes: Tubes, *, score_threshold: float) -> Tubes:
+    """Keep as present only the frames whose score reaches ``score_threshold``; tubes without one are dropped."""
+    there = (tubes.scores >= score_threshold) & tubes.present
+    return replace(tubes, present=there).select(there.any(1))

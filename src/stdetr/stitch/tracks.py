@@ -1,16 +1,20 @@
-"""The state of the tracks that are alive while a video is stitched.
+"""The state of the tracks that are alive while a video is stitched, their motion, and the gaps in finished ones.
 
 Shape legend
-    M live tracks      W frames kept (buffer)
+    M live tracks      W frames kept (buffer)      k reported boxes of one track      n boxes filled in
+
+Boxes are xyxy in source pixels; velocities are changes of (cx, cy, w, h) per source frame.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.ops import box_convert
 
 PER_FRAME = ("weights", "scores", "counts")
 
@@ -74,3 +78,56 @@ class Tracks:
     def mean_scores(self) -> Tensor:
         """M,W, zero where nothing is reported."""
         return self.scores / self.counts.clamp_min(1)
+
+
+def fit_velocity(boxes: Tensor, seen: Tensor, frames: Tensor) -> Tensor:
+    """Least-squares slope of the box centres over time; the size is taken as constant.
+
+    boxes M,W,4 xyxy; seen M,W bool; frames W int64.  Returns M,4 (vx, vy, 0, 0), zero for tracks seen on one frame.
+    """
+    weight = seen.to(boxes.dtype)
+    count = weight.sum(1, keepdim=True).clamp_min(1)
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    # Time relative to the first kept frame: a long video's frame numbers would eat the float's precision.
+    time = (frames - frames[0]).to(boxes.dtype)[None].expand_as(weight)
+    time = time - (time * weight).sum(1, keepdim=True) / count
+    centre = centre - (centre * weight[..., None]).sum(1, keepdim=True) / count[..., None]
+    spread = (weight * time**2).sum(1, keepdim=True)
+    slope = (weight[..., None] * time[..., None] * centre).sum(1) / spread.clamp_min(1e-6)
+    slope = torch.where(spread > 0, slope, 0.0)
+    return torch.cat([slope, torch.zeros_like(slope)], 1)
+
+
+def extrapolate(boxes: Tensor, velocity: Tensor, gap: Tensor, damping: float) -> Tensor:
+    """Boxes of M tracks after ``gap`` frames (M,N, may differ by column): M,N,4 xyxy.
+
+    With damping d the distance travelled in g frames is v (d + d^2 + ... + d^g), which stays finite however long the
+    gap is: a track that is lost for long stops somewhere near instead of leaving the frame.
+    """
+    steps = gap.clamp_min(0).to(boxes.dtype)
+    travelled = steps if damping == 1 else damping * (1 - damping**steps) / (1 - damping)
+    moved = box_convert(boxes, "xyxy", "cxcywh")[:, None] + velocity[:, None] * travelled[..., None]
+    return box_convert(moved, "cxcywh", "xyxy")
+
+
+def fill_gaps(
+    positions: np.ndarray, boxes: np.ndarray, scores: np.ndarray, max_gap: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes for a track's gaps of at most ``max_gap`` positions, on the straight line between the ends of each gap (as
+    ByteTrack and OC-SORT complete their tracks: arXiv 2110.06864, 2203.14360).
+
+    For results that are complete: a stream cannot wait for the end of a gap.
+
+    positions: k int, increasing     boxes: k,4     scores: k
+    Returns positions (n), boxes (n,4) and scores (n), the score being the lower one of the two ends.
+    """
+    gaps = np.diff(positions) - 1
+    ends = np.flatnonzero((gaps > 0) & (gaps <= max_gap))
+    steps = np.concatenate([np.arange(1, gaps[end] + 1) for end in ends] or [np.zeros(0, np.int64)])
+    end = np.repeat(ends, gaps[ends])
+    share = (steps / (gaps[end] + 1))[:, None]
+    return (
+        positions[end] + steps,
+        ((1 - share) * boxes[end] + share * boxes[end + 1]).astype(boxes.dtype),
+        np.minimum(scores[end], scores[end + 1]),
+    )

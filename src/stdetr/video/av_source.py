@@ -12,20 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from stdetr.video.packet_index import PacketIndex, scan_packets
 from stdetr.video.read_ahead import ReadAhead
-from stdetr.video.source import check_indices, check_range, stack_frames
+from stdetr.video.source import VideoFile
 
 # Frames that are decoded for nothing rather than sought.
-_NEARBY = 32
+NEARBY = 32
 # Decoders that may leave out pictures by the time of their packet; those of VP9 and AV1 also hold pictures shown later.
 _ONE_PICTURE_A_PACKET = ("h264", "hevc", "mpeg4")
 # Frames that are decoded ahead at a time, which bounds the memory for long clips.
 _GROUP = 8
 
 
-class AvSource:
-    """A :class:`~stdetr.video.source.VideoSource` that decodes one frame at a time and knows where it stands.
+class AvSource(VideoFile):
+    """Decodes one frame at a time and knows where it stands.
 
     A read that goes on where the last one stopped decodes on without a seek; after two such reads the frames that
     would come next are decoded meanwhile.  Every decoded picture is recognised by its presentation time, so a seek that
@@ -37,9 +36,7 @@ class AvSource:
     def __init__(self, path: Path) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self.name, self._path = str(path), path
-        self._index: PacketIndex = scan_packets(path)
-        self.size, self.fps = self._index.size, self._index.fps
+        super().__init__(path)
         self._container: Any = None
         self._converter = VideoReformatter()
         self._frames: Iterator[Any] = iter(())
@@ -49,29 +46,15 @@ class AvSource:
         self._expected = -1  # the frame after the last read
         self._runs = 0  # reads in a row that continued the one before
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_path"])
-
-    def __len__(self) -> int:
-        return self._index.count
-
-    @property
-    def position(self) -> int | None:
-        """Number of the frame that decoding on would give; None while the file is closed."""
-        return None if self._container is None else self._next
-
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
-        numbers = check_indices(self.name, self.backend, len(self), indices)
+        numbers = self.check_indices(indices)
         if not numbers:
             return []
         wanted = sorted(set(numbers))
         self._runs = self._runs + 1 if wanted[0] == self._expected else 0
         self._expected = wanted[-1] + 1
-        if self._ahead is not None and not 0 <= wanted[0] - self._ahead.next <= _NEARBY:
+        if self._ahead is not None and not 0 <= wanted[0] - self._ahead.next <= NEARBY:
             self._halt()
         take = self._seek if self._ahead is None else self._ahead.take
         found = {number: self._array(number, take(number)) for number in wanted}
@@ -80,14 +63,10 @@ class AvSource:
             self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(wanted), _GROUP))
         return [found[number] for number in numbers]
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
-        return stack_frames(self.frames(indices), self.size)
-
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames; one decoded picture in memory."""
         self._halt()
-        for number in check_range(self.name, start, stop, step, len(self)):
+        for number in self.check_range(start, stop, step):
             yield number, self._array(number, self._seek(number))
 
     def close(self) -> None:

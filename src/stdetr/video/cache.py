@@ -9,24 +9,24 @@ array file a video, mapped into memory, so that all workers share the operating 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from stdetr.atomic import replacing
 from stdetr.video.open import open_source
-from stdetr.video.source import VideoSource
+from stdetr.video.source import VideoSource, check_indices
 
 
 class FrameCache(Protocol):
-    """Reads frames of video files; frame numbers count decoded frames from 0.  Nobody may write to what it gives."""
+    """Reads frames of video files; frame numbers count decoded frames from 0.  Its arrays are not to be written to."""
 
     def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
@@ -59,9 +59,7 @@ class MemoryCache:
     """Whole videos in memory, the least recently used ones dropped beyond ``limit_gb`` gigabytes a process."""
 
     def __init__(self, limit_gb: float = 2.0) -> None:
-        if limit_gb <= 0:
-            raise ValueError(f"data.cache_limit_gb must be positive, got {limit_gb}")
-        self._limit = int(limit_gb * 1e9)
+        self._limit = _in_bytes(limit_gb)
         self._bytes = 0
         self._videos: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
@@ -74,17 +72,9 @@ class MemoryCache:
         key = (str(path), backend)
         frames = self._videos.get(key)
         if frames is None:
-            source = open_source(path, backend=backend)
-            try:
-                height, width = source.size
-                if len(source) * height * width * 3 > self._limit:
-                    raise ValueError(
-                        f"{path} needs {len(source) * height * width * 3 / 1e9:.1f} GB decoded, more than "
-                        f"data.cache_limit_gb={self._limit / 1e9:g}; use data.cache=disk or none, or a higher limit"
-                    )
+            with closing(open_source(path, backend=backend)) as source:
+                _needed_bytes(source, self._limit)
                 frames = source.read(range(len(source)))
-            finally:
-                source.close()
             self._videos[key] = frames
             self._bytes += frames.nbytes
             while self._bytes > self._limit:
@@ -92,20 +82,18 @@ class MemoryCache:
                 self._bytes -= dropped.nbytes
         else:
             self._videos.move_to_end(key)
-        return take_frames(str(path), frames, indices)
+        return [frames[number] for number in check_indices(str(path), backend, len(frames), indices)]
 
 
 class DiskCache:
     """Whole videos as uint8 array files under ``directory``; memory use stays at one frame while a file is written.
 
     A file's name holds path, size and modification time of the video, so a changed video is decoded anew.  Beyond
-    ``limit_gb`` gigabytes the files that were used longest ago are deleted; who still reads one may go on.
+    ``limit_gb`` gigabytes the files that were used longest ago are deleted; a process that still reads one may go on.
     """
 
     def __init__(self, directory: str | Path, limit_gb: float = 100.0) -> None:
-        if limit_gb <= 0:
-            raise ValueError(f"data.cache_limit_gb must be positive, got {limit_gb}")
-        self.directory, self._limit = Path(directory), int(limit_gb * 1e9)
+        self.directory, self._limit = Path(directory), _in_bytes(limit_gb)
 
     def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
@@ -118,28 +106,19 @@ class DiskCache:
             try:
                 frames = np.load(file, mmap_mode="r")
                 os.utime(file)  # the time of its last use
-                return take_frames(str(path), frames, indices)
+                return [frames[number] for number in check_indices(str(path), backend, len(frames), indices)]
             except FileNotFoundError:
                 # Not there yet, or another process has just deleted it to make room.
-                source = open_source(path, backend=backend)
-                try:
+                with closing(open_source(path, backend=backend)) as source:
                     self._make_room(source)
                     self._write(file, source)
-                finally:
-                    source.close()
 
     def _make_room(self, source: VideoSource) -> None:
         """Delete the files used longest ago until the frames of ``source`` fit; ValueError where they never will."""
-        height, width = source.size
-        needed = len(source) * height * width * 3
-        if needed > self._limit:
-            raise ValueError(
-                f"{source.name} needs {needed / 1e9:.1f} GB decoded, more than data.cache_limit_gb="
-                f"{self._limit / 1e9:g}; raise the limit or use data.cache=none"
-            )
+        needed = _needed_bytes(source, self._limit)
         kept: list[tuple[float, int, Path]] = []
         for file in self.directory.glob("[!.]*.npy"):  # those that begin with a dot are still being written
-            with contextlib.suppress(FileNotFoundError):  # another process deletes as well
+            with suppress(FileNotFoundError):  # another process deletes as well
                 stat = file.stat()
                 kept.append((stat.st_mtime, stat.st_size, file))
         total = sum(size for _, size, _ in kept)
@@ -150,20 +129,13 @@ class DiskCache:
             total -= size
 
     def _write(self, file: Path, source: VideoSource) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=".npy", dir=self.directory)
-        os.close(handle)
-        try:
+        # Several workers may write the same file: the last one to finish wins, the content is equal.
+        with replacing(file) as draft:
             shape = (len(source), *source.size, 3)
-            shard = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=shape)
+            shard = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
             for index, frame in source.iterate():
                 shard[index] = frame
-            shard.flush()
             del shard
-            # Several workers may write the same file: whoever renames last wins, the content is equal.
-            Path(name).replace(file)
-        finally:
-            Path(name).unlink(missing_ok=True)
 
 
 def make_cache(kind: str, directory: str | Path | None, limit_gb: float) -> FrameCache:
@@ -181,10 +153,19 @@ def make_cache(kind: str, directory: str | Path | None, limit_gb: float) -> Fram
     raise ValueError(f"data.cache must be none, memory or disk, got {kind!r}{hint}")
 
 
-def take_frames(name: str, frames: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
-    """Views of some frames of a decoded video; raises ValueError for one it does not have."""
-    numbers = [int(index) for index in indices]
-    for number in numbers:
-        if not 0 <= number < len(frames):
-            raise ValueError(f"{name}: frame {number} does not exist, it has {len(frames)} frames numbered from 0")
-    return [frames[number] for number in numbers]
+def _in_bytes(limit_gb: float) -> int:
+    if limit_gb <= 0:
+        raise ValueError(f"data.cache_limit_gb must be positive, got {limit_gb}")
+    return int(limit_gb * 1e9)
+
+
+def _needed_bytes(source: VideoSource, limit: int) -> int:
+    """What the frames of ``source`` take; ValueError where that is more than ``limit``."""
+    height, width = source.size
+    needed = len(source) * height * width * 3
+    if needed > limit:
+        raise ValueError(
+            f"{source.name} needs {needed / 1e9:.1f} GB decoded, more than data.cache_limit_gb={limit / 1e9:g}; raise "
+            "the limit, or use another data.cache (disk, none)"
+        )
+    return needed

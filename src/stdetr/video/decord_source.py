@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from stdetr.video.av_source import AvSource
-from stdetr.video.packet_index import scan_packets
-from stdetr.video.source import check_indices, stack_frames
-
-# Frames ahead of the last read that are still reached by decoding on.
-_NEARBY = 32
+from stdetr.video.av_source import NEARBY, AvSource
 
 _log = logging.getLogger(__name__)
 
 
-class DecordSource:
-    """A :class:`~stdetr.video.source.VideoSource`: decord for scattered reads, PyAV for reads in sequence.
+class DecordSource(AvSource):
+    """decord for scattered reads, PyAV for reads in sequence.
 
     decord's reader goes on decoding while nobody asks (hundreds of megabytes within seconds at 720p), so it is dropped
     after each read and opened again for the next.  Reads that continue where the last one stopped, and :meth:`iterate`,
@@ -31,40 +25,24 @@ class DecordSource:
     backend = "decord"
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
-        index = scan_packets(path)
-        self.size, self.fps = index.size, index.fps
-        self._sequence = AvSource(path)
-        self._exact = index.closed
+        super().__init__(path)
+        self._exact = self._index.closed
         self._after = 0  # a closed file stands before its first frame
-        if not index.closed:
+        if not self._exact:
             _log.info("%s: decord cannot seek exactly in open groups of pictures, PyAV reads it", path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_path"])
-
-    def __len__(self) -> int:
-        return len(self._sequence)
 
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
-        numbers = check_indices(self.name, self.backend, len(self), indices)
+        numbers = self.check_indices(indices)
         if not numbers:
             return []
-        continues = 0 <= numbers[0] - self._after <= _NEARBY and numbers == sorted(numbers)
+        continues = 0 <= numbers[0] - self._after <= NEARBY and numbers == sorted(numbers)
+        if not continues and self._exact:
+            super().close()
+            self._after = numbers[-1] + 1
+            return self._fetch(numbers)
         self._after = numbers[-1] + 1
-        if continues or not self._exact:
-            return self._sequence.frames(numbers)
-        self._sequence.close()
-        return self._fetch(numbers)
-
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
-        return stack_frames(self.frames(indices), self.size)
+        return super().frames(numbers)
 
     def _fetch(self, numbers: list[int]) -> list[np.ndarray]:
         import torch  # noqa: F401 - decord must be loaded after torch, or both crash
@@ -78,7 +56,7 @@ class DecordSource:
                 # decord 3.4 cannot copy frames whose rows are padded in memory: widths of 16, 24, 48 and 72 px.
                 _log.info("%s: decord cannot read frames %d px wide, PyAV reads it", self.name, self.size[1])
                 self._exact = False
-                return self._sequence.frames(numbers)
+                return super().frames(numbers)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f"{self.name}: frames {numbers[0]} to {numbers[-1]} cannot be decoded (backend decord): {lines[-1]}"
@@ -88,11 +66,7 @@ class DecordSource:
             raise ValueError(f"{self.name}: decord gives frames of {have}, FFmpeg {want}; choose data.backend=av")
         return list(frames)
 
-    def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """Sequential frames in bounded memory."""
-        return self._sequence.iterate(start, stop, step)
-
     def close(self) -> None:
         """Close the file."""
-        self._sequence.close()
-        self._after = 0  # a closed file stands before its first frame
+        super().close()
+        self._after = 0

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stdetr.video.source import IMAGE_SUFFIXES, check_indices, check_range, stack_frames
+from stdetr.video.source import IMAGE_SUFFIXES, VideoSource
 
 
 def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
@@ -35,7 +35,7 @@ def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarr
     except FileNotFoundError:
         raise FileNotFoundError(f"frame {path} does not exist") from None
     except UnidentifiedImageError:
-        raise ValueError(f"frame {path} is no image that Pillow can read") from None
+        raise ValueError(f"frame {path} is not an image that Pillow can read") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"frame {path} is damaged: {error}") from error
 
@@ -45,8 +45,8 @@ def natural_key(path: Path) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
-class FrameFolder:
-    """A :class:`~stdetr.video.source.VideoSource` over image files in a given order.
+class FrameFolder(VideoSource):
+    """Image files in a given order.
 
     annotated: (h, w) of annotated frames, see :func:`read_image`
 
@@ -90,16 +90,4 @@ class FrameFolder:
 
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
-        return [self._frame(index) for index in check_indices(self.name, self.backend, len(self), indices)]
-
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """T,h,w,3 uint8 RGB."""
-        return stack_frames(self.frames(indices), self.size)
-
-    def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """One file after the other."""
-        for index in check_range(self.name, start, stop, step, len(self)):
-            yield index, self._frame(index)
-
-    def close(self) -> None:
-        """Nothing is held open."""
+        return [self._frame(index) for index in self.check_indices(indices)]

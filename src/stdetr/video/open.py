@@ -11,7 +11,7 @@ from stdetr.video.frame_folder import FrameFolder
 from stdetr.video.source import IMAGE_SUFFIXES, VideoSource
 from stdetr.video.torchcodec_source import TorchcodecSource
 
-BACKENDS = ("av", "decord", "torchcodec")
+BACKENDS = {"av": AvSource, "decord": DecordSource, "torchcodec": TorchcodecSource}
 
 
 def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
@@ -19,7 +19,7 @@ def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
 
     backend: ``av``, ``decord`` or ``torchcodec``, for video files; all give the same pixels.  Image files need none.
 
-    Raises FileNotFoundError when nothing is there and ValueError when it is no video.
+    Raises FileNotFoundError when nothing is there and ValueError when it is not a video.
     """
     text = str(path)
     if backend not in BACKENDS:
@@ -31,18 +31,10 @@ def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
     if Path(text).is_file():
         if Path(text).suffix.lower() in IMAGE_SUFFIXES:
             return FrameFolder(text, [Path(text)])
-        return _open_file(Path(text), backend)
+        return BACKENDS[backend](Path(text))
     if any(sign in text for sign in "*?["):
         return FrameFolder.from_glob(text)
     raise FileNotFoundError(f"source {text} does not exist{_nearest(Path(text))}")
-
-
-def _open_file(path: Path, backend: str) -> VideoSource:
-    if backend == "torchcodec":
-        return TorchcodecSource(path)
-    if backend == "av":
-        return AvSource(path)
-    return DecordSource(path)
 
 
 def _nearest(path: Path) -> str:

@@ -43,7 +43,7 @@ class PacketIndex:
 def scan_packets(path: Path) -> PacketIndex:
     """Walk the packets of the first video stream; remembered until the file changes.
 
-    Raises FileNotFoundError when the file is absent and ValueError, naming file and remedy, when it is no video or
+    Raises FileNotFoundError when the file is absent and ValueError, naming file and remedy, when it is not a video or
     holds fewer frames than its header promises.
     """
     try:
@@ -64,7 +64,7 @@ def _scan(path: str, size: int, modified: int) -> PacketIndex:
         container = av.open(path)
     except (FFmpegError, OSError) as error:
         raise ValueError(
-            f"{path} is no video that FFmpeg can read ({_reason(error)}); is it complete, and is it a video at all?"
+            f"{path} is not a video that FFmpeg can read ({_reason(error)}); is it complete, and is it a video at all?"
         ) from None
     with container:
         if not container.streams.video:

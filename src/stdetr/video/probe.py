@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import subprocess
 import sys
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from tqdm import tqdm
 
+from stdetr.atomic import write_text
 from stdetr.video.open import open_source
 from stdetr.video.packet_index import scan_packets
 
@@ -43,51 +43,38 @@ class _Prober:
     """One checking process; replaced after a file that it does not survive."""
 
     def __init__(self, backend: str) -> None:
-        command = [sys.executable, "-m", "stdetr.video.probe", backend]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._connection, there = Pipe()
+        # A fresh interpreter: multiprocessing's own would run the user's script again, or inherit open decoders.
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [sys.executable, "-m", "stdetr.video.probe", backend, str(there.fileno())],
+            pass_fds=[there.fileno()],
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-        self._answer(_START_SECONDS)
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
-
-    def _answer(self, seconds: float) -> str | None:
-        """The next line, "" when the process has ended, None when the time is over."""
-        try:
-            return self._answers.get(timeout=seconds)
-        except queue.Empty:
-            return None
+        there.close()
+        if not self._connection.poll(_START_SECONDS):
+            self.stop()
+            raise ValueError(f"the process that checks videos did not start within {_START_SECONDS:g} s")
+        with contextlib.suppress(EOFError):  # the first check tells that it has ended
+            self._connection.recv()
 
     def check(self, path: Path, seconds: float) -> tuple[str, bool]:
         """What is wrong with a file ("" for nothing), and whether the process can go on."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(str(path)) + "\n")
-            self._process.stdin.flush()
-        answer = self._answer(seconds)
-        if answer is None:
-            reason = f"no frame after {seconds:g} s; on a slow machine raise data.probe_seconds"
-            return f"{path} seems damaged: {reason}", False
-        if not answer:
+        try:
+            self._connection.send(str(path))
+            if self._connection.poll(seconds):
+                return self._connection.recv(), True
+        except (EOFError, OSError):
             return f"{path} is damaged: the decoder crashed on it", False
-        return json.loads(answer), True
+        reason = f"no frame after {seconds:g} s; on a slow machine raise data.probe_seconds"
+        return f"{path} seems damaged: {reason}", False
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
+        self._connection.close()
 
 
 def probe_videos(
@@ -123,10 +110,7 @@ def probe_videos(
         if prober is not None:
             prober.stop()
         if record is not None and todo:
-            record.parent.mkdir(parents=True, exist_ok=True)
-            temporary = record.with_name(f".{record.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(known))
-            temporary.replace(record)
+            write_text(record, json.dumps(known))
     return faults
 
 
@@ -144,21 +128,19 @@ def _load_record(record: Path | None) -> dict[str, list[int]]:
         raise ValueError(f"{record} is damaged; delete it, the videos will be checked again") from None
 
 
-def _main(arguments: Sequence[str]) -> None:
-    backend = arguments[0]
-    # Decoders print to the standard output as they please; answers need a channel of their own.
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def _main(backend: str, descriptor: str) -> None:
     # The libraries load before the clock starts.
     import av  # noqa: F401
 
     if backend == "decord":
-        import stdetr.video.decord_source  # noqa: F401  # isort: skip - brings torch, which must come before decord
+        import torch  # noqa: F401  # isort: skip - before decord, or both crash
         import decord  # noqa: F401  # isort: skip
-    print(json.dumps("ready"), file=channel, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(probe_file(json.loads(line), backend)), file=channel, flush=True)
+    connection = Connection(int(descriptor))
+    connection.send("ready")
+    while True:
+        connection.send(probe_file(connection.recv(), backend))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    with contextlib.suppress(EOFError):
+        _main(*sys.argv[1:])

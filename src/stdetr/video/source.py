@@ -1,25 +1,27 @@
-"""What every reader of a video offers, and the checks that readers share.
+"""What every reader of a video offers.
 
 Shape legend
     T frames asked for     h, w height and width in pixels
 
 Frame numbers count decoded frames from 0.  Readers are opened in the process that uses them (decoders neither
-survive a fork nor pickle), so a :class:`VideoSource` is made inside the worker and closed there.
+survive a fork nor pickle), so a :class:`VideoSource` is opened inside the worker and closed there.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
 
 import numpy as np
+
+from stdetr.video.packet_index import scan_packets
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv")
 
 
-@runtime_checkable
-class VideoSource(Protocol):
+class VideoSource(ABC):
     """Random and sequential access to the frames of one video.
 
     name: what to call it in messages and result files
@@ -27,33 +29,61 @@ class VideoSource(Protocol):
     fps:  frames a second, 0.0 where the source has no clock
     """
 
+    backend: str
     name: str
     size: tuple[int, int]
     fps: float
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of frames that can be decoded."""
-        ...
 
-    def frames(self, indices: Sequence[int]) -> Sequence[np.ndarray]:
+    @abstractmethod
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB: the frames ``indices``, in that order, exactly.
 
-        They are where the decoder left them, for who copies them anyway.  A repeated frame may be the same array.
-        Raises ValueError naming file, index and backend when one is out of range or cannot be decoded.
+        They are where the decoder left them, for callers that copy them anyway.  A repeated frame may be the same
+        array.  Raises ValueError naming file, index and backend when one is out of range or cannot be decoded.
         """
-        ...
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """The same as one array T,h,w,3."""
-        ...
+        frames = self.frames(indices)
+        return np.stack(frames) if frames else np.zeros((0, *self.size, 3), dtype=np.uint8)
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """(frame number, h,w,3 uint8 RGB) from ``start`` to ``stop``, in bounded memory whatever the length."""
-        ...
+        for number in self.check_range(start, stop, step):
+            yield number, self.frames([number])[0]
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - image files need no closing
         """Release decoder and memory; a later read opens them again."""
-        ...
+
+    def check_indices(self, indices: Sequence[int]) -> list[int]:
+        """The indices as a list of int; raises ValueError for one outside ``[0, len)``."""
+        return check_indices(self.name, self.backend, len(self), indices)
+
+    def check_range(self, start: int, stop: int | None, step: int) -> range:
+        """The frames of ``iterate``; ``stop`` beyond the end means the end."""
+        if step < 1:
+            raise ValueError(f"{self.name}: step must be at least 1, got {step}")
+        if start < 0:
+            raise ValueError(f"{self.name}: start must be at least 0, got {start}")
+        return range(start, len(self) if stop is None else min(stop, len(self)), step)
+
+
+class VideoFile(VideoSource):
+    """A video file with the index of its packets; pickled, it is its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path, self._index = str(path), path, scan_packets(path)
+        self.size, self.fps = self._index.size, self._index.fps
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self._path,)
+
+    def __len__(self) -> int:
+        return self._index.count
 
 
 def check_indices(name: str, backend: str, length: int, indices: Sequence[int]) -> list[int]:
@@ -65,17 +95,3 @@ def check_indices(name: str, backend: str, length: int, indices: Sequence[int]) 
                 f"{name}: frame {number} does not exist, it has {length} frames numbered from 0 (backend {backend})"
             )
     return numbers
-
-
-def stack_frames(frames: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """T arrays h,w,3 as one T,h,w,3; ``size`` (h, w) tells the sides where there is none."""
-    return np.stack(frames) if len(frames) else np.zeros((0, *size, 3), dtype=np.uint8)
-
-
-def check_range(name: str, start: int, stop: int | None, step: int, length: int) -> range:
-    """The frames of ``iterate``; ``stop`` beyond the end means the end."""
-    if step < 1:
-        raise ValueError(f"{name}: step must be at least 1, got {step}")
-    if start < 0:
-        raise ValueError(f"{name}: start must be at least 0, got {start}")
-    return range(start, length if stop is None else min(stop, length), step)

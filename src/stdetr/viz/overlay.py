@@ -6,8 +6,8 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stdetr.structures import ClassNames, Tubes
 from stdetr.viz.style import TRACK_COLOURS, UNCONFIRMED, display_scale, enlarge, font_path, text_colour
-from stdetr.viz.video import VideoWriter
 
+# Image folders have no clock.
+DEFAULT_FPS = 10.0
 ANCHORS = {"center": sv.Position.CENTER, "bottom": sv.Position.BOTTOM_CENTER, "top": sv.Position.TOP_CENTER}
 
 
+@dataclass(eq=False)
 class Overlay:
     """Draws detections on frames that arrive in order of time; it remembers where tracks have been.
 
@@ -33,32 +35,23 @@ class Overlay:
     show_scores:     write the score behind the class (annotations have none)
     """
 
-    def __init__(
-        self,
-        classes: ClassNames | Sequence[str],
-        *,
-        score_threshold: float = 0.4,
-        trail: int = 30,
-        trail_anchor: str = "center",
-        min_side: int = 480,
-        caption: bool = True,
-        line_width: int | None = None,
-        font_size: int | None = None,
-        show_scores: bool = True,
-    ) -> None:
-        if trail_anchor not in ANCHORS:
-            raise ValueError(f"viz.overlay.trail_anchor={trail_anchor!r} is not one of {', '.join(ANCHORS)}")
-        if min_side < 1:
-            raise ValueError(f"viz.overlay.min_side={min_side} must be at least 1")
-        self.names = tuple(classes.names if isinstance(classes, ClassNames) else classes)
-        self.score_threshold = score_threshold
-        self.trail = trail
-        self.trail_anchor = trail_anchor
-        self.min_side = min_side
-        self.caption = caption
-        self.line_width = line_width
-        self.font_size = font_size
-        self.show_scores = show_scores
+    classes: ClassNames | Sequence[str]
+    _: KW_ONLY
+    score_threshold: float = 0.4
+    trail: int = 30
+    trail_anchor: str = "center"
+    min_side: int = 480
+    caption: bool = True
+    line_width: int | None = None
+    font_size: int | None = None
+    show_scores: bool = True
+
+    def __post_init__(self) -> None:
+        if self.trail_anchor not in ANCHORS:
+            raise ValueError(f"viz.overlay.trail_anchor={self.trail_anchor!r} is not one of {', '.join(ANCHORS)}")
+        if self.min_side < 1:
+            raise ValueError(f"viz.overlay.min_side={self.min_side} must be at least 1")
+        self.names = tuple(self.classes.names if isinstance(self.classes, ClassNames) else self.classes)
         self._size: tuple[int, int] | None = None
 
     def reset(self) -> None:
@@ -73,17 +66,20 @@ class Overlay:
         labels: np.ndarray,
         track_ids: np.ndarray,
         *,
+        colours: np.ndarray | None = None,
         caption: str = "",
     ) -> np.ndarray:
         """One frame with its detections, enlarged: h,w,3 uint8 RGB in and out.
 
         boxes N,4 xyxy in pixels of ``frame``; scores N; labels N int; track_ids N int, -1 for no track.
+        colours: N int, the numbers that choose the colours, -1 is grey; default: the track ids
         """
         self._prepare((frame.shape[0], frame.shape[1]))
         shown = scores >= self.score_threshold
-        # The weakest first: where boxes lie over one another the surest stays readable.
+        # The weakest first: where boxes lie over one another the most confident one stays readable.
         order = np.argsort(scores[shown], kind="stable")
-        boxes, scores, labels, track_ids = (values[shown][order] for values in (boxes, scores, labels, track_ids))
+        columns = (boxes, scores, labels, track_ids, track_ids if colours is None else colours)
+        boxes, scores, labels, track_ids, colours = (values[shown][order] for values in columns)
         scene = np.ascontiguousarray(enlarge(frame, self._scale)[..., ::-1])
         limit = np.array([scene.shape[1], scene.shape[0]] * 2, dtype=np.float32) - 1
         ids = track_ids.astype(int)
@@ -94,7 +90,7 @@ class Overlay:
             tracker_id=ids,
         )
         # Index of the colour, not the id: supervision has no colour for -1.
-        colours = np.where(ids < 0, len(TRACK_COLOURS), ids % len(TRACK_COLOURS))
+        colours = np.where(colours < 0, len(TRACK_COLOURS), colours % len(TRACK_COLOURS)).astype(int)
         texts = [self._text(*item) for item in zip(labels, scores, ids, strict=True)]
         if self._trace is not None:
             scene = self._trace.annotate(scene, detections, custom_color_lookup=colours)
@@ -104,14 +100,11 @@ class Overlay:
         image = np.ascontiguousarray(np.asarray(scene)[..., ::-1])
         return self._stamp(image, caption) if self.caption and caption else image
 
-    def draw_clip(self, frames: np.ndarray, tubes: Tubes, fps: float = 0.0) -> Iterator[np.ndarray]:
-        """The frames of a clip (T,h,w,3 uint8 RGB) with its tubes, one by one."""
-        boxes, scores = tubes.boxes.numpy(), tubes.scores.numpy()
-        present, labels, ids = tubes.present.numpy(), tubes.labels.numpy(), tubes.track_ids.numpy()
-        for t, frame in enumerate(frames):
-            seen = present[:, t]
-            text = frame_caption(int(tubes.frame_index[t]), fps)
-            yield self.draw(frame, boxes[seen, t], scores[seen, t], labels[seen], ids[seen], caption=text)
+    def draw_tubes(self, frame: np.ndarray, tubes: Tubes, t: int, *, caption: str = "") -> np.ndarray:
+        """Frame ``t`` of a clip with the tubes that are present on it; h,w,3 uint8 RGB."""
+        seen = tubes.present[:, t]
+        columns = (tubes.boxes[seen, t], tubes.scores[seen, t], tubes.labels[seen], tubes.track_ids[seen])
+        return self.draw(frame, *(column.numpy() for column in columns), caption=caption)
 
     def _text(self, label: int, score: float, track_id: int) -> str:
         name = self.names[label] if 0 <= label < len(self.names) else f"class {label}"
@@ -160,11 +153,3 @@ class Overlay:
 def frame_caption(frame: int, fps: float) -> str:
     """``frame 12 · 1.20 s``; without the time where the source has no clock."""
     return f"frame {frame} · {frame / fps:.2f} s" if fps > 0 else f"frame {frame}"
-
-
-def write_clip(path: str | Path, frames: Iterable[np.ndarray], fps: float, *, crf: int = 20) -> Path:
-    """Drawn frames as an H.264 file; returns its path."""
-    with VideoWriter(path, fps, crf=crf) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return Path(path)

@@ -10,30 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torchvision.ops import box_convert
 
-from stdetr.structures import ClassNames, ClipTargets, Tubes
+from stdetr.atomic import replacing
+from stdetr.structures import ClassNames, Tubes
 from stdetr.viz.overlay import Overlay, frame_caption
 from stdetr.viz.style import display_scale, font_path
 
 _BACKGROUND, _INK = (255, 255, 255), (27, 31, 36)
-
-
-def truth_tubes(targets: ClipTargets, size: tuple[int, int], frame_index: Sequence[int]) -> Tubes:
-    """The annotated tracks of a clip as tubes in pixels of an (h, w) frame, score 1; ignore regions are left out."""
-    height, width = size
-    boxes = box_convert(targets.boxes, "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
-    return Tubes(
-        boxes=boxes.float(),
-        scores=targets.valid.float(),
-        labels=targets.labels,
-        track_ids=targets.track_ids,
-        frame_index=torch.tensor(list(frame_index), dtype=torch.int64),
-        tube_scores=torch.ones(len(targets)),
-        present=targets.valid,
-    )
 
 
 def contact_sheet(
@@ -82,14 +66,11 @@ def contact_sheet(
         y = top + strip + row * (height + strip)
         canvas.text((gap, y + strip / 2), heading, font=big, fill=_INK, anchor="lm")
         for column, t in enumerate(shown):
-            picture = _painter(classes, score_threshold, cell, tubes).draw(frames[t], *_on_frame(tubes, int(t)))
+            picture = _painter(classes, score_threshold, cell, tubes).draw_tubes(frames[t], tubes, int(t))
             sheet.paste(Image.fromarray(picture), (gap + column * (width + gap), y + strip))
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.stem}.draft{target.suffix}")
-    sheet.save(draft)
-    draft.replace(target)
-    return target
+    with replacing(path) as draft:
+        sheet.save(draft)
+    return Path(path)
 
 
 def side_by_side(
@@ -114,7 +95,7 @@ def side_by_side(
         canvas = ImageDraw.Draw(sheet)
         for column, ((heading, tubes), painter) in enumerate(zip(rows, painters, strict=True)):
             caption = frame_caption(int(tubes.frame_index[t]), fps) if column == 0 else ""
-            picture = painter.draw(frame, *_on_frame(tubes, t), caption=caption)
+            picture = painter.draw_tubes(frame, tubes, t, caption=caption)
             x = column * (width + gap)
             canvas.text((x + gap, strip / 2), heading, font=font, fill=_INK, anchor="lm")
             sheet.paste(Image.fromarray(picture), (x, strip))
@@ -127,13 +108,3 @@ def _painter(
     # Annotations have score 1 everywhere; writing it would say nothing.
     certain = bool(len(tubes)) and bool((tubes.scores[tubes.present] == 1).all())
     return Overlay(classes, score_threshold=threshold, trail=trail, min_side=min_side, show_scores=not certain)
-
-
-def _on_frame(tubes: Tubes, t: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    seen = tubes.present[:, t]
-    return (
-        tubes.boxes[seen, t].numpy(),
-        tubes.scores[seen, t].numpy(),
-        tubes.labels[seen].numpy(),
-        tubes.track_ids[seen].numpy(),
-    )

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stdetr.atomic import replacing
 from stdetr.structures import SamplingRecord
 from stdetr.viz.style import LEVEL_COLOURS, TRACK_COLOURS
 
@@ -146,12 +147,9 @@ def sampling_figure(
                           fontsize=8, handletextpad=0.4, columnspacing=1.2, borderpad=0.1)  # fmt: skip
     for text in drawn.get_texts():
         text.set_color(FOREGROUND)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.stem}.draft{target.suffix}")
-    figure.savefig(draft, facecolor=BACKGROUND)
-    draft.replace(target)
-    return target
+    with replacing(path) as draft:
+        figure.savefig(draft, facecolor=BACKGROUND)
+    return Path(path)
 
 
 def _columns(length: int, asking: int, most: int) -> list[int]:

@@ -17,7 +17,6 @@ TRACK_COLOURS = (
 UNCONFIRMED = "#9AA0A6"
 # Fine to coarse; far apart for colour-blind readers as well (Okabe and Ito's palette, reordered).
 LEVEL_COLOURS = ("#56B4E9", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#009E73")
-TRUTH = "#FFFFFF"
 
 
 def track_colour(track_id: int) -> str:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from stdetr.cli.data import run
 from stdetr.config import compose
-from stdetr.datasets.command import run
-from stdetr.datasets.show import show
 from stdetr.datasets.stats import measure, size_shares, table
 from stdetr.video.open import open_source
+from stdetr.viz.annotations import show
+from stdetr.viz.style import UNCONFIRMED, track_colour
 
 # Two tracks in 4 frames of 64x48: track 1 moves 3 px right and 4 px down a frame, track 2 stands still and skips one.
 ROWS = """1,1,0,0,16,16,1
@@ -89,19 +90,20 @@ def test_size_shares_follow_cocos_limits():
     np.testing.assert_allclose(size_shares(np.array([31.9, 32.0, 95.9, 96.0])), (0.25, 0.5, 0.25))
 
 
+def rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+
+
 def test_show_draws_on_the_object(converted, tmp_path):
     (path,) = show(converted / "all.json", tmp_path / "shown")
     source = open_source(path)
-    assert (len(source), source.size) == (4, (48, 64))
+    assert (len(source), source.size) == (4, (480, 640))  # 48 x 64 enlarged ten times
     first, last = source.read([0, 3]).astype(int)
-    # Frame 0 is black: the border of the second box (x 30) is coloured, the middle of the first box is not.
-    assert first[24, 29:32].max() > 60
-    assert first[12, 8].max() < 60
-    # The ignore region of frame 3 (flat 36) has a grey border: red, green and blue differ little.
-    border = last[0:7, 4:6].reshape(-1, 3)
-    brightest = border[border.sum(axis=1).argmax()]
-    assert brightest.min() > 60
-    assert np.ptp(brightest) < 40
+    # Frame 0 is black: the left border of the second box (x 30) has its track's colour, the middle of the first none.
+    assert np.abs(first[300, 300] - rgb(track_colour(2))).max() < 60
+    assert first[120, 80].max() < 60
+    # The ignore region of frame 3 (flat 36) has a grey right border, at x 5.
+    assert np.abs(last[48, 50] - rgb(UNCONFIRMED)).max() < 60
     source.close()
 
 
@@ -128,7 +130,7 @@ def test_show_image_files(tmp_path, write, images):
     keys = [f"path={tmp_path / 'out/train.json'}", f"output={tmp_path / 'shown'}", "videos=[a]", "max_frames=null"]
     assert run(compose("data", ["action=show", *keys])) == 0
     opened = open_source(tmp_path / "shown/a.mp4")
-    assert (len(opened), opened.size) == (3, (60, 80))
+    assert (len(opened), opened.size) == (3, (480, 640))
     opened.close()
 
 

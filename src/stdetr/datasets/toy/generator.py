@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stdetr.datasets.toy.encode import encode_h264
 from stdetr.datasets.toy.scene import Scene, draw_scene
 from stdetr.datasets.toy.settings import ToyBackground, ToyDegradation, ToyEncoder, ToyObjects, ToySplit
 from stdetr.datasets.toy.sprites import SPRITE_CLASSES
+from stdetr.video.encode import write_video
 
 GENERATOR_VERSION = 2
 """Part of the name of the folder: raise it whenever the same settings would give other pixels or boxes."""
@@ -120,7 +120,7 @@ class ToyBenchmark:
         for number in range(self.splits[name].videos):
             scene = self.scene(name, number)
             file_name = f"videos/{name}/{number:05d}.mp4"
-            encode_h264(folder / file_name, scene.frames, self.encoder)
+            write_video(folder / file_name, scene.frames, **asdict(self.encoder))
             size = {"width": self.frame_size, "height": self.frame_size}
             video_id = number + 1
             videos.append(

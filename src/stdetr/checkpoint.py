@@ -1,28 +1,68 @@
-"""A model from what training left on disk.
+"""Checkpoints: the one writer and the one reader.
 
-A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``; a checkpoint folder ``model.safetensors`` and
-``meta.json``.  Only safetensors and JSON are read: no checkpoint can run code.
+A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to go on, ``best`` to use.  A checkpoint
+folder holds ``model.safetensors`` (the averaged weights when averaging is on), ``meta.json`` (classes, step, metrics)
+and, in ``last``, ``state/``: everything accelerate needs to go on bit for bit.  Only safetensors and JSON are read
+here: no checkpoint can run code.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stdetr import config as configs
 from stdetr.structures import ClassNames
 
-WEIGHTS, META, CONFIG = "model.safetensors", "meta.json", "config.yaml"
+WEIGHTS, META, STATE, CONFIG = "model.safetensors", "meta.json", "state", "config.yaml"
 _SHOWN = 4
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    classes: ClassNames,
+    *,
+    step: int,
+    metrics: Mapping[str, float | None],
+    save_state: Callable[[Path], None] | None = None,
+) -> None:
+    """Write the folder beside its final place and swap it in: a kill at any moment leaves a whole checkpoint."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    save_file(tensors, fresh / WEIGHTS)
+    meta = {"class_ids": list(classes.ids), "class_names": list(classes.names), "step": step, "metrics": dict(metrics)}
+    (fresh / META).write_text(json.dumps(meta, indent=1) + "\n")
+    if save_state is not None:
+        save_state(fresh / STATE)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_resume(folder: Path) -> Path | None:
+    """The state to go on from, or None; also when a kill fell between the two renames of ``save``."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / STATE).is_dir() and (candidate / META).is_file():
+            return candidate
+    return None
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The ``meta.json`` of a checkpoint folder."""
+    return json.loads((folder / META).read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -66,26 +106,6 @@ def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
     raise FileNotFoundError(f"{key}={path} holds no {WEIGHTS}, neither do its checkpoints/best and checkpoints/last")
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, ClassNames]:
-    """Build the model that ``config.yaml`` describes and give it the weights; in evaluation mode, on ``device``.
-
-    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for weights that are not of this
-    model, with the names that differ.
-    """
-    files = find_checkpoint(path)
-    cfg = configs.load_config(files.config)
-    node = OmegaConf.select(cfg, "model.detector")
-    if node is None:
-        raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
-    model: nn.Module = configs.instantiate(node)
-    weights = read_weights(files.weights)
-    difference = _Difference.between(model.state_dict(), weights)
-    if difference:
-        raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
-    model.load_state_dict(weights)
-    return model.to(device).eval(), cfg, read_classes(files.meta)
-
-
 def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> str:
     """Give ``model`` the weights of a run or checkpoint wherever name and shape agree; returns one line to print.
 
@@ -95,7 +115,7 @@ def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> 
     file = find_weights(path, key)
     weights, own = read_weights(file), model.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    difference = _Difference.between(own, weights)
+    difference = Difference.between(own, weights)
     if not fitting:
         raise ValueError(f"{key}={path}: no tensor of {file} fits the model: {difference}")
     model.load_state_dict(fitting, strict=False)
@@ -121,7 +141,7 @@ def read_classes(file: Path) -> ClassNames:
 
 
 @dataclass(frozen=True)
-class _Difference:
+class Difference:
     """How the tensors of a file differ from a model's; falsy where they do not."""
 
     missing: Sequence[str]
@@ -129,7 +149,7 @@ class _Difference:
     shapes: Sequence[str]
 
     @classmethod
-    def between(cls, own: dict[str, Tensor], weights: dict[str, Tensor]) -> _Difference:
+    def between(cls, own: dict[str, Tensor], weights: dict[str, Tensor]) -> Difference:
         both = own.keys() & weights.keys()
         return cls(
             sorted(own.keys() - both),

@@ -98,7 +98,7 @@ def _stats(keys: Mapping[Any, Any]) -> int:
 
 
 def _show(keys: Mapping[Any, Any]) -> int:
-    from stdetr.datasets.show import show
+    from stdetr.viz.annotations import show
 
     path = Path(_need(keys, "path", "FILE.json"))
     output = Path(str(keys.get("output") or path.with_name(f"{path.stem}.show")))

@@ -1,4 +1,4 @@
-"""Where the detector looked: the sampling figure of one window of a video.
+"""The sampling figure of one window of a video: where the detector sampled.
 
 Shape legend
     Q tubes of the model     D detections of the video     T frames of a window
@@ -16,6 +16,7 @@ from torchvision.ops import box_convert, box_iou
 from stdetr.inference.detector import Detector
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.windows import Window
+from stdetr.stitch.association import iou_per_frame
 from stdetr.structures import ModelOutput
 from stdetr.video.source import VideoSource
 from stdetr.viz.sampling import sampling_figure
@@ -27,7 +28,7 @@ def can_record(detector: Detector) -> bool:
     return hasattr(detector.model, "record_sampling")
 
 
-def surest_window(predictions: VideoPredictions, length: int, objects: int = 4) -> tuple[int, ...]:
+def most_confident_window(predictions: VideoPredictions, length: int, objects: int = 4) -> tuple[int, ...]:
     """The frames of the window of ``length`` frames with the largest sum of scores, ``objects`` detections a frame."""
     frames = predictions.info.frame_index
     length = min(length, len(frames))
@@ -62,7 +63,7 @@ def draw_sampling(
     frames = video.read(frame_index)
     batch = detector.batch([Window(tuple(frame_index), frames)], video)
     output, records = detector.model.record_sampling(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)  # pyright: ignore[reportCallIssue]
-    chosen, scores, labels = surest_tubes(output, rows)
+    chosen, scores, labels = most_confident_tubes(output, rows)
     middle = len(frame_index) // 2
     titles, colours = [], []
     for tube, score, label in zip(chosen, scores, labels, strict=True):
@@ -81,32 +82,31 @@ def draw_sampling(
         boxes=output.boxes[0].float().cpu(),
         seen_from=middle,
         frame_index=frame_index,
-        title=f"{Path(video.name).name}, frames {first} to {last}: where the surest tubes sampled",
+        title=f"{Path(video.name).name}, frames {first} to {last}: where the most confident tubes sampled",
         points=points,
         columns=columns,
         dpi=dpi,
     )
 
 
-def surest_tubes(output: ModelOutput, count: int, overlap: float = 0.5) -> tuple[list[int], list[float], list[int]]:
+def most_confident_tubes(
+    output: ModelOutput, count: int, overlap: float = 0.5
+) -> tuple[list[int], list[float], list[int]]:
     """Tubes of the first clip by falling class score x mean presence, with score and class; one of each object.
 
-    A tube that covers a surer one (mean IoU over the frames of at least ``overlap``) is passed over.
+    A tube that covers a more confident one (mean IoU over the frames of at least ``overlap``) is passed over.
     """
     score, label = output.logits[0].float().sigmoid().max(-1)
     score = (score * output.presence[0].float().sigmoid().mean(-1)).cpu()
     boxes = box_convert(output.boxes[0].float().cpu(), "cxcywh", "xyxy")
+    iou = iou_per_frame(boxes, boxes).mean(-1)  # Q,Q
     chosen: list[int] = []
     for tube in score.argsort(descending=True).tolist():
         if len(chosen) == count:
             break
-        if all(_mean_iou(boxes[tube], boxes[other]) < overlap for other in chosen):
+        if (iou[tube, chosen] < overlap).all():
             chosen.append(tube)
     return chosen, [float(score[tube]) for tube in chosen], [int(label[tube]) for tube in chosen]
-
-
-def _mean_iou(first: Tensor, second: Tensor) -> float:
-    return float(box_iou(first, second).diagonal().mean())
 
 
 def _track_of(box: Tensor, size: tuple[int, int], predictions: VideoPredictions | None, frame: int) -> int | None:
