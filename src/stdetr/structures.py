@@ -138,12 +138,16 @@ class PixelScale:
     scale: tuple[float, float, float]
     shift: tuple[float, float, float]
 
-    def apply(self, frames: Tensor) -> Tensor:
-        """...,3,h,w uint8 or float32 (0 to 255) -> float32 of the same shape, contiguous; the input is left alone."""
+    def apply(self, frames: Tensor, real: Tensor | None = None) -> Tensor:
+        """...,3,h,w uint8 or float32 (0 to 255) -> float32 of the same shape, contiguous; the input is left alone.
+
+        real: ...,1,h,w bool, False on padding (which is 0, and stays 0); None: there is none
+        """
         # One pass converts and, where the channels are the innermost axis in memory, sorts them into planes.
         out = torch.empty(frames.shape, dtype=torch.float32, device=frames.device).copy_(frames)
         scale, shift = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self.scale, self.shift))
-        return out.mul_(scale).add_(shift)
+        out.mul_(scale)
+        return out.add_(shift) if real is None else out.addcmul_(shift, real.float())
 
 
 @dataclass(frozen=True, repr=False)
@@ -192,11 +196,10 @@ class ClipBatch:
         """The batch with normalised float32 frames, whose padding is 0; itself where they are normalised already."""
         if self.pixels is None:
             return self
-        frames = self.pixels.apply(self.frames)
-        rows, columns = (torch.arange(side, device=frames.device) for side in frames.shape[-2:])
+        rows, columns = (torch.arange(side, device=self.frames.device) for side in self.frames.shape[-2:])
         real_Bhw = (rows < self.sizes[:, :1])[:, :, None] & (columns < self.sizes[:, 1:])[:, None]
-        real_BThw = self.frame_mask[:, :, None, None] & real_Bhw[:, None]
-        return replace(self, frames=frames.masked_fill_(~real_BThw[:, :, None], 0), pixels=None)
+        real_BT1hw = self.frame_mask[:, :, None, None, None] & real_Bhw[:, None, None]
+        return replace(self, frames=self.pixels.apply(self.frames, real_BT1hw), pixels=None)
 
     def split_frames(self) -> ClipBatch:
         """The real frames of the batch, each as a clip of its own (T = 1), clip by clip."""

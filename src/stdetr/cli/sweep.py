@@ -49,8 +49,8 @@ def run_sweep(verb: Verb, overrides: Sequence[str]) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            "-m starts the jobs itself, so it cannot run under torchrun: use launcher=submitit_slurm (or submitit_local) "
-            "hydra.launcher.tasks_per_node=N for jobs of N processes"
+            "-m starts the jobs itself and cannot run under torchrun: for jobs of N processes use "
+            "launcher=submitit_slurm (or submitit_local) hydra.launcher.tasks_per_node=N"
         )
     own = [text for text in overrides if not text.startswith("output_dir=")]
     given = [text.partition("=")[2] for text in overrides if text.startswith("output_dir=")]

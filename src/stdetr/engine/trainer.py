@@ -95,7 +95,8 @@ class Trainer:
             usable = torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported()
             precision = "bf16" if usable else "no"
         parallel = DistributedDataParallelKwargs(
-            # Single frames leave the temporal parameters without a gradient, on every process alike.
+            # Some parameters get no gradient: the temporal ones from single frames, the labels' embedding from a batch
+            # without a track.  As frames and tracks are counted over all processes, they are the same on each.
             find_unused_parameters=True,
             # Statistics of batch normalisation are those of the whole batch: equal everywhere already.
             broadcast_buffers=False,
