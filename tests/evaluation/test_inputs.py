@@ -58,7 +58,7 @@ def test_plain_coco_has_one_video_an_image(scene) -> None:
     gt = GroundTruth.from_coco(document)
     assert len(gt.video_ids) == 5
     assert not gt.has_tracks
-    values = evaluate(document, scene.predictions, causal=False, seeds=1)
+    values = evaluate(document, scene.predictions, causal=False, seeds=1).flat()
     assert values["coco/AP"] == pytest.approx(1)
     assert values["vid/AP50"] == pytest.approx(1)
     assert values["vid/AP50_slow"] is None
@@ -217,14 +217,14 @@ def test_missing_and_broken_files(scene, tmp_path: Path) -> None:
 
 def test_track_ids_may_repeat_where_nobody_reads_them(scene) -> None:
     scene.found(1, [10, 10, 20, 20], 0.1, track=7)
-    values = evaluate(*both(scene), evaluators=("coco", "vid"), causal=False, seeds=1)
+    values = evaluate(*both(scene), evaluators=("coco", "vid"), causal=False, seeds=1).flat()
     assert values["coco/AP"] == pytest.approx(1)
 
 
 def test_shared_names_are_told_apart(scene) -> None:
     for category in scene.categories:
         category["name"] = "thing"
-    values = evaluate(*both(scene), evaluators=("coco",), causal=False, seeds=1)
+    values = evaluate(*both(scene), evaluators=("coco",), causal=False, seeds=1).flat()
     assert [values[f"coco/AP/thing ({i})"] for i in (1, 2)] == pytest.approx([1, 1])
 
 

@@ -56,9 +56,8 @@ def test_no_latency_gives_coco_and_latency_costs(scene) -> None:
     late = [{"image_id": i, "timestamp": i / 10} for i in range(1, 6)]
 
     def score(**more) -> dict:
-        return evaluate(
-            scene.document, scene.predictions, evaluators=("coco", "streaming"), causal=True, seeds=1, **more
-        )
+        given = {"evaluators": ("coco", "streaming"), "causal": True, "seeds": 1}
+        return evaluate(scene.document, scene.predictions, **given, **more).flat()
 
     assert score(timestamps=at_once)["streaming/sAP"] == pytest.approx(1)
     # A frame late, 40 pixels wide and 30 further on: IoU 10 / 70.

@@ -17,7 +17,7 @@ from stdetr.data.module import DataModule
 from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
 from stdetr.engine.predictions import SplitPredictions, join_videos, predict_videos
-from stdetr.evaluation.evaluate import score
+from stdetr.evaluation.evaluate import evaluate
 from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
 from stdetr.inference.samples import draw_samples
@@ -84,7 +84,7 @@ class SplitEvaluator:
         return self.metrics
 
     def _report(self, model: nn.Module, step: int, found: SplitPredictions, started: float) -> dict[str, float | None]:
-        scored = score(
+        scored = evaluate(
             self.data.annotations(self.split),
             found.frames,
             found.tubes,

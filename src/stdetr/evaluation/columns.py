@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+NO_TRACK = np.iinfo(np.int64).min
+"""The ``track_id`` of a detection that belongs to no track."""
 _CHUNK = 1 << 22  # characters read from a results file at a time
 _LONGEST_RECORD = 1 << 24  # more than that without an end is no record
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from stdetr.atomic import replacing
 
-from .columns import box_column, check_boxes, column, index_of, missing_file, optional_integers, stream_list
+from .columns import NO_TRACK, box_column, check_boxes, column, index_of, missing_file, optional_integers, stream_list
 from .ground_truth import GroundTruth
+from .mot_text import read_mot
 
-NO_TRACK = np.iinfo(np.int64).min
 _PART = 100_000  # records written at a time: as Python objects they take ten times the memory of the columns
 
 
@@ -81,6 +81,11 @@ class Detections:
         return cls(*columns, track_ids=np.concatenate(tracked) if tracked else None)
 
     @classmethod
+    def _from_columns(cls, columns: Sequence[np.ndarray]) -> Detections:
+        """The five columns in order, the last one ``NO_TRACK`` where a detection belongs to no track."""
+        return cls(*columns[:4], track_ids=columns[4] if (columns[4] != NO_TRACK).any() else None)
+
+    @classmethod
     def from_results(cls, records: Iterable[Any]) -> Detections:
         """A COCO results list: ``image_id, category_id, bbox [x,y,w,h], score``, optional ``track_id`` (or null).
 
@@ -105,9 +110,7 @@ class Detections:
         if path.is_dir() or path.suffix in (".txt", ".csv"):
             if gt is None:
                 raise ValueError(f"predictions {path}: MOT text needs the annotations to name its frames")
-            from .mot_text import read_mot
-
-            return read_mot(path, gt)
+            return cls._from_columns(read_mot(path, gt))
         if path.suffix == ".npz":
             return _from_npz(path)
         return _from_batches(stream_list(path, "predictions"))
@@ -191,8 +194,7 @@ def _from_batches(batches: Iterable[list[Any]]) -> Detections:
         offset += len(batch)
     if not offset:
         return Detections.empty()
-    images, categories, boxes, scores, tracks = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Detections(images, categories, boxes, scores, tracks if (tracks != NO_TRACK).any() else None)
+    return Detections._from_columns([np.concatenate(part) for part in zip(*parts, strict=True)])
 
 
 def _from_npz(path: Path) -> Detections:

@@ -1,20 +1,16 @@
-"""Figures of an evaluation: precision over recall, and AP of each class, one line or bar an evaluator."""
+"""Figures of an evaluation: precision over recall, and AP of each class, one line or bar per evaluator."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .report import mode
+from .evaluate import Evaluation
 
-if TYPE_CHECKING:
-    from .evaluate import Evaluation
-
-# One colour an evaluator in every figure; they differ in lightness too, for readers who do not tell hues apart.
+# One colour per evaluator in every figure; they differ in lightness too, for readers who do not tell hues apart.
 COLOURS = {"vid": "#0b4f8a", "vid_mega": "#e07b1a", "coco": "#2f9e44", "tube": "#a53fa8"}
 MOST_CLASSES = 40
 
@@ -33,14 +29,12 @@ def write_figures(found: Evaluation, folder: Path) -> list[Path]:
 
 def _subtitle(found: Evaluation) -> str:
     gt = found.inputs.gt
-    return (
-        f"{len(gt.image_ids)} frames, {len(gt.video_ids)} videos, {mode(found)}, seeds: {found.seeds or 'not stated'}"
-    )
+    return f"{len(gt.image_ids)} frames, {len(gt.video_ids)} videos, {found.mode}, seeds: {found.seeds or 'not stated'}"
 
 
 def precision_recall(found: Evaluation) -> Figure | None:
     """Precision over recall at the 0.5 threshold of each evaluator, mean over classes; None when there is none."""
-    curves = [(label, curve) for _, result in found.results for label, curve in result.curves.items()]
+    curves = [(label, curve) for result in found.results.values() for label, curve in result.curves.items()]
     if not curves:
         return None
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
@@ -60,7 +54,7 @@ def precision_recall(found: Evaluation) -> Figure | None:
 
 def per_class(found: Evaluation) -> Figure | None:
     """AP50 of each class by each evaluator; the classes with most boxes when there are too many to read."""
-    columns = [(e.name, r.per_class["AP50"]) for e, r in found.results if "AP50" in r.per_class]
+    columns = [(name, r.per_class["AP50"]) for name, r in found.results.items() if "AP50" in r.per_class]
     if not columns:
         return None
     gt = found.inputs.gt

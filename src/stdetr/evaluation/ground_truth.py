@@ -9,6 +9,7 @@ Boxes are ``xywh`` in source pixels, as in the COCO file.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,18 @@ from typing import Any
 import numpy as np
 
 from .columns import box_column, check_boxes, column, flags, index_of, load_json, optional_integers
-from .excuses import Federation, read_federation
+
+
+@dataclass(frozen=True, repr=False)
+class Federation:
+    """What was looked for in which video.
+
+    scored: V,C bool, the class is annotated in the video or known to be absent
+    exhaustive: V,C bool, every object of the class is annotated
+    """
+
+    scored: np.ndarray
+    exhaustive: np.ndarray
 
 
 @dataclass(frozen=True, repr=False)
@@ -191,7 +203,7 @@ def _read(document: dict[str, Any], what: str) -> GroundTruth:
     track = _tracks(image_video[order][image], instance)
     _one_box_per_frame(image_ids[order][image], instance, what)
     looked_for = (image_video[order][image], category[keep])
-    federation = read_federation(document.get("videos") or [], category_ids, looked_for, what)
+    federation = _federation(document.get("videos") or [], category_ids, looked_for, what)
     return GroundTruth(
         video_ids=video_ids,
         video_names=names,
@@ -235,3 +247,32 @@ def _one_box_per_frame(image_id: np.ndarray, instance: np.ndarray, what: str) ->
         raise ValueError(
             f"{what}: instance_id {track} has {int(counts.max())} boxes in image id {image}; a track has one"
         )
+
+
+def _federation(
+    videos: Sequence[dict[str, Any]],
+    category_ids: np.ndarray,
+    annotated: tuple[np.ndarray, np.ndarray],
+    what: str,
+) -> Federation | None:
+    """The federation of the records ``videos`` (V); None when no record has one of the two keys.
+
+    annotated: video and category (positions, A each) of the annotations.  A video without the keys is fully annotated.
+    Raises ValueError for a list that names no category.
+    """
+    keys = ("neg_category_ids", "not_exhaustive_category_ids")
+    partly = np.array([any(key in record for key in keys) for record in videos], dtype=bool)
+    if not partly.any():
+        return None
+    scored = np.repeat(~partly[:, None], len(category_ids), axis=1)
+    scored[annotated] = True
+    exhaustive = np.ones_like(scored)
+    for key, table, value in ((keys[0], scored, True), (keys[1], exhaustive, False)):
+        for video, record in enumerate(videos):
+            listed = record.get(key) or []
+            if not isinstance(listed, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in listed):
+                raise ValueError(
+                    f"{what} videos record {video}: {key} is {listed!r}, it must be a list of category ids"
+                )
+            table[video, index_of(category_ids, np.array(listed, np.int64), key, f"{what} videos")] = value
+    return Federation(scored, exhaustive)

@@ -10,13 +10,12 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from .columns import check_boxes
-from .detections import NO_TRACK, Detections
+from .columns import NO_TRACK, check_boxes
 from .ground_truth import GroundTruth
 
 
-def read_mot(path: Path, gt: GroundTruth) -> Detections:
-    """Read one file or a folder of files.
+def read_mot(path: Path, gt: GroundTruth) -> tuple[np.ndarray, ...]:
+    """The columns of ``Detections`` from one file or a folder of files.
 
     The class is the row's eighth value where that is a category id of the annotations; annotations with a single
     category need none.  An id of -1 is a detection without a track.  Raises ValueError naming file and line.
@@ -25,9 +24,7 @@ def read_mot(path: Path, gt: GroundTruth) -> Detections:
     if not files:
         raise ValueError(f"predictions folder {path} has no .txt or .csv file")
     parts = [_read_file(file, _video(file, gt), gt) for file in files]
-    columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    tracks = columns[4]
-    return Detections(*columns[:4], track_ids=tracks if (tracks != NO_TRACK).any() else None)
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def _video(file: Path, gt: GroundTruth) -> int:

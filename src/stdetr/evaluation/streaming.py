@@ -19,12 +19,12 @@ from .columns import column, index_of, load_json
 from .detections import BoundDetections
 from .ground_truth import GroundTruth
 from .matching import ImageJoin
-from .protocol import Inputs, Result
+from .protocol import Evaluator, Inputs, Result
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
-class StreamingEvaluator:
+class StreamingEvaluator(Evaluator):
     """``streaming/sAP``, ``sAP50``, ``sAP75``, ``sAP_small|medium|large``.
 
     horizon: frames by which the comparison is moved (the public toolkit's eta): frame f is compared with what is

@@ -15,13 +15,12 @@ import importlib.util
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from .boxes import paired_iou
 from .detections import NO_TRACK, BoundDetections
-from .excuses import federation_note
 from .ground_truth import GroundTruth
-from .protocol import Inputs, Result
+from .ignored import federation_note
+from .protocol import Evaluator, Inputs, Result
 from .tubes import check_one_box_per_frame
 
 HOTA_FIELDS = ("HOTA", "DetA", "AssA", "LocA", "DetRe", "DetPr", "AssRe", "AssPr")
@@ -45,7 +44,7 @@ PER_CLASS = ("HOTA", "MOTA", "IDF1")
 _EPSILON = np.finfo(np.float64).eps
 
 
-class TrackEvaluator:
+class TrackEvaluator(Evaluator):
     """``track/HOTA``, ``DetA``, ``AssA``, ``LocA``, ``MOTA``, ``IDF1``, ``IDSW`` and the metrics they are made of.
 
     All classes together as one, as MOTChallenge scores; and ``HOTA``, ``MOTA``, ``IDF1`` of each class alone.  Only
@@ -152,6 +151,8 @@ def _frame(
     crowd = gt.crowd[mine]
     stays = np.ones(d, dtype=bool)
     if crowd.any() and d:
+        from scipy.optimize import linear_sum_assignment
+
         score = np.where(similarity < 0.5 - _EPSILON, 0.0, similarity)
         row, col = linear_sum_assignment(-score)
         matched = score[row, col] > _EPSILON

@@ -99,7 +99,7 @@ def test_pets_has_vid_metrics(tmp_path: Path) -> None:
         for a in document["annotations"]
     ]
     assert sum(record["score"] == 0.5 for record in found) == 174
-    values = evaluate(document, found, evaluators=("vid", "vid_mega", "motion", "coco"), causal=False, seeds=1)
+    values = evaluate(document, found, evaluators=("vid", "vid_mega", "motion", "coco"), causal=False, seeds=1).flat()
     for key in ("vid/AP50", "vid_mega/AP50", "vid/AP50_slow", "coco/AP50"):
         assert values[key] == pytest.approx(1), key
 
@@ -128,10 +128,10 @@ def federated(new_scene):
     return scene
 
 
-FEDERATED = [*VID, CocoEvaluator(), CocoEvaluator("columnar"), TubeEvaluator()]
+FEDERATED = [*VID, CocoEvaluator(), TubeEvaluator()]
 
 
-@pytest.mark.parametrize("evaluator", FEDERATED, ids=lambda e: f"{e.name} {getattr(e, 'backend', '')}")
+@pytest.mark.parametrize("evaluator", FEDERATED, ids=lambda e: e.name)
 def test_federated_rule(new_scene, evaluator) -> None:
     scene = federated(new_scene)
     result = evaluator.evaluate(prepare(*_parts(scene)))
@@ -166,8 +166,6 @@ def test_reports_state_it_and_mistakes_are_named(new_scene, tmp_path: Path, caps
         assert "- track: federated annotation" in text
     notes = {e["name"]: e["note"] for e in json.loads((tmp_path / "eval/report.json").read_text())["evaluators"]}
     assert notes["coco"].startswith("federated annotation")
-    with pytest.raises(ValueError, match="coco_backend=pycocotools knows no federated annotation"):
-        run(cfg | {"evaluators": ["coco"], "coco_backend": "pycocotools"})
     scene.videos[0]["neg_category_ids"] = [7]
     with pytest.raises(ValueError, match=r"neg_category_ids 7 is not in the annotations; nearest valid .* is 3"):
         prepare(*_parts(scene))
