@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from stdetr.cli import main
+from stdetr.config import RunPaths
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.predictions import SplitPredictions
 from stdetr.evaluation.detections import Detections
 from stdetr.logger import JsonlLogger, read_metrics
-from stdetr.structures import RunPaths
 
 TABLES = {"variants", "per_class", "per_motion", "per_size", "tracking", "per_video"}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +231,22 @@ def test_compare_mistakes(files: Path, new_scene) -> None:
         run({"compare": f"{files / 'empty'},{files / 'empty'}"})
     with pytest.raises(ValueError, match="at least 2 videos"):
         bootstrap({}, {}, 1)
+
+
+def test_files_are_scored_without_torch(files: Path) -> None:
+    """Importing torch takes longer than scoring two small files, figures included."""
+    words = ["eval", *(f"{key}={path}" for key, path in paths(files).items()), f"output_dir={files / 'run'}"]
+    code = f"import sys; from stdetr.cli import main; assert main({words}) == 0; print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = run.stdout.splitlines()[-1]
+    assert "'matplotlib.figure'" in modules
+    for heavy in ("torch", "torchvision", "supervision", "wandb"):
+        assert f"'{heavy}'" not in modules
+    assert (files / "run" / "eval" / "per_class.png").is_file()
+
+
+def test_importing_the_evaluators_imports_no_library_but_numpy() -> None:
+    code = "import sys, stdetr.evaluation, stdetr.evaluation.offline; print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("torch", "matplotlib", "scipy", "trackeval", "pycocotools"):
+        assert f"'{heavy}'" not in modules

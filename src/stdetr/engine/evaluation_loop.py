@@ -13,6 +13,7 @@ from torch import nn
 
 from stdetr import config as configs
 from stdetr.atomic import write_text
+from stdetr.config import RunPaths
 from stdetr.data.module import DataModule
 from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
@@ -23,7 +24,6 @@ from stdetr.inference.detector import Detector, default_overlap, eval_transform
 from stdetr.inference.samples import draw_samples
 from stdetr.logger import Logger
 from stdetr.stitch.association import StitchRules
-from stdetr.structures import RunPaths
 
 
 class SplitEvaluator:
