@@ -170,5 +170,5 @@ def test_reports_state_it_and_mistakes_are_named(new_scene, tmp_path: Path, caps
     with pytest.raises(ValueError, match=r"neg_category_ids 7 is not in the annotations; nearest valid .* is 3"):
         prepare(*_parts(scene))
     scene.videos[0]["neg_category_ids"] = "2"
-    with pytest.raises(ValueError, match=r"videos record 0: neg_category_ids is '2', it must be a list"):
+    with pytest.raises(ValueError, match=r"videos record 0: neg_category_ids must be a list or null, it is '2'"):
         prepare(*_parts(scene))

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .columns import missing_file
 from .curve import MatchTable
 from .evaluate import make_evaluators, prepare
 from .ground_truth import GroundTruth
 from .protocol import Evaluator, Inputs
+from .records import missing_file
 from .report import Table
 
 LEVEL = 0.95

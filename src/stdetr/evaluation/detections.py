@@ -9,20 +9,32 @@ Boxes are ``xywh`` in source pixels, as in the COCO results format.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from stdetr.atomic import replacing
+from stdetr.data.json_file import Whole
 
-from .columns import NO_TRACK, box_column, check_boxes, column, index_of, missing_file, optional_integers, stream_list
 from .ground_truth import GroundTruth
 from .mot_text import read_mot
+from .records import NO_TRACK, check_boxes, index_of, missing_file, read_list
 
 _PART = 100_000  # records written at a time: as Python objects they take ten times the memory of the columns
+
+
+class DetectionRecord(msgspec.Struct, gc=False):
+    """One detection in the COCO results format."""
+
+    image_id: Whole
+    category_id: Whole
+    bbox: tuple[float, float, float, float]
+    score: float
+    track_id: Whole | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,16 +98,16 @@ class Detections:
         return cls(*columns[:4], track_ids=columns[4] if (columns[4] != NO_TRACK).any() else None)
 
     @classmethod
-    def from_results(cls, records: Iterable[Any]) -> Detections:
-        """A COCO results list: ``image_id, category_id, bbox [x,y,w,h], score``, optional ``track_id`` (or null).
+    def from_results(cls, source: Path | str | list[Any]) -> Detections:
+        """A COCO results list, file or in memory: ``image_id, category_id, bbox [x,y,w,h], score``, optional
+        ``track_id`` (or null).
 
-        Raises ValueError naming the first record that does not fit.
+        Raises FileNotFoundError, and ValueError naming the first record that does not fit.
         """
-        if isinstance(records, dict):
-            raise ValueError(  # noqa: TRY004
-                f"predictions must be a list of records, got an object with {sorted(records)}"
-            )
-        return _from_batches([list(records)])
+        found = read_list(source, DetectionRecord, "predictions")
+        tracks = np.array([NO_TRACK if track is None else track for track in found["track_id"]], np.int64)
+        scores = np.array(found["score"], np.float64)
+        return cls._from_columns([found["image_id"], found["category_id"], found["bbox"], scores, tracks])
 
     @classmethod
     def load(cls, path: Path | str, gt: GroundTruth | None = None) -> Detections:
@@ -113,7 +125,7 @@ class Detections:
             return cls._from_columns(read_mot(path, gt))
         if path.suffix == ".npz":
             return _from_npz(path)
-        return _from_batches(stream_list(path, "predictions"))
+        return cls.from_results(path)
 
     def save(self, path: Path | str) -> None:
         """Write the columns to one ``.npz`` file, much smaller and faster to read than JSON."""
@@ -175,26 +187,6 @@ class BoundDetections:
         """The detections that the mask or positions ``rows`` name."""
         tracks = None if self.tracks is None else self.tracks[rows]
         return BoundDetections(self.image[rows], self.category[rows], self.boxes[rows], self.scores[rows], tracks)
-
-
-def _from_batches(batches: Iterable[list[Any]]) -> Detections:
-    parts: list[tuple[np.ndarray, ...]] = []
-    offset = 0
-    for batch in batches:
-        what = "predictions"
-        parts.append(
-            (
-                column(batch, "image_id", what, integer=True, offset=offset),
-                column(batch, "category_id", what, integer=True, offset=offset),
-                box_column(batch, what, offset=offset),
-                column(batch, "score", what, offset=offset),
-                optional_integers(batch, "track_id", what, NO_TRACK, offset=offset),
-            )
-        )
-        offset += len(batch)
-    if not offset:
-        return Detections.empty()
-    return Detections._from_columns([np.concatenate(part) for part in zip(*parts, strict=True)])
 
 
 def _from_npz(path: Path) -> Detections:

@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from .columns import NO_TRACK, check_boxes
 from .ground_truth import GroundTruth
+from .records import NO_TRACK, check_boxes
 
 
 def read_mot(path: Path, gt: GroundTruth) -> tuple[np.ndarray, ...]:
