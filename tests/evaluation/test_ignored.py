@@ -68,11 +68,11 @@ def test_a_region_on_another_frame_excuses_nothing_and_objects_inside_count(new_
 
 
 @pytest.mark.parametrize("evaluator", VID, ids=lambda e: e.name)
-def test_crowds_that_are_no_regions_stay_undefined(new_scene, evaluator) -> None:
+def test_crowds_that_are_not_regions_stay_undefined(new_scene, evaluator) -> None:
     result = evaluator.evaluate(prepare(*_parts(with_region(new_scene, [110, 110, 30, 30], ignore=0))))
     assert np.isnan(result.metrics["AP50"])
-    assert "know no crowd boxes, and the annotations hold 1" in result.undefined
-    # Regions alone are no ground truth either.
+    assert "have no crowd boxes, and the annotations hold 1" in result.undefined
+    # Regions alone are not ground truth either.
     scene = new_scene([1])
     scene.truth(1, [20, 20, 40, 40], iscrowd=1, ignore=1)
     assert evaluator.evaluate(prepare(*_parts(scene))).undefined == "the annotations have no box"
@@ -109,7 +109,7 @@ def federated(new_scene):
 
     Class 1: found in both videos (0.5, 0.6), and a stray (0.95) in video 2, where it is not exhaustive.
     Class 2: found in video 2 (0.8), and a stray (0.9) in video 1, where it is known to be absent.
-    Class 3: found in video 2 (0.6), and a stray (0.9) in video 1, where nobody looked for it.
+    Class 3: found in video 2 (0.6), and a stray (0.9) in video 1, where it was not annotated.
     """
     scene = new_scene([1, 1], classes=3)
     scene.videos[0] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": []}

@@ -164,7 +164,7 @@ def test_a_record_that_is_no_object(scene) -> None:
         ("annotations", {"bbox": [0, 0, 1, -1]}, "annotations record 0: bbox [0.0, 0.0, 1.0, -1.0] has a negative"),
         ("annotations", {"image_id": 50}, "annotations record 0: image_id 50 is not in the annotations"),
         ("annotations", {"category_id": 3}, "nearest valid category_id is 2"),
-        ("annotations", {"image_id": 2}, "instance_id 4 has 2 boxes in image id 2"),
+        ("annotations", {"image_id": 2}, "instance_id 4 has two boxes in image id 2"),
         ("annotations", {"iscrowd": 2}, "annotations record 0: iscrowd must be 0 or 1, it is 2"),
         ("images", {"id": 2}, "images: id 2 appears 2 times"),
         ("videos", {"width": 0}, "videos record 0: width must be"),
@@ -204,6 +204,9 @@ def test_missing_and_broken_files(scene, tmp_path: Path) -> None:
     (tmp_path / "annotations.json").write_text(json.dumps(scene.document))
     with pytest.raises(FileNotFoundError, match=r"anotations\.json does not exist; did you mean annotations\.json"):
         evaluate(tmp_path / "anotations.json", [], causal=False, seeds=1)
+    for name in ("none.txt", "none.npz"):
+        with pytest.raises(FileNotFoundError, match=f"predictions file .*{name} does not exist"):
+            evaluate(tmp_path / "annotations.json", tmp_path / name, causal=False, seeds=1)
     with pytest.raises(FileNotFoundError, match="predictions file"):
         evaluate(tmp_path / "annotations.json", tmp_path / "none.json", causal=False, seeds=1)
     (tmp_path / "broken.json").write_text("{")
@@ -296,7 +299,7 @@ def test_bad_tube(scene, change: dict, message: str) -> None:
 def test_mot_text(scene, tmp_path: Path) -> None:
     folder = tmp_path / "tracks"
     folder.mkdir()
-    (folder / "vid1.txt").write_text("1,7,10,10,20,20,0.9,1\n\n2,7,12,10,20,20,0.7,1\n")
+    (folder / "vid1.txt").write_text("\ufeff1,7,10,10,20,20,0.9,1\n\n2,7,12,10,20,20,0.7,1\n")
     (folder / "vid2.txt").write_text("1,-1,30,30,10,10,0.6,2,-1,-1\n")
     gt = GroundTruth.from_coco(scene.document)
     mot, listed = Detections.load(folder, gt), Detections.from_results(scene.predictions)
@@ -310,6 +313,11 @@ def test_mot_text(scene, tmp_path: Path) -> None:
         ("vid1.txt", "1,7,10,10,20\n", "line 1: 5 values"),
         ("vid1.txt", "1,7,10,10,20,20,0.9,1\none,7,10,10,20,20,0.9\n", "line 2: 'one,7"),
         ("vid1.txt", "9,7,10,10,20,20,0.9,1\n", "frame 9 is not annotated; the nearest is 3"),
+        ("vid1.txt", "1.5,7,10,10,20,20,0.9,1\n", "line 1: frame 1.5 is not a whole number"),
+        ("vid1.txt", "1,nan,10,10,20,20,0.9,1\n", "line 1: id nan is not a whole number"),
+        ("vid1.txt", "1,7,10,10,-2,20,0.9,1\n", "vid1.txt line 1: '1,7,10,10,-2,20,0.9,1' has a negative width"),
+        ("vid1.txt", "1,7,10,10,inf,20,0.9,1\n", "or a number that is not finite"),
+        ("vid1.txt", "1,7,10,10,20,20,0.9,1.5\n", "class 1.5 is not a category id"),
         ("vid1.txt", "1,7,10,10,20,20,0.9\n", "class -1 is not a category id; the annotations have [1, 2]"),
         ("street.txt", "1,7,10,10,20,20,0.9,1\n", "names no video of the annotations"),
     ],

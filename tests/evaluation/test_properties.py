@@ -43,7 +43,7 @@ def test_perfect_detections_give_one(make_random_scene, seed: int) -> None:
     for key in ("coco/AP", "vid/AP50", "vid_mega/AP50", "tube/AP", "track/HOTA", "track/MOTA", "track/IDF1"):
         assert values[key] == pytest.approx(1), key
     for key, value in values.items():
-        # With one detection a frame and class allowed, not every object of a frame can be found.
+        # With one detection per frame and class allowed, not every object of a frame can be found.
         if key.startswith(("coco/AP", "vid", "tube/AP")):
             assert value == pytest.approx(1), key
 

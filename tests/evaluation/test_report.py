@@ -92,7 +92,7 @@ def test_undefined_evaluator_is_null_and_explained(make_random_scene, tmp_path: 
     assert values["vid_mega/AP50_slow"] is None
     assert values["coco/AP"] is not None
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["vid/AP50"] is None
-    assert "know no crowd boxes" in (tmp_path / "eval" / "report.md").read_text()
+    assert "have no crowd boxes" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_per_class_keys(new_scene) -> None:

@@ -63,6 +63,25 @@ def test_duplicate_is_a_false_positive(new_scene) -> None:
     assert score(scene, VidMegaEvaluator())["AP50"] == pytest.approx(0.5)
 
 
+def test_equal_boxes_stay_two(new_scene) -> None:
+    # Two detections, and the two tubes made of them, with the same boxes, class and score: one is right, one is wrong.
+    scene = new_scene([2])
+    for image in (1, 2):
+        scene.truth(image, [20, 20, 40, 40])
+        for track in (1, 2):
+            scene.found(image, [20, 20, 40, 40], 0.9, track=track)
+    inputs = prepare(scene.document, scene.predictions)
+    assert inputs.detections.tracks is not None
+    assert inputs.detections.tracks.tolist() == [1, 2, 1, 2]
+    assert inputs.tubes is not None
+    assert len(inputs.tubes) == 2
+    # All four detections have one score; in each image the first is matched.  Matches and misses alternate (COCO and
+    # the devkit), so precision is 1 at recall 1/2 and 2/3 at recall 1.
+    assert score(scene, VidEvaluator())["AP50"] == pytest.approx(1 / 2 + 2 / 3 / 2)
+    assert score(scene, CocoEvaluator())["AP50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert TubeEvaluator().evaluate(inputs).details["predicted_tubes"] == 2
+
+
 def test_motion_iou_by_hand(new_scene) -> None:
     # 9 x 9 boxes count 10 x 10 pixels; a step of 5 leaves 50 / 150, two steps nothing.
     scene = new_scene([3])

@@ -83,7 +83,7 @@ def test_mistakes(scene) -> None:
         prepare(scene.document, [], latency_ms=5, timestamps=[])
     with pytest.raises(ValueError, match="nearest valid image_id is 5"):
         load_times([{"image_id": 9, "timestamp": 0.0}], gt)
-    with pytest.raises(ValueError, match="one for each image_id"):
+    with pytest.raises(ValueError, match="give one timestamp for each"):
         load_times([{"image_id": 1, "timestamp": 0.0}] * 2, gt)
     del scene.videos[0]["fps"]
     with pytest.raises(ValueError, match="'vid1' has no fps"):

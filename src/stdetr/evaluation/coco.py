@@ -24,7 +24,7 @@ class CocoEvaluator(CocoRulesEvaluator):
     """
 
     name = "coco"
-    rule = "COCO AP: IoU 0.50:0.95 of continuous boxes, 101 recall points, 100 detections a frame and class"
+    rule = "COCO AP: IoU 0.50:0.95 of continuous boxes, 101 recall points, 100 detections per frame and class"
     sizes = (32, 96)
 
     def evaluate(self, inputs: Inputs) -> Result:

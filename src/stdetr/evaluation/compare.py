@@ -9,6 +9,7 @@ Shape legend
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,6 @@ from .curve import MatchTable
 from .evaluate import make_evaluators, prepare
 from .ground_truth import GroundTruth
 from .protocol import Evaluator, Inputs
-from .records import missing_file
 from .report import Table
 
 LEVEL = 0.95
@@ -94,7 +94,10 @@ def run_files(run: Path) -> tuple[Path, Path | None, str | None]:
     if run.is_file():
         return run, None, None
     if not run.is_dir():
-        raise FileNotFoundError(missing_file(run, "compare: run"))
+        names = [entry.name for entry in run.parent.iterdir()] if run.parent.is_dir() else []
+        near = difflib.get_close_matches(run.name, names, n=1)
+        hint = f"; did you mean {run.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"compare: run {run} does not exist{hint}")
     folders = [run / "eval", run]
     predictions = [f / name for f in folders for name in ("predictions.json", "predictions.npz")]
     have = [path for path in predictions if path.is_file()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from stdetr.data.json_file import Whole
 
 from .ground_truth import GroundTruth
 from .mot_text import read_mot
-from .records import NO_TRACK, check_boxes, index_of, missing_file, read_list
+from .records import NO_TRACK, check_boxes, index_of, read_list
 
 _PART = 100_000  # records written at a time: as Python objects they take ten times the memory of the columns
 
@@ -117,15 +117,11 @@ class Detections:
         with one such file per video, named after the video.  Raises FileNotFoundError and ValueError.
         """
         path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(missing_file(path, "predictions"))
-        if path.is_dir() or path.suffix in (".txt", ".csv"):
+        if path.is_dir() or (path.is_file() and path.suffix in (".txt", ".csv")):
             if gt is None:
                 raise ValueError(f"predictions {path}: MOT text needs the annotations to name its frames")
             return cls._from_columns(read_mot(path, gt))
-        if path.suffix == ".npz":
-            return _from_npz(path)
-        return cls.from_results(path)
+        return _from_npz(path) if path.is_file() and path.suffix == ".npz" else cls.from_results(path)
 
     def save(self, path: Path | str) -> None:
         """Write the columns to one ``.npz`` file, much smaller and faster to read than JSON."""
@@ -176,12 +172,8 @@ class BoundDetections:
 
     def subset(self, images: np.ndarray) -> BoundDetections:
         """Only detections of the images that the mask (M bool) names, as positions in ``GroundTruth.subset``."""
-        keep = images[self.image]
-        position = (np.cumsum(images) - 1).astype(np.int32)
-        tracks = None if self.tracks is None else self.tracks[keep]
-        return BoundDetections(
-            position[self.image[keep]], self.category[keep], self.boxes[keep], self.scores[keep], tracks
-        )
+        part = self.take(images[self.image])
+        return replace(part, image=(np.cumsum(images) - 1).astype(np.int32)[part.image])
 
     def take(self, rows: np.ndarray) -> BoundDetections:
         """The detections that the mask or positions ``rows`` name."""

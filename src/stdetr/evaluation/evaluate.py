@@ -20,7 +20,7 @@ from .tubes import TubeResults
 from .vid import VidEvaluator
 from .vid_mega import VidMegaEvaluator
 
-# "motion" is no evaluator of its own: it adds the slow, medium and fast splits to both ImageNet VID evaluators.
+# "motion" is not an evaluator of its own: it adds the slow, medium and fast splits to both ImageNet VID evaluators.
 EVALUATORS = ("coco", "vid", "vid_mega", "motion", "tube", "track", "streaming")
 
 
@@ -29,7 +29,7 @@ class Evaluation:
     """Everything that one evaluation computed; reports and figures are made from it.
 
     results: by the name of the evaluator that gave it      rules: each evaluator's one line of explanation
-    causal: predictions of a frame only looked at earlier frames    seeds: training runs that the numbers stand for
+    causal: predictions for a frame used no later frame     seeds: number of training runs behind the numbers
         (None for either: not stated)
     sources: where annotations, predictions and tubes came from
     """
@@ -112,7 +112,7 @@ def prepare(
     elif not isinstance(tubes, TubeResults):
         tubes = TubeResults.load(tubes, gt)
     if gt.federation is not None:
-        # After the tubes are built: the class of a track is what most of its detections say, not of those left.
+        # After the tubes are built: the class of a track is the one that most of all its detections carry.
         scored = gt.federation.scored
         bound = bound.take(scored[gt.image_video[bound.image], bound.category])
         tubes = None if tubes is None else tubes.select(scored[tubes.video, tubes.category])
@@ -137,16 +137,16 @@ def evaluate(
     latency_ms: float | None = None,
     frame_rate: float | None = None,
 ) -> Evaluation:
-    """Score predictions; ``.flat()`` of what it returns has the numbers, ``report.write_reports`` writes them.
+    """Score predictions.  ``Evaluation.flat`` gives the numbers, ``write_reports`` writes them.
 
     annotations: CocoVID or COCO file or document
     predictions: COCO results (file or list, boxes xywh in source pixels), MOT text, or ``Detections``
     tubes: tube results (file or list); None builds them from ``track_id``
     evaluators: names out of ``EVALUATORS``; ``motion`` adds the motion splits to ``vid`` and ``vid_mega``
-    causal: the predictions of a frame never looked at a later frame; stated in the reports (None: not stated)
-    seeds: how many training runs the numbers stand for; stated in the reports (None: not stated)
+    causal: predictions for a frame used no later frame; stated in the reports (None: not stated)
+    seeds: number of training runs behind the numbers; stated in the reports (None: not stated)
     timestamps: ``[{image_id, timestamp}]``, file or list: seconds from the start of its video at which the output for
-        an image was ready; what ``streaming`` needs
+        an image was ready; ``streaming`` needs them, or ``latency_ms``
     latency_ms: instead of ``timestamps``, a detector that takes that long per frame and always takes the newest frame
     frame_rate: frames per second of videos whose ``fps`` the annotations do not give
 

@@ -18,7 +18,7 @@ import numpy as np
 from stdetr.data.coco_vid_schema import SECTIONS, Table
 from stdetr.data.json_file import JsonFile
 
-from .records import check_boxes, index_of, table
+from .records import check_boxes, first_repeat, index_of, table
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,27 +95,25 @@ class GroundTruth:
 
     def subset(self, images: np.ndarray) -> GroundTruth:
         """Only the images that the mask (M bool) names; ids, videos and categories stay."""
-        keep = images[self.image]
-        position = np.cumsum(images) - 1
-        names = ("annotation_ids", "category", "boxes", "area", "crowd", "track")
+        part = self._take(images[self.image])
         return replace(
-            self,
+            part,
             image_ids=self.image_ids[images],
             image_video=self.image_video[images],
             frame_ids=self.frame_ids[images],
             degraded=None if self.degraded is None else self.degraded[images],
-            image=position[self.image[keep]],
-            region=None if self.region is None else self.region[keep],
-            **{name: getattr(self, name)[keep] for name in names},
+            image=(np.cumsum(images) - 1)[part.image],
         )
 
     def objects(self) -> GroundTruth:
         """Without the ignore regions."""
-        if self.region is None:
-            return self
-        keep = ~self.region
+        return self if self.region is None else replace(self._take(~self.region), region=None)
+
+    def _take(self, keep: np.ndarray) -> GroundTruth:
+        """Only the annotations that the mask (A bool) names."""
         names = ("annotation_ids", "image", "category", "boxes", "area", "crowd", "track")
-        return replace(self, region=None, **{name: getattr(self, name)[keep] for name in names})
+        region = None if self.region is None else self.region[keep]
+        return replace(self, region=region, **{name: getattr(self, name)[keep] for name in names})
 
     @classmethod
     def from_coco(cls, source: Path | str | dict[str, Any]) -> GroundTruth:
@@ -168,9 +166,8 @@ def _read(tables: dict[str, Table], what: str) -> GroundTruth:
         rates = np.full(len(image_ids), np.nan)
     order = np.lexsort((frame_ids, image_video))
     image_ids, image_video, frame_ids = image_ids[order], image_video[order], frame_ids[order]
-    same = (np.diff(image_video) == 0) & (np.diff(frame_ids) == 0)
-    if same.any():
-        row = int(np.flatnonzero(same)[0]) + 1
+    row = first_repeat(image_video, frame_ids)
+    if row is not None:
         raise ValueError(f"{what}: image id {image_ids[row]} repeats frame_id {frame_ids[row]} of its video")
     marked = np.array([isinstance(mark, str) for mark in images["degradation"]], dtype=bool)
 
@@ -182,7 +179,11 @@ def _read(tables: dict[str, Table], what: str) -> GroundTruth:
     keep = np.argsort(image, kind="stable")
     image, category, boxes, area, instance = (column[keep] for column in (image, category, boxes, area, instance))
     region = annotations["ignore"][keep].astype(bool)
-    _one_box_per_frame(image_ids[image], instance, what)
+    tracked = np.flatnonzero(instance >= 0)
+    row = first_repeat(image[tracked], instance[tracked])
+    if row is not None:
+        track, image_id = instance[tracked[row]], image_ids[image[tracked[row]]]
+        raise ValueError(f"{what}: instance_id {track} has two boxes in image id {image_id}; a track has one")
     return GroundTruth(
         video_ids=video_ids,
         video_names=names,
@@ -200,7 +201,7 @@ def _read(tables: dict[str, Table], what: str) -> GroundTruth:
         area=np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area),
         crowd=annotations["iscrowd"][keep].astype(bool) | region,
         track=_tracks(image_video[image], instance),
-        has_tracks=bool((instance >= 0).any()),
+        has_tracks=bool(len(tracked)),
         region=region if region.any() else None,
         federation=_federation(videos, category_ids, (image_video[image], category), what),
     )
@@ -208,24 +209,8 @@ def _read(tables: dict[str, Table], what: str) -> GroundTruth:
 
 def _tracks(video: np.ndarray, instance: np.ndarray) -> np.ndarray:
     """Number of the track of each box: equal (video, instance) share one, a box without instance has its own."""
-    lone = instance < 0
-    pairs = np.stack([video, np.where(lone, -1 - np.arange(len(instance)), instance)], axis=1)
-    if not len(pairs):
-        return np.zeros(0, dtype=np.int64)
-    return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def _one_box_per_frame(image_id: np.ndarray, instance: np.ndarray, what: str) -> None:
-    known = instance >= 0
-    pairs = np.stack([image_id[known], instance[known]], axis=1)
-    if not len(pairs):
-        return
-    values, counts = np.unique(pairs, axis=0, return_counts=True)
-    if (counts > 1).any():
-        image, track = (int(v) for v in values[counts > 1][0])
-        raise ValueError(
-            f"{what}: instance_id {track} has {int(counts.max())} boxes in image id {image}; a track has one"
-        )
+    own = np.where(instance < 0, -1 - np.arange(len(instance)), instance)
+    return np.unique(np.stack([video, own], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _federation(

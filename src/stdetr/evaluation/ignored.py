@@ -44,20 +44,23 @@ def _inside_regions(gt: GroundTruth, category: int, image: np.ndarray, boxes: np
 
 
 def region_note(gt: GroundTruth) -> str:
-    """What an evaluator whose public rules know no ignore regions does about them; empty where there are none."""
+    """How evaluators treat ignore regions where the public rules have none; empty without ignore regions."""
     if gt.region is None:
         return ""
     return (
-        f"an extension of the public rules: the {int(gt.region.sum())} ignore regions are no objects, and an unmatched "
-        "detection that lies by more than half in one of its class counts as nothing"
+        f"an extension of the public rules: the {int(gt.region.sum())} ignore regions are not objects, and an "
+        "unmatched detection that lies by more than half in one of its class counts as nothing"
     )
 
 
-def federation_note(gt: GroundTruth) -> str:
-    """What is done about classes that nobody looked for; empty where everything is annotated."""
+def federation_note(gt: GroundTruth, unmatched: str = "count as nothing") -> str:
+    """How evaluators treat classes that were not annotated; empty where everything is annotated.
+
+    unmatched: what happens to unmatched detections of classes that are not annotated exhaustively
+    """
     if gt.federation is None:
         return ""
     return (
         "federated annotation, by the rule of LVIS and TAO: detections of classes that a video neither shows nor lists "
-        "in neg_category_ids are left out, unmatched ones of its not_exhaustive_category_ids count as nothing"
+        f"in neg_category_ids are left out, unmatched ones of its not_exhaustive_category_ids {unmatched}"
     )

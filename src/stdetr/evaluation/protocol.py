@@ -1,4 +1,4 @@
-"""What an evaluator takes and what it gives."""
+"""The interface of the evaluators: their inputs and their results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tubes import TubeResults
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that the evaluators may read.
+    """The inputs of the evaluators.
 
     tubes: given by the user or built from ``track_id``; None when there are neither
     output_times: seconds from the start of its video at which the output for an image was ready, by image position
@@ -33,7 +33,7 @@ class Inputs:
 
 @dataclass
 class Result:
-    """What one evaluator says.
+    """The result of one evaluator.
 
     metrics:   short name (``AP50``) to a value, nan where not defined
     per_class: short name to one value per class, in the order of the categories, nan where not defined

@@ -6,7 +6,6 @@ Shape legend
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +90,8 @@ def index_of(ids: np.ndarray, wanted: np.ndarray, key: str, what: str, dtype: An
     return out
 
 
-def missing_file(path: Path, what: str) -> str:
-    """One line for a file that is not there, with the nearest name in its folder."""
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-    return f"{what} file {path} does not exist{hint}"
+def first_repeat(one: np.ndarray, two: np.ndarray) -> int | None:
+    """A row (of n) whose pair of keys an earlier row has, too; None when all pairs differ."""
+    order = np.lexsort((two, one))
+    twice = np.flatnonzero((np.diff(one[order]) == 0) & (np.diff(two[order]) == 0))
+    return int(order[twice[0] + 1]) if len(twice) else None

@@ -50,11 +50,11 @@ def _text(cell: Cell) -> str:
     return str(cell).replace("|", "\\|")
 
 
-def tables(found: Evaluation) -> dict[str, Table]:
+def tables(evaluation: Evaluation) -> dict[str, Table]:
     """``variants``, ``per_class``, ``per_motion``, ``per_size``, ``degradation``, ``tracking`` and ``per_video``; those
     whose evaluators did not run are left out."""
-    results = found.results
-    out = {"variants": _variants(found), "per_class": _per_class(found)}
+    results = evaluation.results
+    out = {"variants": _variants(evaluation), "per_class": _per_class(evaluation)}
     for name, title, parts, metrics in SPLIT:
         rows: list[list[Cell]] = []
         for evaluator, metric in metrics:
@@ -77,24 +77,24 @@ def _tracking(values: dict[str, float]) -> list[Cell]:
     return [number_or_none(values[name]) for name in TRACKING]
 
 
-def _variants(found: Evaluation) -> Table:
+def _variants(evaluation: Evaluation) -> Table:
     rows: list[list[Cell]] = []
     for name, metric in VARIANTS:
-        if name in found.results:
-            result = found.results[name]
+        if name in evaluation.results:
+            result = evaluation.results[name]
             value = number_or_none(result.metrics[metric])
-            rule = found.rules[name]
+            rule = evaluation.rules[name]
             if value is None:
                 rule = f"not defined: {result.undefined or 'no ground truth counts'}"
-            frames = len(found.inputs.gt.image_ids)
-            rows.append([f"{name}/{metric}", value, rule, frames, found.mode, found.seeds or "not stated"])
+            frames = len(evaluation.inputs.gt.image_ids)
+            rows.append([f"{name}/{metric}", value, rule, frames, evaluation.mode, evaluation.seeds or "not stated"])
     return Table("Variants side by side", ["metric", "value", "evaluator", "frames", "mode", "seeds"], rows)
 
 
-def _per_class(found: Evaluation) -> Table:
-    gt, results = found.inputs.gt, found.results
+def _per_class(evaluation: Evaluation) -> Table:
+    gt, results = evaluation.inputs.gt, evaluation.results
     boxes = np.bincount(gt.category[~gt.crowd], minlength=len(gt.category_ids))
-    given = np.bincount(found.inputs.detections.category, minlength=len(gt.category_ids))
+    given = np.bincount(evaluation.inputs.detections.category, minlength=len(gt.category_ids))
     shown = [(n, m) for n, m in PER_CLASS if n in results and m in results[n].per_class]
     rows: list[list[Cell]] = []
     for c, label in enumerate(gt.category_names):
@@ -103,36 +103,36 @@ def _per_class(found: Evaluation) -> Table:
     return Table("Per class", ["class", "boxes", "detections", *(f"{n}/{m}" for n, m in shown)], rows)
 
 
-def markdown(found: Evaluation) -> str:
+def markdown(evaluation: Evaluation) -> str:
     """The whole report as Markdown."""
-    gt = found.inputs.gt
+    gt = evaluation.inputs.gt
     head = [
         "# Evaluation",
         "",
         f"{len(gt.image_ids)} frames of {len(gt.video_ids)} videos, {len(gt.boxes)} annotated boxes, "
-        f"{len(found.inputs.detections)} detections, {len(gt.category_ids)} classes; mode: {found.mode}; "
-        f"seeds: {found.seeds or 'not stated'}.",
+        f"{len(evaluation.inputs.detections)} detections, {len(gt.category_ids)} classes; mode: {evaluation.mode}; "
+        f"seeds: {evaluation.seeds or 'not stated'}.",
         "",
-        *(f"- {key}: {value}" for key, value in found.sources.items()),
+        *(f"- {key}: {value}" for key, value in evaluation.sources.items()),
         "",
     ]
-    undefined = [f"- {name}: {result.undefined}" for name, result in found.results.items() if result.undefined]
+    undefined = [f"- {name}: {result.undefined}" for name, result in evaluation.results.items() if result.undefined]
     if undefined:
         head += ["Not defined here (null in metrics.json):", "", *undefined, ""]
-    head += _notes(found)
-    return "\n".join(head) + "\n" + "\n".join(table.markdown() for table in tables(found).values())
+    head += _notes(evaluation)
+    return "\n".join(head) + "\n" + "\n".join(table.markdown() for table in tables(evaluation).values())
 
 
-def _notes(found: Evaluation) -> list[str]:
+def _notes(evaluation: Evaluation) -> list[str]:
     """Lines on what goes beyond the public rules; none where nothing does."""
-    notes = [f"- {name}: {result.note}" for name, result in found.results.items() if result.note]
+    notes = [f"- {name}: {result.note}" for name, result in evaluation.results.items() if result.note]
     return ["Beyond the public rules:", "", *notes, ""] if notes else []
 
 
-def summary(found: Evaluation) -> str:
+def summary(evaluation: Evaluation) -> str:
     """The tables to print: all variants side by side, motion, sizes, degradation, tracking."""
-    shown = [table.markdown() for name, table in tables(found).items() if name not in ("per_class", "per_video")]
-    return "\n".join([*shown, *_notes(found)])
+    shown = [table.markdown() for name, table in tables(evaluation).items() if name not in ("per_class", "per_video")]
+    return "\n".join([*shown, *_notes(evaluation)])
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -140,55 +140,55 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def as_document(found: Evaluation) -> dict[str, Any]:
+def as_document(evaluation: Evaluation) -> dict[str, Any]:
     """The whole report as one JSON document."""
-    gt = found.inputs.gt
+    gt = evaluation.inputs.gt
     return {
         "frames": len(gt.image_ids),
         "videos": len(gt.video_ids),
         "boxes": len(gt.boxes),
-        "detections": len(found.inputs.detections),
+        "detections": len(evaluation.inputs.detections),
         "classes": dict(zip(gt.category_names, gt.category_ids.tolist(), strict=True)),
-        "mode": found.mode,
-        "seeds": found.seeds,
-        "sources": found.sources,
+        "mode": evaluation.mode,
+        "seeds": evaluation.seeds,
+        "sources": evaluation.sources,
         "evaluators": [
             {
                 "name": name,
-                "rule": found.rules[name],
+                "rule": evaluation.rules[name],
                 "undefined": result.undefined or None,
                 "note": result.note or None,
                 "metrics": result.metrics,
                 "details": result.details,
             }
-            for name, result in found.results.items()
+            for name, result in evaluation.results.items()
         ],
         "tables": {
             name: {"title": table.title, "columns": table.columns, "rows": table.rows}
-            for name, table in tables(found).items()
+            for name, table in tables(evaluation).items()
         },
         "curves": {
             label: {"recall": recall.tolist(), "precision": precision.tolist()}
-            for result in found.results.values()
+            for result in evaluation.results.values()
             for label, (recall, precision) in result.curves.items()
         },
     }
 
 
-def write_reports(found: Evaluation, output_dir: Path, *, figures: bool = True) -> list[Path]:
+def write_reports(evaluation: Evaluation, output_dir: Path, *, figures: bool = True) -> list[Path]:
     """``<output_dir>/eval/{metrics.json, report.json, report.md}`` and ``precision_recall.png``, ``per_class.png``.
 
     Returns the figures that were drawn: none where no AP is defined.
     """
     folder = output_dir / "eval"
-    write_json(folder / "metrics.json", found.flat())
-    write_json(folder / "report.json", _finite(as_document(found)))
-    write_text(folder / "report.md", markdown(found))
+    write_json(folder / "metrics.json", evaluation.flat())
+    write_json(folder / "report.json", _finite(as_document(evaluation)))
+    write_text(folder / "report.md", markdown(evaluation))
     if not figures:
         return []
     from .figures import write_figures
 
-    return write_figures(found, folder)
+    return write_figures(evaluation, folder)
 
 
 def _finite(value: Any) -> Any:

@@ -100,14 +100,14 @@ def load_times(source: Path | str | list[Any], gt: GroundTruth) -> np.ndarray:
     records = read_list(source, OutputTime, "timestamps")
     image = index_of(gt.image_ids, records["image_id"], "image_id", "timestamps")
     if len(np.unique(image)) != len(image):
-        raise ValueError("timestamps must be finite seconds, one for each image_id")
+        raise ValueError("timestamps: an image_id appears twice; give one timestamp for each")
     out = np.full(len(gt.image_ids), np.nan)
     out[image] = records["timestamp"]
     return out
 
 
 def simulate(gt: GroundTruth, latency: float, frame_rate: np.ndarray) -> np.ndarray:
-    """M float64 output times of a detector that takes ``latency`` seconds a frame and always takes the newest frame.
+    """M float64 output times of a detector that takes ``latency`` seconds per frame and always takes the newest frame.
 
     Frame f arrives at ``f / frame_rate``; frames that arrive while the detector is busy are skipped unless they are
     the newest when it becomes free.

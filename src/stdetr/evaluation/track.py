@@ -24,21 +24,8 @@ from .protocol import Evaluator, Inputs, Result
 from .tubes import check_one_box_per_frame
 
 HOTA_FIELDS = ("HOTA", "DetA", "AssA", "LocA", "DetRe", "DetPr", "AssRe", "AssPr")
-CLEAR_FIELDS = (
-    "MOTA",
-    "MOTP",
-    "MODA",
-    "IDSW",
-    "MT",
-    "PT",
-    "ML",
-    "Frag",
-    "CLR_Re",
-    "CLR_Pr",
-    "CLR_TP",
-    "CLR_FN",
-    "CLR_FP",
-)
+CLEAR_FIELDS = ("MOTA", "MOTP", "MODA", "IDSW", "MT", "PT", "ML", "Frag")
+CLEAR_FIELDS += ("CLR_Re", "CLR_Pr", "CLR_TP", "CLR_FN", "CLR_FP")
 IDENTITY_FIELDS = ("IDF1", "IDR", "IDP", "IDTP", "IDFN", "IDFP")
 PER_CLASS = ("HOTA", "MOTA", "IDF1")
 _EPSILON = np.finfo(np.float64).eps
@@ -85,11 +72,8 @@ class TrackEvaluator(Evaluator):
             notes.append(
                 f"no prediction has a track_id: the tubes that score at least {self.tube_score:g} are the tracks"
             )
-        if note := federation_note(gt):
-            notes.append(
-                f"{note.partition(', unmatched')[0]}; unmatched ones of its not_exhaustive_category_ids count as false"
-            )
-        return Result(combined, per_class, details=details, note="; ".join(notes))
+        notes.append(federation_note(gt, unmatched="count as false"))
+        return Result(combined, per_class, details=details, note="; ".join(filter(None, notes)))
 
     def _tracked(self, inputs: Inputs) -> BoundDetections | None:
         detections, tubes = inputs.detections, inputs.tubes

@@ -34,7 +34,7 @@ class TubeEvaluator(CocoRulesEvaluator):
     """
 
     name = "tube"
-    rule = "YouTube-VIS AP on boxes: IoU of whole tubes 0.50:0.95, 101 recall points, 100 tubes a video and class"
+    rule = "YouTube-VIS AP on boxes: IoU of whole tubes 0.50:0.95, 101 recall points, 100 tubes per video and class"
     sizes = (128, 256)
 
     def __init__(self, area: Area = "all_frames") -> None:

@@ -19,7 +19,7 @@ from stdetr.data.json_file import Whole
 
 from .detections import NO_TRACK, BoundDetections
 from .ground_truth import GroundTruth
-from .records import index_of, read_list
+from .records import first_repeat, index_of, read_list
 
 
 class TubeRecord(msgspec.Struct):
@@ -60,17 +60,10 @@ class TubeResults:
         """The tubes that the mask (N bool) names."""
         if keep.all():
             return self
-        rows, place = keep[self.tube], np.cumsum(keep) - 1
-        return TubeResults(
-            self.video[keep],
-            self.category[keep],
-            self.scores[keep],
-            self.crowd[keep],
-            place[self.tube[rows]],
-            self.image[rows],
-            self.boxes[rows],
-            self.ignored[rows],
-        )
+        rows = keep[self.tube]
+        columns = {name: getattr(self, name)[keep] for name in ("video", "category", "scores", "crowd")}
+        columns |= {name: getattr(self, name)[rows] for name in ("image", "boxes", "ignored")}
+        return TubeResults(**columns, tube=(np.cumsum(keep) - 1)[self.tube[rows]])
 
     @classmethod
     def from_ground_truth(cls, gt: GroundTruth) -> TubeResults:
@@ -169,12 +162,10 @@ def _majority(group: np.ndarray, label: np.ndarray, weight: np.ndarray, groups: 
 def check_one_box_per_frame(detections: BoundDetections, gt: GroundTruth) -> None:
     """Raises ValueError when two detections of one image share a ``track_id``."""
     assert detections.tracks is not None
-    order = np.lexsort((detections.tracks, detections.image))
-    image, track = detections.image[order], detections.tracks[order]
-    twice = (np.diff(image) == 0) & (np.diff(track) == 0)
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
+    row = first_repeat(detections.image, detections.tracks)
+    if row is not None:
         raise ValueError(
-            f"predictions: track_id {int(track[row])} has two boxes in image_id {int(gt.image_ids[image[row]])}; "
-            "a track has one box a frame (number the tracks of different classes apart)"
+            f"predictions: track_id {detections.tracks[row]} has two boxes in image_id "
+            f"{gt.image_ids[detections.image[row]]}; a track has one box per frame (number the tracks of different "
+            "classes apart)"
         )

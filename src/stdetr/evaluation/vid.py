@@ -25,8 +25,6 @@ from .matching import ImageJoin, Pairs, greedy_match
 from .motion import Split, motion_splits
 from .protocol import Evaluator, Inputs, Result
 
-NO_CROWD = "ImageNet VID rules know no crowd boxes, and the annotations hold {count} (iscrowd without ignore)"
-
 
 class VidEvaluator(Evaluator):
     """``vid/AP50`` and, with ``motion``, ``vid/AP50_fast|medium|slow``; per class as well."""
@@ -130,7 +128,7 @@ class VidEvaluator(Evaluator):
                 parts.append(pairs.take(pairs.iou >= threshold[pairs.gt]))
             candidates = Pairs.joined(parts)
             nothing = join.counts[found.image] == 0
-            nought = ignored_unless_matched(inputs.gt, category, found.image, found.boxes)
+            neutral = ignored_unless_matched(inputs.gt, category, found.image, found.boxes)
             results = []
             for s, split in enumerate(splits):
                 ignored = split.ignored[near]
@@ -140,7 +138,7 @@ class VidEvaluator(Evaluator):
                 false = np.where(inside[s] > outside[s], 1.0, np.where(inside[s] < outside[s], 0.0, equal))
                 false[nothing] = self.empty_weight(split)
                 false[taker] = 0.0
-                false[nought] = 0.0
+                false[neutral] = 0.0
                 true = np.zeros(n, dtype=bool)
                 true[taker] = ~ignored[taken]
                 positives = np.bincount(gt.video[mine & ~split.ignored], minlength=len(gt.video_ids))
@@ -158,14 +156,14 @@ def undefined(gt: GroundTruth) -> str:
     """Why the ImageNet VID evaluators cannot score these objects; empty when they can."""
     count = int(gt.crowd.sum())
     if count:
-        return NO_CROWD.format(count=count)
+        return f"the ImageNet VID rules have no crowd boxes, and the annotations hold {count} (iscrowd without ignore)"
     return "" if len(gt.boxes) else "the annotations have no box"
 
 
 def _assign(
     pairs: Pairs, turn: np.ndarray, preference: tuple[np.ndarray, ...], ground_truth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The detections that take a ground truth, and the ground truth of each; ``turn`` n says who chooses first."""
+    """The detections that take a ground truth, and the ground truth of each; they choose in the order ``turn`` (n)."""
     ranked = turn[pairs.det]
     order = np.lexsort((*preference, ranked))
     taker, taken = greedy_match(ranked[order], pairs.gt[order], len(turn), ground_truth)
