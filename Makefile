@@ -45,7 +45,7 @@ lock: ## resolve requirements.lock again from pyproject.toml
 		--no-header --no-annotate --no-emit-index-url $(LOCK_EXTRAS) --output-file requirements.lock
 
 # Every extra but torchcodec, which needs a system FFmpeg.
-LOCK_EXTRAS = --extra sweep --extra export --extra track --extra timm --extra fast-eval --extra weights --extra peers --extra dev
+LOCK_EXTRAS = --extra sweep --extra export --extra track --extra timm --extra weights --extra peers --extra dev
 
 clean: ## remove caches and build products; data, runs and the environment stay
 	@rm -rf build dist cuda_ops/build .pytest_cache .ruff_cache .hypothesis

@@ -34,7 +34,10 @@ def document(lengths: list[int], boxes: list[tuple[int, list[float], int, int]],
     """CocoVID; ``boxes``: (image id, xywh, category, instance)."""
     frames = [(v, f) for v, length in enumerate(lengths, 1) for f in range(length)]
     return {
-        "videos": [{"id": v, "name": f"video {v}", "fps": 10} for v in range(1, len(lengths) + 1)],
+        "videos": [
+            {"id": v, "name": f"video {v}", "width": 640, "height": 480, "length": length, "fps": 10}
+            for v, length in enumerate(lengths, 1)
+        ],
         "images": [{"id": i, "video_id": v, "frame_id": f} for i, (v, f) in enumerate(frames, 1)],
         "categories": [{"id": c, "name": f"class {c}"} for c in range(1, classes + 1)],
         "annotations": [

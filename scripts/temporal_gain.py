@@ -122,7 +122,7 @@ def oracle(folder: Path) -> dict[str, Any]:
                 source = min(clean, key=lambda other: (abs(other["frame_id"] - image["frame_id"]), other["frame_id"]))
             copied += [dict(found, image_id=image["id"]) for found in detections.get(source["id"], [])]
     write_json(folder / "oracle.json", copied)
-    metrics = evaluate(annotations, copied, [], evaluators=("coco",), causal=False, seeds=1)
+    metrics = evaluate(annotations, copied, [], evaluators=("coco",), causal=False, seeds=1).flat()
     return {name: metrics[key] for name, key in KEYS.items()}
 
 

@@ -12,7 +12,6 @@ Boxes are ``cxcywh`` normalised to the *unpadded* frame inside the model (``Clip
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -333,38 +332,3 @@ class ClassNames:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """The files of one run under ``output_dir`` (DESIGN: every verb writes the same names)."""
-
-    root: Path
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        return self.checkpoints / "last"
-
-    @property
-    def best(self) -> Path:
-        return self.checkpoints / "best"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.root / "eval"
-
-    @property
-    def media(self) -> Path:
-        return self.root / "media"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import numpy as np
@@ -83,3 +85,51 @@ def new_scene() -> type[Scene]:
 @pytest.fixture(scope="session")
 def make_random_scene():
     return random_scene
+
+
+def library_coco(scene: Scene, library: str) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """What pycocotools or faster-coco-eval says of a scene: the twelve numbers (nan where it says -1), AP of each class
+    and IoU threshold (C,10), and the precision at IoU 0.5 (101 recall points), mean over the classes with objects."""
+    if library == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    else:
+        COCO = pytest.importorskip("faster_coco_eval").COCO
+        COCOeval = pytest.importorskip("faster_coco_eval").COCOeval_faster
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = COCO(), COCO()
+        crowd = [record | {"iscrowd": record["iscrowd"] or record.get("ignore", 0)} for record in scene.annotations]
+        area = [p | {"area": p["bbox"][2] * p["bbox"][3], "iscrowd": 0} for p in scene.predictions]
+        for data_set, records in ((truth, crowd), (found, area)):
+            # An annotation whose id is 0 would count as unmatched.
+            numbered = [record | {"id": number} for number, record in enumerate(records, 1)]
+            data_set.dataset = {"images": scene.images, "categories": scene.categories, "annotations": numbered}
+            data_set.createIndex()
+        run = COCOeval(truth, found, iouType="bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    names = [
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AP_medium",
+        "AP_large",
+        "AR1",
+        "AR10",
+        "AR100",
+        "AR_small",
+        "AR_medium",
+        "AR_large",
+    ]
+    precision = np.array(run.eval["precision"])[..., 0, -1]  # T,R,C
+    precision = np.where(precision < 0, np.nan, precision)
+    ap = precision.mean(axis=1).T
+    stats = {name: np.nan if value < 0 else float(value) for name, value in zip(names, run.stats, strict=False)}
+    return stats, ap, np.nanmean(precision[0], axis=1)
+
+
+@pytest.fixture(scope="session")
+def coco_oracle():
+    return library_coco

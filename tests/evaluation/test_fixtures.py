@@ -52,13 +52,9 @@ def compare_classes(document: dict, have: dict, want: dict) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("backend", ["pycocotools", "faster-coco-eval", "columnar"])
-def test_coco(case: str, backend: str) -> None:
-    if backend == "faster-coco-eval":
-        pytest.importorskip("faster_coco_eval")
+def test_coco(case: str) -> None:
     document = load(case)
-    result = CocoEvaluator(backend).evaluate(document["inputs"])
-    assert result.details["backend"] == backend
+    result = CocoEvaluator().evaluate(document["inputs"])
     compare(result.metrics, document["expected"]["coco"])
     compare_classes(document, result.per_class, document["expected"]["coco"])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,9 @@ from stdetr.cli import main
 from stdetr.evaluation import evaluate
 from stdetr.evaluation.compare import bootstrap, collect
 from stdetr.evaluation.curve import ScoredMatches
-from stdetr.evaluation.evaluate import make_evaluators, prepare, run_evaluators
+from stdetr.evaluation.evaluate import make_evaluators, prepare
 from stdetr.evaluation.offline import run
-from stdetr.evaluation.report import markdown, summary, tables
+from stdetr.evaluation.report import markdown, summary, tables, write_reports
 
 KEYS = {
     "coco": "AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100",
@@ -55,8 +57,8 @@ def test_flat_keys_and_files(files: Path) -> None:
 
 def test_report_states_evaluator_frames_mode_and_seeds(make_random_scene) -> None:
     scene = make_random_scene(4)
-    inputs = prepare(scene.document, scene.predictions)
-    found = run_evaluators(inputs, make_evaluators(("coco", "vid", "vid_mega", "motion")), causal=False, seeds=2)
+    names = ("coco", "vid", "vid_mega", "motion")
+    found = evaluate(scene.document, scene.predictions, evaluators=names, causal=False, seeds=2)
     rows = tables(found)["variants"].rows
     assert [row[0] for row in rows] == ["vid/AP50", "vid_mega/AP50", "coco/AP50", "coco/AP"]
     for row in rows:
@@ -76,28 +78,28 @@ def test_report_states_evaluator_frames_mode_and_seeds(make_random_scene) -> Non
 
 def test_not_stated_is_said(make_random_scene) -> None:
     scene = make_random_scene(4)
-    found = run_evaluators(
-        prepare(scene.document, scene.predictions), make_evaluators(("coco",)), causal=None, seeds=None
-    )
+    found = evaluate(scene.document, scene.predictions, evaluators=("coco",), causal=None, seeds=None)
     assert tables(found)["variants"].rows[0][4:] == ["not stated", "not stated"]
 
 
 def test_undefined_evaluator_is_null_and_explained(make_random_scene, tmp_path: Path) -> None:
     scene = make_random_scene(1, crowd=True)
     scene.annotations[0]["iscrowd"] = 1
-    values = evaluate(scene.document, scene.predictions, output_dir=tmp_path, causal=False, seeds=1)
+    found = evaluate(scene.document, scene.predictions, causal=False, seeds=1)
+    write_reports(found, tmp_path)
+    values = found.flat()
     assert values["vid/AP50"] is None
     assert values["vid_mega/AP50_slow"] is None
     assert values["coco/AP"] is not None
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["vid/AP50"] is None
-    assert "know no crowd boxes" in (tmp_path / "eval" / "report.md").read_text()
+    assert "have no crowd boxes" in (tmp_path / "eval" / "report.md").read_text()
 
 
 def test_per_class_keys(new_scene) -> None:
     scene = new_scene([1], classes=2)
     scene.truth(1, [20, 20, 40, 40], category=2)
     scene.found(1, [20, 20, 40, 40], 0.9, category=2)
-    values = evaluate(scene.document, scene.predictions, evaluators=("coco", "vid"), causal=False, seeds=1)
+    values = evaluate(scene.document, scene.predictions, evaluators=("coco", "vid"), causal=False, seeds=1).flat()
     assert values["coco/AP50/class2"] == pytest.approx(1)
     assert values["vid/AP50/class2"] == 1
     assert values["coco/AP/class1"] is None
@@ -140,10 +142,9 @@ def test_weights_repeat_videos() -> None:
 
 def test_matches_give_the_metric_back(make_random_scene) -> None:
     scene = make_random_scene(7)
-    inputs = prepare(scene.document, scene.predictions)
-    made = make_evaluators(("coco", "vid", "vid_mega", "tube"))
-    flat = run_evaluators(inputs, made, causal=False, seeds=1).flat()
-    collected = collect(inputs, made)
+    names = ("coco", "vid", "vid_mega", "tube")
+    flat = evaluate(scene.document, scene.predictions, evaluators=names, causal=False, seeds=1).flat()
+    collected = collect(prepare(scene.document, scene.predictions), make_evaluators(names))
     assert set(collected) == {"coco/AP", "coco/AP50", "vid/AP50", "vid_mega/AP50", "tube/AP", "tube/AP50"}
     for key, table in collected.items():
         assert table.value() == pytest.approx(flat[key], abs=1e-9), key
@@ -230,3 +231,22 @@ def test_compare_mistakes(files: Path, new_scene) -> None:
         run({"compare": f"{files / 'empty'},{files / 'empty'}"})
     with pytest.raises(ValueError, match="at least 2 videos"):
         bootstrap({}, {}, 1)
+
+
+def test_files_are_scored_without_torch(files: Path) -> None:
+    """Importing torch takes longer than scoring two small files, figures included."""
+    words = ["eval", *(f"{key}={path}" for key, path in paths(files).items()), f"output_dir={files / 'run'}"]
+    code = f"import sys; from stdetr.cli import main; assert main({words}) == 0; print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = run.stdout.splitlines()[-1]
+    assert "'matplotlib.figure'" in modules
+    for heavy in ("torch", "torchvision", "supervision", "wandb"):
+        assert f"'{heavy}'" not in modules
+    assert (files / "run" / "eval" / "per_class.png").is_file()
+
+
+def test_importing_the_evaluators_imports_no_library_but_numpy() -> None:
+    code = "import sys, stdetr.evaluation, stdetr.evaluation.offline; print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("torch", "matplotlib", "scipy", "trackeval", "pycocotools"):
+        assert f"'{heavy}'" not in modules

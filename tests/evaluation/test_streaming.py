@@ -56,9 +56,8 @@ def test_no_latency_gives_coco_and_latency_costs(scene) -> None:
     late = [{"image_id": i, "timestamp": i / 10} for i in range(1, 6)]
 
     def score(**more) -> dict:
-        return evaluate(
-            scene.document, scene.predictions, evaluators=("coco", "streaming"), causal=True, seeds=1, **more
-        )
+        given = {"evaluators": ("coco", "streaming"), "causal": True, "seeds": 1}
+        return evaluate(scene.document, scene.predictions, **given, **more).flat()
 
     assert score(timestamps=at_once)["streaming/sAP"] == pytest.approx(1)
     # A frame late, 40 pixels wide and 30 further on: IoU 10 / 70.
@@ -84,7 +83,7 @@ def test_mistakes(scene) -> None:
         prepare(scene.document, [], latency_ms=5, timestamps=[])
     with pytest.raises(ValueError, match="nearest valid image_id is 5"):
         load_times([{"image_id": 9, "timestamp": 0.0}], gt)
-    with pytest.raises(ValueError, match="one for each image_id"):
+    with pytest.raises(ValueError, match="give one timestamp for each"):
         load_times([{"image_id": 1, "timestamp": 0.0}] * 2, gt)
     del scene.videos[0]["fps"]
     with pytest.raises(ValueError, match="'vid1' has no fps"):

@@ -8,8 +8,8 @@ key, the offending value and the nearest valid name.
 from __future__ import annotations
 
 from stdetr.config.composition import compose
-from stdetr.config.files import load_config, save_config
+from stdetr.config.files import RunPaths, load_config, save_config
 from stdetr.config.folder import config_dir
 from stdetr.config.instantiation import instantiate
 
-__all__ = ["compose", "config_dir", "instantiate", "load_config", "save_config"]
+__all__ = ["RunPaths", "compose", "config_dir", "instantiate", "load_config", "save_config"]

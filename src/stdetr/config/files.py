@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,41 @@ from yaml import YAMLError
 from stdetr.atomic import write_text
 
 FILE_NAME = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of one run under ``output_dir`` (DESIGN: every verb writes the same names)."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / FILE_NAME
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "eval"
+
+    @property
+    def media(self) -> Path:
+        return self.root / "media"
 
 
 def save_config(cfg: DictConfig, path: Path | str) -> Path:

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from stdetr import checkpoint
 from stdetr import config as configs
-from stdetr.data.module import DataModule
-from stdetr.engine import processes
+from stdetr.config import RunPaths
 from stdetr.engine.evaluation_log import log_evaluation, logged_run
-from stdetr.engine.evaluation_loop import SplitEvaluator, prediction_settings
 from stdetr.evaluation import offline
-from stdetr.inference.detector import load_model
 from stdetr.logger import Logger
-from stdetr.structures import RunPaths
 
 
 def run(cfg: DictConfig) -> None:
     """With ``annotations`` and ``predictions`` (or ``compare``): no model is run.  With ``checkpoint``: it is run over
     ``evaluation.split`` of the data set it was trained on, or of ``data`` where the command line names one.
     """
+    if cfg.get("compare") or cfg.get("annotations") or cfg.get("predictions"):
+        # One process scores files, and without torch: importing that takes longer.
+        if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
+            _score_files(cfg)
+        return
+    if cfg.checkpoint is None:
+        raise ValueError(
+            "checkpoint is not given: stdetr eval checkpoint=RUN, or annotations=FILE predictions=FILE to score files"
+        )
+    from stdetr.engine import processes
+
     with processes.together(cpu=cfg.device == "cpu"):
-        if cfg.get("compare"):
-            processes.on_main(lambda: offline.run(cfg))
-        elif cfg.get("annotations") or cfg.get("predictions"):
-            processes.on_main(lambda: _score_files(cfg))
-        else:
-            _evaluate_checkpoint(cfg)
+        _evaluate_checkpoint(cfg)
 
 
 def _score_files(cfg: DictConfig) -> None:
+    if cfg.get("compare"):
+        offline.run(cfg)
+        return
     logger: Logger = configs.instantiate(cfg.logger)
     found, figures = offline.score_files(cfg)
     with logged_run(logger, cfg, RunPaths(Path(cfg.output_dir))):
@@ -41,12 +46,14 @@ def _score_files(cfg: DictConfig) -> None:
 
 
 def _evaluate_checkpoint(cfg: DictConfig) -> None:
+    from stdetr import checkpoint
+    from stdetr.data.module import DataModule
+    from stdetr.engine import processes
+    from stdetr.engine.evaluation_loop import SplitEvaluator, prediction_settings
+    from stdetr.inference.detector import load_model
+
     paths = RunPaths(Path(cfg.output_dir))
     logger: Logger = configs.instantiate(cfg.logger)
-    if cfg.checkpoint is None:
-        raise ValueError(
-            "checkpoint is not given: stdetr eval checkpoint=RUN, or annotations=FILE predictions=FILE to score files"
-        )
     device = processes.device(cfg.device)
     model, trained, classes = load_model(cfg.checkpoint, device)
     # The data of the training run, unless the command line says otherwise.

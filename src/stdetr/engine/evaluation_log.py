@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stdetr.config import RunPaths
 from stdetr.evaluation.evaluate import Evaluation
 from stdetr.evaluation.report import tables
 from stdetr.logger import Logger, Table, read_metrics
-from stdetr.structures import RunPaths
 
 
 def log_evaluation(logger: Logger, step: int, split: str, found: Evaluation, figures: Iterable[Path]) -> None:

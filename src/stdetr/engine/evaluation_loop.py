@@ -13,17 +13,17 @@ from torch import nn
 
 from stdetr import config as configs
 from stdetr.atomic import write_text
+from stdetr.config import RunPaths
 from stdetr.data.module import DataModule
 from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
 from stdetr.engine.predictions import SplitPredictions, join_videos, predict_videos
-from stdetr.evaluation.evaluate import score
+from stdetr.evaluation.evaluate import evaluate
 from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector, default_overlap, eval_transform
 from stdetr.inference.samples import draw_samples
 from stdetr.logger import Logger
 from stdetr.stitch.association import StitchRules
-from stdetr.structures import RunPaths
 
 
 class SplitEvaluator:
@@ -84,7 +84,7 @@ class SplitEvaluator:
         return self.metrics
 
     def _report(self, model: nn.Module, step: int, found: SplitPredictions, started: float) -> dict[str, float | None]:
-        scored = score(
+        scored = evaluate(
             self.data.annotations(self.split),
             found.frames,
             found.tubes,

@@ -15,12 +15,13 @@ from torch import nn
 
 from stdetr import checkpoint
 from stdetr import config as configs
+from stdetr.config import RunPaths
 from stdetr.data.loader import ClipLoader
 from stdetr.data.module import DataModule
 from stdetr.engine import processes
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.trainer import Trainer
-from stdetr.structures import ClipBatch, RunPaths
+from stdetr.structures import ClipBatch
 
 
 def run(cfg: DictConfig) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stdetr import checkpoint
+from stdetr.config import RunPaths
 from stdetr.data.collate import pad_batch
 from stdetr.engine import processes
 from stdetr.engine.average import WeightAverage
@@ -28,7 +29,7 @@ from stdetr.logger import Logger
 from stdetr.losses.criterion import TubeCriterion
 from stdetr.models.denoising import TubeDenoising
 from stdetr.models.draws import mix, seed_clips
-from stdetr.structures import ClassNames, ClipBatch, RunPaths
+from stdetr.structures import ClassNames, ClipBatch
 
 Metrics = Mapping[str, float | None]
 # Called on every process with the (averaged) model and the step; all get the same metrics.  Writes what it wants below

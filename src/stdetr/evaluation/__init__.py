@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .detections import Detections
-from .evaluate import EVALUATORS, Evaluation, evaluate, score
+from .evaluate import EVALUATORS, Evaluation, evaluate
 from .ground_truth import GroundTruth
 from .report import summary, tables, write_reports
 from .tubes import TubeResults
@@ -15,7 +15,6 @@ __all__ = [
     "GroundTruth",
     "TubeResults",
     "evaluate",
-    "score",
     "summary",
     "tables",
     "write_reports",

@@ -9,6 +9,7 @@ Shape legend
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from .coco import CocoEvaluator
-from .columns import missing_file
+from .curve import MatchTable
+from .evaluate import make_evaluators, prepare
 from .ground_truth import GroundTruth
-from .protocol import Evaluator, Inputs, MatchTable, Resampled
+from .protocol import Evaluator, Inputs
 from .report import Table
 
 LEVEL = 0.95
@@ -48,11 +49,7 @@ class Difference:
 
 def collect(inputs: Inputs, evaluators: Sequence[Evaluator]) -> dict[str, MatchTable]:
     """The matches behind every metric of ``evaluators`` that can be resampled and is defined on ``inputs``."""
-    tables: dict[str, MatchTable] = {}
-    for evaluator in evaluators:
-        if isinstance(evaluator, Resampled):
-            tables |= {key: table.compact() for key, table in evaluator.matches(inputs).items()}
-    return tables
+    return {key: table.compact() for evaluator in evaluators for key, table in evaluator.matches(inputs).items()}
 
 
 def bootstrap(
@@ -97,7 +94,10 @@ def run_files(run: Path) -> tuple[Path, Path | None, str | None]:
     if run.is_file():
         return run, None, None
     if not run.is_dir():
-        raise FileNotFoundError(missing_file(run, "compare: run"))
+        names = [entry.name for entry in run.parent.iterdir()] if run.parent.is_dir() else []
+        near = difflib.get_close_matches(run.name, names, n=1)
+        hint = f"; did you mean {run.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"compare: run {run} does not exist{hint}")
     folders = [run / "eval", run]
     predictions = [f / name for f in folders for name in ("predictions.json", "predictions.npz")]
     have = [path for path in predictions if path.is_file()]
@@ -124,17 +124,14 @@ def compare_runs(
     seed: int = 0,
 ) -> list[Difference]:
     """Compare the predictions of two runs; ``annotations`` None takes the file that run A was evaluated with."""
-    from .evaluate import make_evaluators, prepare
-
     files = [run_files(run) for run in runs]
     source = annotations if annotations is not None else files[0][2]
     if source is None:
         raise ValueError("compare: give annotations=FILE; run A does not say what it was evaluated with")
     gt = source if isinstance(source, GroundTruth) else GroundTruth.from_coco(source)
-    # The columnar backend's matches serve whatever library the numbers themselves came from.
-    made = [CocoEvaluator("columnar") if e.name == "coco" else e for e in make_evaluators(evaluators)]
+    chosen = make_evaluators(evaluators)
     tables = [
-        collect(prepare(gt, predictions, tubes, build_tubes="tube" in evaluators), made)
+        collect(prepare(gt, predictions, tubes, build_tubes="tube" in evaluators), chosen)
         for predictions, tubes, _ in files
     ]
     return bootstrap(tables[0], tables[1], len(gt.video_ids), draws=draws, seed=seed)

@@ -81,3 +81,22 @@ def mean_defined(values: list[float] | np.ndarray) -> float:
     array = np.asarray(values, dtype=np.float64)
     array = array[~np.isnan(array)]
     return float(array.mean()) if len(array) else float("nan")
+
+
+@dataclass(frozen=True)
+class MatchTable:
+    """The matches behind one metric: the metric is the mean over thresholds of the mean over classes of their AP."""
+
+    rule: Rule
+    by_threshold: list[list[ScoredMatches]]
+
+    def compact(self) -> MatchTable:
+        """The same metric from as few detections as it depends on."""
+        return MatchTable(self.rule, [[matches.compact() for matches in classes] for classes in self.by_threshold])
+
+    def value(self, weights: np.ndarray | None = None) -> float:
+        """The metric with each video counted ``weights`` (V) times; nan when nothing is defined."""
+        values = [
+            [matches.average_precision(self.rule, weights) for matches in classes] for classes in self.by_threshold
+        ]
+        return mean_defined(np.array(values, dtype=np.float64))

@@ -9,20 +9,32 @@ Boxes are ``xywh`` in source pixels, as in the COCO results format.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from stdetr.atomic import replacing
+from stdetr.data.json_file import Whole
 
-from .columns import box_column, check_boxes, column, index_of, missing_file, optional_integers, stream_list
 from .ground_truth import GroundTruth
+from .mot_text import read_mot
+from .records import NO_TRACK, check_boxes, index_of, read_list
 
-NO_TRACK = np.iinfo(np.int64).min
 _PART = 100_000  # records written at a time: as Python objects they take ten times the memory of the columns
+
+
+class DetectionRecord(msgspec.Struct, gc=False):
+    """One detection in the COCO results format."""
+
+    image_id: Whole
+    category_id: Whole
+    bbox: tuple[float, float, float, float]
+    score: float
+    track_id: Whole | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,16 +93,21 @@ class Detections:
         return cls(*columns, track_ids=np.concatenate(tracked) if tracked else None)
 
     @classmethod
-    def from_results(cls, records: Iterable[Any]) -> Detections:
-        """A COCO results list: ``image_id, category_id, bbox [x,y,w,h], score``, optional ``track_id`` (or null).
+    def _from_columns(cls, columns: Sequence[np.ndarray]) -> Detections:
+        """The five columns in order, the last one ``NO_TRACK`` where a detection belongs to no track."""
+        return cls(*columns[:4], track_ids=columns[4] if (columns[4] != NO_TRACK).any() else None)
 
-        Raises ValueError naming the first record that does not fit.
+    @classmethod
+    def from_results(cls, source: Path | str | list[Any]) -> Detections:
+        """A COCO results list, file or in memory: ``image_id, category_id, bbox [x,y,w,h], score``, optional
+        ``track_id`` (or null).
+
+        Raises FileNotFoundError, and ValueError naming the first record that does not fit.
         """
-        if isinstance(records, dict):
-            raise ValueError(  # noqa: TRY004
-                f"predictions must be a list of records, got an object with {sorted(records)}"
-            )
-        return _from_batches([list(records)])
+        found = read_list(source, DetectionRecord, "predictions")
+        tracks = np.array([NO_TRACK if track is None else track for track in found["track_id"]], np.int64)
+        scores = np.array(found["score"], np.float64)
+        return cls._from_columns([found["image_id"], found["category_id"], found["bbox"], scores, tracks])
 
     @classmethod
     def load(cls, path: Path | str, gt: GroundTruth | None = None) -> Detections:
@@ -100,17 +117,11 @@ class Detections:
         with one such file per video, named after the video.  Raises FileNotFoundError and ValueError.
         """
         path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(missing_file(path, "predictions"))
-        if path.is_dir() or path.suffix in (".txt", ".csv"):
+        if path.is_dir() or (path.is_file() and path.suffix in (".txt", ".csv")):
             if gt is None:
                 raise ValueError(f"predictions {path}: MOT text needs the annotations to name its frames")
-            from .mot_text import read_mot
-
-            return read_mot(path, gt)
-        if path.suffix == ".npz":
-            return _from_npz(path)
-        return _from_batches(stream_list(path, "predictions"))
+            return cls._from_columns(read_mot(path, gt))
+        return _from_npz(path) if path.is_file() and path.suffix == ".npz" else cls.from_results(path)
 
     def save(self, path: Path | str) -> None:
         """Write the columns to one ``.npz`` file, much smaller and faster to read than JSON."""
@@ -161,38 +172,13 @@ class BoundDetections:
 
     def subset(self, images: np.ndarray) -> BoundDetections:
         """Only detections of the images that the mask (M bool) names, as positions in ``GroundTruth.subset``."""
-        keep = images[self.image]
-        position = (np.cumsum(images) - 1).astype(np.int32)
-        tracks = None if self.tracks is None else self.tracks[keep]
-        return BoundDetections(
-            position[self.image[keep]], self.category[keep], self.boxes[keep], self.scores[keep], tracks
-        )
+        part = self.take(images[self.image])
+        return replace(part, image=(np.cumsum(images) - 1).astype(np.int32)[part.image])
 
     def take(self, rows: np.ndarray) -> BoundDetections:
         """The detections that the mask or positions ``rows`` name."""
         tracks = None if self.tracks is None else self.tracks[rows]
         return BoundDetections(self.image[rows], self.category[rows], self.boxes[rows], self.scores[rows], tracks)
-
-
-def _from_batches(batches: Iterable[list[Any]]) -> Detections:
-    parts: list[tuple[np.ndarray, ...]] = []
-    offset = 0
-    for batch in batches:
-        what = "predictions"
-        parts.append(
-            (
-                column(batch, "image_id", what, integer=True, offset=offset),
-                column(batch, "category_id", what, integer=True, offset=offset),
-                box_column(batch, what, offset=offset),
-                column(batch, "score", what, offset=offset),
-                optional_integers(batch, "track_id", what, NO_TRACK, offset=offset),
-            )
-        )
-        offset += len(batch)
-    if not offset:
-        return Detections.empty()
-    images, categories, boxes, scores, tracks = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Detections(images, categories, boxes, scores, tracks if (tracks != NO_TRACK).any() else None)
 
 
 def _from_npz(path: Path) -> Detections:

@@ -15,8 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from .columns import box_column, check_boxes, column, flags, index_of, load_json, optional_integers
-from .excuses import Federation, read_federation
+from stdetr.data.coco_vid_schema import SECTIONS, Table
+from stdetr.data.json_file import JsonFile
+
+from .records import check_boxes, first_repeat, index_of, table
+
+
+@dataclass(frozen=True, repr=False)
+class Federation:
+    """What was looked for in which video.
+
+    scored: V,C bool, the class is annotated in the video or known to be absent
+    exhaustive: V,C bool, every object of the class is annotated
+    """
+
+    scored: np.ndarray
+    exhaustive: np.ndarray
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,27 +95,25 @@ class GroundTruth:
 
     def subset(self, images: np.ndarray) -> GroundTruth:
         """Only the images that the mask (M bool) names; ids, videos and categories stay."""
-        keep = images[self.image]
-        position = np.cumsum(images) - 1
-        names = ("annotation_ids", "category", "boxes", "area", "crowd", "track")
+        part = self._take(images[self.image])
         return replace(
-            self,
+            part,
             image_ids=self.image_ids[images],
             image_video=self.image_video[images],
             frame_ids=self.frame_ids[images],
             degraded=None if self.degraded is None else self.degraded[images],
-            image=position[self.image[keep]],
-            region=None if self.region is None else self.region[keep],
-            **{name: getattr(self, name)[keep] for name in names},
+            image=(np.cumsum(images) - 1)[part.image],
         )
 
     def objects(self) -> GroundTruth:
         """Without the ignore regions."""
-        if self.region is None:
-            return self
-        keep = ~self.region
+        return self if self.region is None else replace(self._take(~self.region), region=None)
+
+    def _take(self, keep: np.ndarray) -> GroundTruth:
+        """Only the annotations that the mask (A bool) names."""
         names = ("annotation_ids", "image", "category", "boxes", "area", "crowd", "track")
-        return replace(self, region=None, **{name: getattr(self, name)[keep] for name in names})
+        region = None if self.region is None else self.region[keep]
+        return replace(self, region=region, **{name: getattr(self, name)[keep] for name in names})
 
     @classmethod
     def from_coco(cls, source: Path | str | dict[str, Any]) -> GroundTruth:
@@ -113,125 +125,113 @@ class GroundTruth:
         if isinstance(source, dict):
             what, document = "annotations", source
         else:
-            what, document = f"annotations file {source}:", load_json(Path(source), "annotations")
-        if not isinstance(document, dict):
-            raise ValueError(f"{what} must be a JSON object with images, annotations and categories, got a list")  # noqa: TRY004
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(document.get(key), list):
-                raise ValueError(f"{what} has no list {key!r}; it has {sorted(document)}")  # noqa: TRY004
-        if not document["images"]:
+            what = f"annotations file {source}"
+            file = JsonFile(Path(source), what)
+            if isinstance(file.value, list):
+                raise ValueError(f"{what} must hold an object with {', '.join(SECTIONS)}; it holds a list")  # noqa: TRY004
+            document = {name: file.records(name) for name in file.value if name in SECTIONS}
+        tables: dict[str, Table] = {}
+        for name, kind in SECTIONS.items():
+            records = document.get(name)
+            if not isinstance(records, list) and name != "videos":
+                raise ValueError(f"{what} has no list {name!r}; it has {sorted(document)}")
+            tables[name] = table(records or [], kind, f"{what}: {name}")
+            ids, counts = np.unique(tables[name]["id"], return_counts=True)
+            if (counts > 1).any():
+                raise ValueError(
+                    f"{what}: {name}: id {ids[counts > 1][0]} appears {counts.max()} times; ids are unique"
+                )
+        if not len(tables["images"]):
             raise ValueError(f"{what} has no image; there is nothing to score")
-        return _read(document, what)
+        return _read(tables, what)
 
 
-def _unique(ids: np.ndarray, key: str, what: str) -> None:
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(
-            f"{what}: {key} {int(values[counts > 1][0])} appears {int(counts.max())} times; ids are unique"
-        )
-
-
-def _names(records: list[dict[str, Any]], ids: np.ndarray) -> tuple[str, ...]:
+def _names(table: Table) -> tuple[str, ...]:
     """The names of the records; one that several share gets its id behind it, as reports are keyed by name."""
-    names = [str(record.get("name", int(i))) for record, i in zip(records, ids, strict=True)]
-    shared = {name for name, count in Counter(names).items() if count > 1}
-    return tuple(f"{name} ({int(i)})" if name in shared else name for name, i in zip(names, ids, strict=True))
+    shared = {name for name, count in Counter(table["name"]).items() if count > 1}
+    pairs = zip(table["name"], table["id"], strict=True)
+    return tuple(f"{name} ({i})" if name in shared else name for name, i in pairs)
 
 
-def _read(document: dict[str, Any], what: str) -> GroundTruth:
-    categories, images, annotations = document["categories"], document["images"], document["annotations"]
-    category_ids = column(categories, "id", f"{what} categories", integer=True)
-    _unique(category_ids, "category id", what)
-    image_ids = column(images, "id", f"{what} images", integer=True)
-    _unique(image_ids, "image id", what)
-    if document.get("videos"):
-        videos = document["videos"]
-        video_ids = column(videos, "id", f"{what} videos", integer=True)
-        _unique(video_ids, "video id", what)
-        names = _names(videos, video_ids)
-        rates = [record.get("fps") for record in videos]
-        filled = [{"fps": float("nan") if rate is None else rate} for rate in rates]
-        frame_rate = column(filled, "fps", f"{what} videos")
-        owner = column(images, "video_id", f"{what} images", integer=True)
-        image_video = index_of(video_ids, owner, "video_id", f"{what} images")
-        frame_ids = column(images, "frame_id", f"{what} images", integer=True)
+def _read(tables: dict[str, Table], what: str) -> GroundTruth:
+    categories, videos, images, annotations = (tables[name] for name in SECTIONS)
+    image_ids, frame_ids = images["id"], images["frame_id"]
+    if len(videos):
+        video_ids, names = videos["id"], _names(videos)
+        rates = [np.nan if rate is None else rate for rate in videos["fps"]]
+        image_video = index_of(video_ids, images["video_id"], "video_id", f"{what}: images")
     else:
-        video_ids, image_video = image_ids.copy(), np.arange(len(image_ids))
-        names = tuple(str(record.get("file_name", int(i))) for record, i in zip(images, image_ids, strict=True))
-        frame_ids = np.zeros(len(image_ids), dtype=np.int64)
-        frame_rate = np.full(len(image_ids), np.nan)
+        video_ids, image_video = image_ids, np.arange(len(image_ids))
+        names = tuple(str(name or i) for name, i in zip(images["file_name"], image_ids, strict=True))
+        rates = np.full(len(image_ids), np.nan)
     order = np.lexsort((frame_ids, image_video))
-    same = (np.diff(image_video[order]) == 0) & (np.diff(frame_ids[order]) == 0)
-    if same.any():
-        image = order[int(np.flatnonzero(same)[0]) + 1]
-        raise ValueError(
-            f"{what}: image id {int(image_ids[image])} repeats frame_id {int(frame_ids[image])} of its video"
-        )
-    marks = [record.get("degradation") for record in images]
-    degraded = np.array([mark is not None for mark in marks])[order] if any(m is not None for m in marks) else None
+    image_ids, image_video, frame_ids = image_ids[order], image_video[order], frame_ids[order]
+    row = first_repeat(image_video, frame_ids)
+    if row is not None:
+        raise ValueError(f"{what}: image id {image_ids[row]} repeats frame_id {frame_ids[row]} of its video")
+    marked = np.array([isinstance(mark, str) for mark in images["degradation"]], dtype=bool)
 
-    here = f"{what} annotations"
-    boxes = box_column(annotations, here)
+    here, category_ids = f"{what}: annotations", categories["id"]
+    boxes, area, instance = annotations["bbox"], annotations["area"], annotations["instance_id"]
     check_boxes(boxes, here)
-    image = index_of(image_ids[order], column(annotations, "image_id", here, integer=True), "image_id", here)
-    category_column = column(annotations, "category_id", here, integer=True)
-    category = index_of(category_ids, category_column, "category_id", here)
-    annotation_ids = optional_integers(annotations, "id", here, -1)
-    area = (
-        column(annotations, "area", here)
-        if all("area" in record for record in annotations)
-        else boxes[:, 2] * boxes[:, 3]
-    )
-    region = flags(annotations, "ignore", here)
-    crowd = flags(annotations, "iscrowd", here) | region
-    instance = optional_integers(annotations, "instance_id", here, -1)
+    image = index_of(image_ids, annotations["image_id"], "image_id", here)
+    category = index_of(category_ids, annotations["category_id"], "category_id", here)
     keep = np.argsort(image, kind="stable")
-    image, instance = image[keep], instance[keep]
-    track = _tracks(image_video[order][image], instance)
-    _one_box_per_frame(image_ids[order][image], instance, what)
-    looked_for = (image_video[order][image], category[keep])
-    federation = read_federation(document.get("videos") or [], category_ids, looked_for, what)
+    image, category, boxes, area, instance = (column[keep] for column in (image, category, boxes, area, instance))
+    region = annotations["ignore"][keep].astype(bool)
+    tracked = np.flatnonzero(instance >= 0)
+    row = first_repeat(image[tracked], instance[tracked])
+    if row is not None:
+        track, image_id = instance[tracked[row]], image_ids[image[tracked[row]]]
+        raise ValueError(f"{what}: instance_id {track} has two boxes in image id {image_id}; a track has one")
     return GroundTruth(
         video_ids=video_ids,
         video_names=names,
-        frame_rate=frame_rate,
-        image_ids=image_ids[order],
-        image_video=image_video[order],
-        frame_ids=frame_ids[order],
-        degraded=degraded,
+        frame_rate=np.array(rates, np.float64),
+        image_ids=image_ids,
+        image_video=image_video,
+        frame_ids=frame_ids,
+        degraded=marked[order] if marked.any() else None,
         category_ids=category_ids,
-        category_names=_names(categories, category_ids),
-        annotation_ids=annotation_ids[keep],
+        category_names=_names(categories),
+        annotation_ids=annotations["id"][keep],
         image=image,
-        category=category[keep],
-        boxes=boxes[keep],
-        area=area[keep],
-        crowd=crowd[keep],
-        track=track,
-        has_tracks=bool((instance >= 0).any()),
-        region=region[keep] if region.any() else None,
-        federation=federation,
+        category=category,
+        boxes=boxes,
+        area=np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area),
+        crowd=annotations["iscrowd"][keep].astype(bool) | region,
+        track=_tracks(image_video[image], instance),
+        has_tracks=bool(len(tracked)),
+        region=region if region.any() else None,
+        federation=_federation(videos, category_ids, (image_video[image], category), what),
     )
 
 
 def _tracks(video: np.ndarray, instance: np.ndarray) -> np.ndarray:
     """Number of the track of each box: equal (video, instance) share one, a box without instance has its own."""
-    lone = instance < 0
-    pairs = np.stack([video, np.where(lone, -1 - np.arange(len(instance)), instance)], axis=1)
-    if not len(pairs):
-        return np.zeros(0, dtype=np.int64)
-    return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+    own = np.where(instance < 0, -1 - np.arange(len(instance)), instance)
+    return np.unique(np.stack([video, own], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _one_box_per_frame(image_id: np.ndarray, instance: np.ndarray, what: str) -> None:
-    known = instance >= 0
-    pairs = np.stack([image_id[known], instance[known]], axis=1)
-    if not len(pairs):
-        return
-    values, counts = np.unique(pairs, axis=0, return_counts=True)
-    if (counts > 1).any():
-        image, track = (int(v) for v in values[counts > 1][0])
-        raise ValueError(
-            f"{what}: instance_id {track} has {int(counts.max())} boxes in image id {image}; a track has one"
-        )
+def _federation(
+    videos: Table, category_ids: np.ndarray, annotated: tuple[np.ndarray, np.ndarray], what: str
+) -> Federation | None:
+    """The federation of the videos (V); None when no record has one of the two keys.
+
+    annotated: video and category (positions, A each) of the annotations.  A video without the keys is fully annotated.
+    Raises ValueError for a list that names no category.
+    """
+    absent, partial = videos["neg_category_ids"], videos["not_exhaustive_category_ids"]
+    partly = np.array([a is not None or p is not None for a, p in zip(absent, partial, strict=True)], dtype=bool)
+    if not partly.any():
+        return None
+    scored = np.repeat(~partly[:, None], len(category_ids), axis=1)
+    scored[annotated] = True
+    exhaustive = np.ones_like(scored)
+    for key, listed, mask, value in (
+        ("neg_category_ids", absent, scored, True),
+        ("not_exhaustive_category_ids", partial, exhaustive, False),
+    ):
+        for video, ids in enumerate(listed):
+            mask[video, index_of(category_ids, np.array(ids or (), np.int64), key, f"{what}: videos")] = value
+    return Federation(scored, exhaustive)

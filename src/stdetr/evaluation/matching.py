@@ -11,9 +11,16 @@ Shape legend
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
 import numpy as np
 
+from .boxes import paired_iou
+
 FREE = -1
+PAIRS = 1 << 20  # pairs whose overlaps are held at a time
 
 
 class ImageJoin:
@@ -35,15 +42,46 @@ class ImageJoin:
         gt = np.arange(len(det)) - np.repeat(first - self.starts[det_image], counts)
         return det, gt
 
+    def overlaps(
+        self,
+        det_image: np.ndarray,
+        det_boxes: np.ndarray,
+        gt_boxes: np.ndarray,
+        grow: float = 0.0,
+        crowd: np.ndarray | None = None,
+    ) -> Iterator[Pairs]:
+        """The same pairs with their IoU, about ``PAIRS`` at a time; all pairs of one detection come together.
 
-def chunks(weights: np.ndarray, limit: int) -> list[tuple[int, int]]:
-    """Cut 0..n into ranges whose sum of ``weights`` (n) stays near ``limit`` (a single item may exceed it)."""
-    if not len(weights):
-        return []
-    total = np.cumsum(weights + 1)
-    cuts = np.searchsorted(total, np.arange(limit, total[-1], limit), side="right")
-    edges = np.unique(np.concatenate([[0], cuts, [len(weights)]]))
-    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+        det_boxes: n,4 xywh     gt_boxes: g,4 xywh      grow: see ``paired_iou``
+        crowd: g bool, ground truth whose overlap is a share of the detection's area; None for none
+        """
+        total = np.cumsum(self.counts[det_image] + 1)
+        cuts = np.searchsorted(total, np.arange(PAIRS, total[-1], PAIRS), side="right") if len(total) else []
+        edges = np.unique(np.concatenate([[0], cuts, [len(total)]]).astype(np.int64))
+        for start, stop in pairwise(edges.tolist()):
+            det, gt = self.pairs(det_image[start:stop])
+            det += start
+            over_det = None if crowd is None else crowd[gt]
+            yield Pairs(det, gt, paired_iou(det_boxes[det].astype(np.float64), gt_boxes[gt], grow, over_det))
+
+
+@dataclass(frozen=True, repr=False)
+class Pairs:
+    """det, gt: p int64 positions of a detection and a ground truth of one image; iou: p float64, their overlap."""
+
+    det: np.ndarray
+    gt: np.ndarray
+    iou: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Pairs:
+        """The pairs that the mask or positions ``rows`` name."""
+        return Pairs(self.det[rows], self.gt[rows], self.iou[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pairs]) -> Pairs:
+        names = {"det": np.int64, "gt": np.int64, "iou": np.float64}
+        columns = {name: [getattr(part, name) for part in parts] for name in names}
+        return cls(**{name: np.concatenate([*columns[name], np.zeros(0, kind)]) for name, kind in names.items()})
 
 
 def greedy_match(

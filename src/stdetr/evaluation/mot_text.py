@@ -10,13 +10,12 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from .columns import check_boxes
-from .detections import NO_TRACK, Detections
 from .ground_truth import GroundTruth
+from .records import NO_TRACK
 
 
-def read_mot(path: Path, gt: GroundTruth) -> Detections:
-    """Read one file or a folder of files.
+def read_mot(path: Path, gt: GroundTruth) -> tuple[np.ndarray, ...]:
+    """The columns of ``Detections`` from one file or a folder of files.
 
     The class is the row's eighth value where that is a category id of the annotations; annotations with a single
     category need none.  An id of -1 is a detection without a track.  Raises ValueError naming file and line.
@@ -25,9 +24,7 @@ def read_mot(path: Path, gt: GroundTruth) -> Detections:
     if not files:
         raise ValueError(f"predictions folder {path} has no .txt or .csv file")
     parts = [_read_file(file, _video(file, gt), gt) for file in files]
-    columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    tracks = columns[4]
-    return Detections(*columns[:4], track_ids=tracks if (tracks != NO_TRACK).any() else None)
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def _video(file: Path, gt: GroundTruth) -> int:
@@ -41,9 +38,10 @@ def _video(file: Path, gt: GroundTruth) -> int:
 
 
 def _read_file(file: Path, video: int, gt: GroundTruth) -> tuple[np.ndarray, ...]:
-    frames, tracks, boxes, scores, categories = [], [], [], [], []
-    known = set(gt.category_ids.tolist())
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    mine = np.flatnonzero(gt.image_video == video)
+    image_of = dict(zip(gt.frame_ids[mine].tolist(), gt.image_ids[mine].tolist(), strict=True))
+    known, rows = gt.category_ids.tolist(), []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         where = f"predictions file {file} line {number}"
@@ -54,21 +52,19 @@ def _read_file(file: Path, video: int, gt: GroundTruth) -> tuple[np.ndarray, ...
             raise ValueError(f"{where}: {line!r} is not frame,id,x,y,w,h,conf") from None
         if len(values) < 7:
             raise ValueError(f"{where}: {len(values)} values, at least frame,id,x,y,w,h,conf are needed")
-        category = int(gt.category_ids[0]) if len(known) == 1 else int(values[7]) if len(values) > 7 else -1
+        for name, value in zip(("frame", "id"), values[:2], strict=True):
+            if not value.is_integer():
+                raise ValueError(f"{where}: {name} {value} is not a whole number")
+        if not np.isfinite(values[2:7]).all() or min(values[4:6]) < 0:
+            raise ValueError(f"{where}: {line!r} has a negative width or height, or a number that is not finite")
+        frame, category = int(values[0]) - 1, known[0] if len(known) == 1 else values[7] if len(values) > 7 else -1
         if category not in known:
-            raise ValueError(f"{where}: class {category} is not a category id; the annotations have {sorted(known)}")
-        frames.append(int(values[0]) - 1)
-        tracks.append(NO_TRACK if values[1] < 0 else int(values[1]))
-        boxes.append(values[2:6])
-        scores.append(values[6])
-        categories.append(category)
-    mine = np.flatnonzero(gt.image_video == video)
-    place = {int(frame): int(image) for frame, image in zip(gt.frame_ids[mine], gt.image_ids[mine], strict=True)}
-    for frame in frames:
-        if frame not in place:
-            near = min(place, key=lambda have: abs(have - frame))
-            raise ValueError(f"predictions file {file}: frame {frame + 1} is not annotated; the nearest is {near + 1}")
-    images = np.array([place[frame] for frame in frames], dtype=np.int64)
-    values = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    check_boxes(values, f"predictions file {file}")
-    return images, np.array(categories, dtype=np.int64), values, np.array(scores), np.array(tracks, dtype=np.int64)
+            raise ValueError(f"{where}: class {category:g} is not a category id; the annotations have {known}")
+        if frame not in image_of:
+            near = min(image_of, key=lambda have: abs(have - frame))
+            raise ValueError(f"{where}: frame {frame + 1} is not annotated; the nearest is {near + 1}")
+        track = NO_TRACK if values[1] < 0 else int(values[1])
+        rows.append((image_of[frame], int(category), values[2:6], values[6], track))
+    kinds = enumerate((np.int64, np.int64, np.float64, np.float64, np.int64))
+    images, categories, boxes, scores, tracks = (np.array([row[k] for row in rows], kind) for k, kind in kinds)
+    return images, categories, boxes.reshape(-1, 4), scores, tracks

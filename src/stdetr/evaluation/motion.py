@@ -35,7 +35,7 @@ def motion_iou(gt: GroundTruth, window: int = WINDOW) -> np.ndarray:
     total, count = np.zeros(len(gt.boxes)), np.zeros(len(gt.boxes), dtype=np.int64)
     frame = gt.frame_ids[gt.image]
     order = np.lexsort((frame, gt.track))
-    # A track has one box a frame, so the boxes up to ``window`` frames later are among its next ``window`` rows.
+    # A track has one box per frame, so the boxes up to ``window`` frames later are among its next ``window`` rows.
     for step in range(1, window + 1):
         first, second = order[:-step], order[step:]
         near = (gt.track[first] == gt.track[second]) & (frame[second] - frame[first] <= window)

@@ -1,4 +1,4 @@
-"""``stdetr eval annotations=FILE predictions=FILE``: score anybody's output, or compare two runs.
+"""``stdetr eval annotations=FILE predictions=FILE``: score anybody's output, or compare two runs, without torch.
 
 Keys of the configuration (all but ``annotations`` and ``predictions`` may be absent or null):
     annotations, predictions, tubes     files; predictions may be COCO results, MOT text or a column file
@@ -6,7 +6,6 @@ Keys of the configuration (all but ``annotations`` and ``predictions`` may be ab
     evaluators                          list out of ``stdetr.evaluation.EVALUATORS``
     causal, seeds                       stated in the reports; null is reported as not stated
     timestamps | latency_ms, frame_rate for the streaming evaluator
-    coco_backend                        auto, pycocotools, faster-coco-eval or columnar
     compare                             ``RUN_A,RUN_B``: bootstrap of the difference, in compare.json and compare.md
     bootstrap_draws                     1000
 """
@@ -21,7 +20,7 @@ from typing import Any
 from stdetr.atomic import write_text
 
 from .compare import LEVEL, as_table, compare_runs, run_files
-from .evaluate import EVALUATORS, Evaluation, score
+from .evaluate import EVALUATORS, Evaluation, evaluate
 from .report import summary, write_json, write_reports
 
 
@@ -31,70 +30,70 @@ def run(cfg: Mapping[str, Any]) -> dict[str, float | None]:
     Returns the flat metrics (for ``compare``: ``compare/<metric>`` to the difference B - A).
     """
     if cfg.get("compare"):
-        return _compare(cfg, _names(cfg.get("evaluators")))
-    found, _ = score_files(cfg)
-    return found.flat()
+        return _compare(cfg)
+    return score_files(cfg)[0].flat()
 
 
 def score_files(cfg: Mapping[str, Any]) -> tuple[Evaluation, list[Path]]:
     """Score the files that ``cfg`` names, print the tables, write the reports.
 
-    Returns everything that was found, and the figures that were drawn.
+    Returns the evaluation, and the figures that were drawn.
     """
-    evaluators = _names(cfg.get("evaluators"))
+    evaluators = _names(cfg)
     for key in ("annotations", "predictions"):
         if not cfg.get(key):
             raise ValueError(f"{key} is not given: stdetr eval annotations=FILE predictions=FILE [tubes=FILE]")
-    found = score(
+    found = evaluate(
         Path(str(cfg["annotations"])),
         Path(str(cfg["predictions"])),
-        Path(str(cfg["tubes"])) if cfg.get("tubes") else None,
+        _path(cfg, "tubes"),
         evaluators=evaluators,
         causal=cfg.get("causal"),
         seeds=cfg.get("seeds"),
-        coco_backend=cfg.get("coco_backend") or "auto",
-        timestamps=Path(str(cfg["timestamps"])) if cfg.get("timestamps") else None,
+        timestamps=_path(cfg, "timestamps"),
         latency_ms=cfg.get("latency_ms"),
         frame_rate=cfg.get("frame_rate"),
     )
     print(summary(found))
-    if not cfg.get("output_dir"):
+    output_dir = _path(cfg, "output_dir")
+    if output_dir is None:
         return found, []
-    output_dir = Path(str(cfg["output_dir"]))
     figures = write_reports(found, output_dir)
     print(f"wrote {output_dir / 'eval' / 'metrics.json'}, report.json, report.md and figures")
     return found, figures
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def _path(cfg: Mapping[str, Any], key: str) -> Path | None:
+    return Path(str(cfg[key])) if cfg.get(key) else None
+
+
+def _names(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    value = cfg.get("evaluators")
     if value is None:
         return EVALUATORS
-    if isinstance(value, str):
-        return tuple(value.replace(",", " ").split())
-    return tuple(str(name) for name in value)
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else tuple(str(name) for name in value)
 
 
-def _compare(cfg: Mapping[str, Any], evaluators: tuple[str, ...]) -> dict[str, float | None]:
+def _compare(cfg: Mapping[str, Any]) -> dict[str, float | None]:
     value = cfg["compare"]
     runs = value.split(",") if isinstance(value, str) else [str(run) for run in value]
     if len(runs) != 2:
         raise ValueError(f"compare={value} names {len(runs)} run(s); give two: compare=RUN_A,RUN_B")
     first, second = (Path(run.strip()) for run in runs)
-    annotations = Path(str(cfg["annotations"])) if cfg.get("annotations") else None
-    draws = int(cfg.get("bootstrap_draws") or 1000)
-    differences = compare_runs((first, second), annotations, evaluators, draws=draws)
-    used = {name: run_files(path) for name, path in (("A", first), ("B", second))}
+    evaluators, draws = _names(cfg), int(cfg.get("bootstrap_draws") or 1000)
+    differences = compare_runs((first, second), _path(cfg, "annotations"), evaluators, draws=draws)
     if not differences:
         raise ValueError(f"compare: no metric of evaluators {list(evaluators)} is defined for both runs")
     table = as_table(differences, (str(first), str(second)))
     print(table.markdown())
-    if cfg.get("output_dir"):
-        folder = Path(str(cfg["output_dir"])) / "eval"
-        runs = {
-            name: {"predictions": str(found), "tubes": None if tubes is None else str(tubes)}
-            for name, (found, tubes, _) in used.items()
-        }
-        document = {"runs": runs, "draws": draws, "level": LEVEL, "differences": [asdict(d) for d in differences]}
+    output_dir = _path(cfg, "output_dir")
+    if output_dir is not None:
+        folder = output_dir / "eval"
+        used = {}
+        for name, path in (("A", first), ("B", second)):
+            predictions, tubes, _ = run_files(path)
+            used[name] = {"predictions": str(predictions), "tubes": None if tubes is None else str(tubes)}
+        document = {"runs": used, "draws": draws, "level": LEVEL, "differences": [asdict(d) for d in differences]}
         write_json(folder / "compare.json", document)
         write_text(folder / "compare.md", table.markdown())
         print(f"wrote {folder / 'compare.json'} and compare.md")

@@ -1,14 +1,14 @@
-"""What an evaluator takes and what it gives."""
+"""The interface of the evaluators: their inputs and their results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .curve import Rule, ScoredMatches
+from .curve import MatchTable
 from .detections import BoundDetections
 from .ground_truth import GroundTruth
 from .tubes import TubeResults
@@ -16,7 +16,7 @@ from .tubes import TubeResults
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that the evaluators may read.
+    """The inputs of the evaluators.
 
     tubes: given by the user or built from ``track_id``; None when there are neither
     output_times: seconds from the start of its video at which the output for an image was ready, by image position
@@ -33,10 +33,10 @@ class Inputs:
 
 @dataclass
 class Result:
-    """What one evaluator says.
+    """The result of one evaluator.
 
     metrics:   short name (``AP50``) to a value, nan where not defined
-    per_class: short name to one value a class, in the order of the categories, nan where not defined
+    per_class: short name to one value per class, in the order of the categories, nan where not defined
     curves:    label to (recall, precision), each k float64, mean over classes
     details:   further JSON-able numbers (per video, per threshold, counts)
     undefined: why the metrics are not defined, one line; empty when they are
@@ -51,44 +51,22 @@ class Result:
     note: str = ""
 
 
-class Evaluator(Protocol):
+class Evaluator(ABC):
     """One evaluation protocol.
 
     name: prefix of its flat keys (``vid`` gives ``vid/AP50``)
     rule: one line for reports: which public code's numbers these are, and the conventions
     """
 
-    name: str
-    rule: str
+    name: ClassVar[str]
+    rule: ClassVar[str]
 
+    @abstractmethod
     def evaluate(self, inputs: Inputs) -> Result: ...
 
+    def matches(self, inputs: Inputs) -> dict[str, MatchTable]:
+        """Flat key (``coco/AP50``) to the matches behind it, which the bootstrap weighs video by video.
 
-@runtime_checkable
-class Resampled(Protocol):
-    """An evaluator whose per-class matches can be re-weighted video by video, which the bootstrap needs."""
-
-    def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
-        """Flat key (``coco/AP50``) to the matches behind it; empty where it is not defined."""
-        ...
-
-
-@dataclass(frozen=True)
-class MatchTable:
-    """The matches behind one metric: the metric is the mean over thresholds of the mean over classes of their AP."""
-
-    rule: Rule
-    by_threshold: list[list[ScoredMatches]]
-
-    def compact(self) -> MatchTable:
-        """The same metric from as few detections as it depends on."""
-        return MatchTable(self.rule, [[matches.compact() for matches in classes] for classes in self.by_threshold])
-
-    def value(self, weights: np.ndarray | None = None) -> float:
-        """The metric with each video counted ``weights`` (V) times; nan when nothing is defined."""
-        values = [
-            [matches.average_precision(self.rule, weights) for matches in classes] for classes in self.by_threshold
-        ]
-        table = np.array(values, dtype=np.float64)
-        table = table[~np.isnan(table)]
-        return float(table.mean()) if len(table) else float("nan")
+        Empty where nothing is defined, and for evaluators whose metrics cannot be computed from matches.
+        """
+        return {}

@@ -12,19 +12,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from stdetr.data.json_file import Whole
+
 from .coco import CocoEvaluator
-from .columns import column, index_of, load_json
 from .detections import BoundDetections
 from .ground_truth import GroundTruth
 from .matching import ImageJoin
-from .protocol import Inputs, Result
+from .protocol import Evaluator, Inputs, Result
+from .records import index_of, read_list
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
-class StreamingEvaluator:
+class StreamingEvaluator(Evaluator):
     """``streaming/sAP``, ``sAP50``, ``sAP75``, ``sAP_small|medium|large``.
 
     horizon: frames by which the comparison is moved (the public toolkit's eta): frame f is compared with what is
@@ -85,22 +88,26 @@ def replay(detections: BoundDetections, source: np.ndarray) -> BoundDetections:
     return BoundDetections(frames[which].astype(np.int32), shown.category, shown.boxes, shown.scores, shown.tracks)
 
 
+class OutputTime(msgspec.Struct, gc=False):
+    """When the output for an image was ready, in seconds from the start of its video."""
+
+    image_id: Whole
+    timestamp: float
+
+
 def load_times(source: Path | str | list[Any], gt: GroundTruth) -> np.ndarray:
     """M float64 from ``[{image_id, timestamp}]``: seconds from the start of the video at which an output was ready."""
-    records = source if isinstance(source, list) else load_json(Path(source), "timestamps")
-    if not isinstance(records, list):
-        raise ValueError(f"timestamps must be a JSON list of {{image_id, timestamp}}, got {type(records).__name__}")  # noqa: TRY004
-    image = index_of(gt.image_ids, column(records, "image_id", "timestamps", integer=True), "image_id", "timestamps")
-    times = column(records, "timestamp", "timestamps")
-    if not np.isfinite(times).all() or len(np.unique(image)) != len(image):
-        raise ValueError("timestamps must be finite seconds, one for each image_id")
+    records = read_list(source, OutputTime, "timestamps")
+    image = index_of(gt.image_ids, records["image_id"], "image_id", "timestamps")
+    if len(np.unique(image)) != len(image):
+        raise ValueError("timestamps: an image_id appears twice; give one timestamp for each")
     out = np.full(len(gt.image_ids), np.nan)
-    out[image] = times
+    out[image] = records["timestamp"]
     return out
 
 
 def simulate(gt: GroundTruth, latency: float, frame_rate: np.ndarray) -> np.ndarray:
-    """M float64 output times of a detector that takes ``latency`` seconds a frame and always takes the newest frame.
+    """M float64 output times of a detector that takes ``latency`` seconds per frame and always takes the newest frame.
 
     Frame f arrives at ``f / frame_rate``; frames that arrive while the detector is busy are skipped unless they are
     the newest when it becomes free.

@@ -15,37 +15,23 @@ import importlib.util
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from .boxes import paired_iou
 from .detections import NO_TRACK, BoundDetections
-from .excuses import federation_note
 from .ground_truth import GroundTruth
-from .protocol import Inputs, Result
+from .ignored import federation_note
+from .protocol import Evaluator, Inputs, Result
 from .tubes import check_one_box_per_frame
 
 HOTA_FIELDS = ("HOTA", "DetA", "AssA", "LocA", "DetRe", "DetPr", "AssRe", "AssPr")
-CLEAR_FIELDS = (
-    "MOTA",
-    "MOTP",
-    "MODA",
-    "IDSW",
-    "MT",
-    "PT",
-    "ML",
-    "Frag",
-    "CLR_Re",
-    "CLR_Pr",
-    "CLR_TP",
-    "CLR_FN",
-    "CLR_FP",
-)
+CLEAR_FIELDS = ("MOTA", "MOTP", "MODA", "IDSW", "MT", "PT", "ML", "Frag")
+CLEAR_FIELDS += ("CLR_Re", "CLR_Pr", "CLR_TP", "CLR_FN", "CLR_FP")
 IDENTITY_FIELDS = ("IDF1", "IDR", "IDP", "IDTP", "IDFN", "IDFP")
 PER_CLASS = ("HOTA", "MOTA", "IDF1")
 _EPSILON = np.finfo(np.float64).eps
 
 
-class TrackEvaluator:
+class TrackEvaluator(Evaluator):
     """``track/HOTA``, ``DetA``, ``AssA``, ``LocA``, ``MOTA``, ``IDF1``, ``IDSW`` and the metrics they are made of.
 
     All classes together as one, as MOTChallenge scores; and ``HOTA``, ``MOTA``, ``IDF1`` of each class alone.  Only
@@ -86,11 +72,8 @@ class TrackEvaluator:
             notes.append(
                 f"no prediction has a track_id: the tubes that score at least {self.tube_score:g} are the tracks"
             )
-        if note := federation_note(gt):
-            notes.append(
-                f"{note.partition(', unmatched')[0]}; unmatched ones of its not_exhaustive_category_ids count as false"
-            )
-        return Result(combined, per_class, details=details, note="; ".join(notes))
+        notes.append(federation_note(gt, unmatched="count as false"))
+        return Result(combined, per_class, details=details, note="; ".join(filter(None, notes)))
 
     def _tracked(self, inputs: Inputs) -> BoundDetections | None:
         detections, tubes = inputs.detections, inputs.tubes
@@ -152,6 +135,8 @@ def _frame(
     crowd = gt.crowd[mine]
     stays = np.ones(d, dtype=bool)
     if crowd.any() and d:
+        from scipy.optimize import linear_sum_assignment
+
         score = np.where(similarity < 0.5 - _EPSILON, 0.0, similarity)
         row, col = linear_sum_assignment(-score)
         matched = score[row, col] > _EPSILON

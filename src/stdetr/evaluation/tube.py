@@ -10,23 +10,23 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
 from .boxes import paired_intersection
-from .coco_rules import THRESHOLDS, Candidates, ClassScores, mean_curve, score_class, size_ranges, summarise
-from .excuses import federation_note, not_exhaustive
+from .coco_rules import THRESHOLDS, Candidates, CocoRulesEvaluator
 from .ground_truth import GroundTruth
-from .matching import ImageJoin
-from .protocol import Inputs, MatchTable, Result
+from .ignored import not_exhaustive
+from .matching import ImageJoin, Pairs
+from .protocol import Inputs, Result
 from .tubes import TubeResults
 
 Area = Literal["all_frames", "present_frames"]
 
 
-class TubeEvaluator:
+class TubeEvaluator(CocoRulesEvaluator):
     """``tube/AP``, ``AP50``, ``AP75``, ``AP_small|medium|large`` (128 and 256 pixels), ``AR1``, ``AR10``, ``AR100``.
 
     area: which frames the mean area of a tube is taken over: ``all_frames`` of the video, absent ones counting 0
@@ -34,70 +34,64 @@ class TubeEvaluator:
     """
 
     name = "tube"
-    rule = "YouTube-VIS AP on boxes: IoU of whole tubes 0.50:0.95, 101 recall points, 100 tubes a video and class"
+    rule = "YouTube-VIS AP on boxes: IoU of whole tubes 0.50:0.95, 101 recall points, 100 tubes per video and class"
+    sizes = (128, 256)
 
     def __init__(self, area: Area = "all_frames") -> None:
         if area not in ("all_frames", "present_frames"):
             raise ValueError(f"tube area={area!r}; choose 'all_frames' or 'present_frames'")
         self.area = area
 
+    def undefined(self, inputs: Inputs) -> str:
+        if not inputs.gt.has_tracks:
+            return "the annotations have no instance_id, so there are no ground-truth tubes"
+        if inputs.tubes is None:
+            return "there are no tubes, and no prediction has a track_id to build them from"
+        return ""
+
     def evaluate(self, inputs: Inputs) -> Result:
-        reason = _undefined(inputs)
-        if reason:
-            return Result(summarise([]), undefined=reason)
-        classes = self._classes(inputs)
-        per_class = {
-            "AP": np.array([_mean(scores.ap[0]) for scores in classes]),
-            "AP50": np.array([scores.ap[0, 0] for scores in classes]),
-        }
-        curve = mean_curve([scores.matches for scores in classes])
-        truth = TubeResults.from_ground_truth(inputs.gt)
-        counted = truth.category[~truth.crowd]
-        counts = {
-            "ground_truth_tubes": int((~truth.crowd).sum()),
-            "predicted_tubes": len(inputs.tubes or ()),
-            "ground_truth_tubes_per_class": np.bincount(counted, minlength=len(inputs.gt.category_ids)).tolist(),
-        }
-        return Result(summarise(classes), per_class, {"tube/AP50": curve}, counts, note=federation_note(inputs.gt))
+        result = super().evaluate(inputs)
+        if not result.undefined:
+            truth = TubeResults.from_ground_truth(inputs.gt)
+            counted = truth.category[~truth.crowd]
+            result.details = {
+                "ground_truth_tubes": len(counted),
+                "predicted_tubes": len(inputs.tubes or ()),
+                "ground_truth_tubes_per_class": np.bincount(counted, minlength=len(inputs.gt.category_ids)).tolist(),
+            }
+        return result
 
-    def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
-        if _undefined(inputs):
-            return {}
-        by_threshold = [list(classes) for classes in zip(*(s.matches for s in self._classes(inputs)), strict=True)]
-        return {"tube/AP": MatchTable("101", by_threshold), "tube/AP50": MatchTable("101", by_threshold[:1])}
-
-    def _classes(self, inputs: Inputs) -> list[ClassScores]:
-        truth, tubes = TubeResults.from_ground_truth(inputs.gt), inputs.tubes
+    def candidates(self, inputs: Inputs) -> Iterator[Candidates]:
+        """The tubes of each class, the predictions by descending score (ties: ascending video id, then as given)."""
+        gt, truth, tubes = inputs.gt, TubeResults.from_ground_truth(inputs.gt), inputs.tubes
         assert tubes is not None
-        ranges = size_ranges(128, 256)
-        mean_areas = self._mean_area(truth, inputs.gt), self._mean_area(tubes, inputs.gt)
-        return [
-            score_class(_candidates(truth, tubes, c, mean_areas, inputs.gt), ranges, len(inputs.gt.video_ids))
-            for c in range(len(inputs.gt.category_ids))
-        ]
+        gt_area, det_area = self._mean_area(truth, gt), self._mean_area(tubes, gt)
+        for category in range(len(gt.category_ids)):
+            mine, theirs = np.flatnonzero(truth.category == category), np.flatnonzero(tubes.category == category)
+            theirs = theirs[np.lexsort((gt.video_ids[tubes.video[theirs]], -tubes.scores[theirs]))]
+            pairs = tube_iou(truth, tubes, mine, theirs, len(gt.image_ids))
+            yield Candidates(
+                det_group=tubes.video[theirs],
+                det_area=det_area[theirs],
+                det_video=tubes.video[theirs],
+                det_ignored=not_exhaustive(gt, tubes.video[theirs], category),
+                gt_area=gt_area[mine],
+                gt_crowd=truth.crowd[mine],
+                gt_video=truth.video[mine],
+                pairs=pairs.take(pairs.iou >= THRESHOLDS[0] - 1e-9),
+            )
 
     def _mean_area(self, tubes: TubeResults, gt: GroundTruth) -> np.ndarray:
         """N float64, mean area of each tube in square pixels."""
-        total = _sum_by_tube(tubes, np.ones(len(tubes.boxes), dtype=bool))
         frames = gt.video_lengths[tubes.video]
         if self.area == "present_frames":
             frames = np.bincount(tubes.tube, minlength=len(tubes))
-        return total / np.maximum(frames, 1)
+        return _total_area(tubes, np.ones(len(tubes.boxes), dtype=bool)) / np.maximum(frames, 1)
 
 
-def _undefined(inputs: Inputs) -> str:
-    if not inputs.gt.has_tracks:
-        return "the annotations have no instance_id, so there are no ground-truth tubes"
-    return "" if inputs.tubes is not None else "there are no tubes, and no prediction has a track_id to build them from"
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values))
-
-
-def _sum_by_tube(tubes: TubeResults, rows: np.ndarray) -> np.ndarray:
-    area = tubes.boxes[:, 2] * tubes.boxes[:, 3] * rows
-    return _sums(tubes.tube, area, len(tubes))
+def _total_area(tubes: TubeResults, rows: np.ndarray) -> np.ndarray:
+    """N float64, area of the boxes that the mask (n bool) names, summed over each tube."""
+    return _sums(tubes.tube, tubes.boxes[:, 2] * tubes.boxes[:, 3] * rows, len(tubes))
 
 
 def _sums(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
@@ -105,37 +99,11 @@ def _sums(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
     return np.bincount(group, weights=values, minlength=groups).astype(np.float64)
 
 
-def _candidates(
-    truth: TubeResults, tubes: TubeResults, category: int, mean_areas: tuple[np.ndarray, np.ndarray], gt: GroundTruth
-) -> Candidates:
-    """The tubes of one class, the predictions by descending score (ties: ascending video id, then as given)."""
-    mine = np.flatnonzero(truth.category == category)
-    theirs = np.flatnonzero(tubes.category == category)
-    order = np.lexsort((gt.video_ids[tubes.video[theirs]], -tubes.scores[theirs]))
-    theirs = theirs[order]
-    det, gt_tube, iou = tube_iou(truth, tubes, mine, theirs, len(gt.image_ids))
-    near = iou >= THRESHOLDS[0] - 1e-9
-    return Candidates(
-        det_group=tubes.video[theirs],
-        det_area=mean_areas[1][theirs],
-        det_video=tubes.video[theirs],
-        gt_area=mean_areas[0][mine],
-        gt_crowd=truth.crowd[mine],
-        gt_video=truth.video[mine],
-        det=det[near],
-        gt=gt_tube[near],
-        iou=iou[near],
-        det_excused=not_exhaustive(gt, tubes.video[theirs], category),
-    )
+def tube_iou(truth: TubeResults, tubes: TubeResults, mine: np.ndarray, theirs: np.ndarray, images: int) -> Pairs:
+    """IoU of the ground-truth tubes ``mine`` (g) and the predicted tubes ``theirs`` that share a frame, as positions in
+    ``theirs`` and in ``mine``.
 
-
-def tube_iou(
-    truth: TubeResults, tubes: TubeResults, mine: np.ndarray, theirs: np.ndarray, images: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """IoU of the ground-truth tubes ``mine`` (g) and the predicted tubes ``theirs`` that share a frame.
-
-    Returns positions in ``theirs`` and in ``mine`` and the IoU (p each).  Frames on which a ground-truth box is
-    ignored count for neither side of that pair.
+    Frames on which a ground-truth box is ignored count for neither side of that pair.
     """
     place_mine, place_theirs = np.full(len(truth), -1), np.full(len(tubes), -1)
     place_mine[mine], place_theirs[theirs] = np.arange(len(mine)), np.arange(len(theirs))
@@ -153,8 +121,7 @@ def tube_iou(
     inter = _sums(inverse, inter, len(keys))
     hidden = _sums(inverse, hidden, len(keys))
     pair_d, pair_g = keys // max(len(mine), 1), keys % max(len(mine), 1)
-    area_g = _sum_by_tube(truth, ~truth.ignored)[mine][pair_g]
-    area_d = _sum_by_tube(tubes, np.ones(len(tubes.boxes), dtype=bool))[theirs][pair_d]
+    area_g = _total_area(truth, ~truth.ignored)[mine][pair_g]
+    area_d = _total_area(tubes, np.ones(len(tubes.boxes), dtype=bool))[theirs][pair_d]
     union = area_g + area_d - hidden - inter
-    iou = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-    return pair_d, pair_g, iou
+    return Pairs(pair_d, pair_g, np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))

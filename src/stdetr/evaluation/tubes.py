@@ -12,11 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from .columns import check_boxes, column, index_of, load_json
+from stdetr.data.json_file import Whole
+
 from .detections import NO_TRACK, BoundDetections
 from .ground_truth import GroundTruth
+from .records import first_repeat, index_of, read_list
+
+
+class TubeRecord(msgspec.Struct):
+    """One tube in the YouTube-VIS results format, with boxes instead of masks; null where the tube is absent."""
+
+    video_id: Whole
+    category_id: Whole
+    score: float
+    bboxes: list[tuple[float, float, float, float] | None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,17 +60,10 @@ class TubeResults:
         """The tubes that the mask (N bool) names."""
         if keep.all():
             return self
-        rows, place = keep[self.tube], np.cumsum(keep) - 1
-        return TubeResults(
-            self.video[keep],
-            self.category[keep],
-            self.scores[keep],
-            self.crowd[keep],
-            place[self.tube[rows]],
-            self.image[rows],
-            self.boxes[rows],
-            self.ignored[rows],
-        )
+        rows = keep[self.tube]
+        columns = {name: getattr(self, name)[keep] for name in ("video", "category", "scores", "crowd")}
+        columns |= {name: getattr(self, name)[rows] for name in ("image", "boxes", "ignored")}
+        return TubeResults(**columns, tube=(np.cumsum(keep) - 1)[self.tube[rows]])
 
     @classmethod
     def from_ground_truth(cls, gt: GroundTruth) -> TubeResults:
@@ -99,9 +104,7 @@ class TubeResults:
         sizes = np.bincount(tube, minlength=count)
         mean = np.bincount(tube, weights=scores, minlength=count) / np.maximum(sizes, 1)
         category = _majority(tube, rows.category, scores, count, len(gt.category_ids))
-        none = np.zeros(len(tube), dtype=bool)
-        boxes = rows.boxes.astype(np.float64)
-        return cls(owner, category, mean, np.zeros(count, dtype=bool), tube, rows.image, boxes, none)
+        return cls._predicted(owner, category, mean, tube, rows.image, rows.boxes.astype(np.float64))
 
     @classmethod
     def load(cls, source: Path | str | list[Any], gt: GroundTruth) -> TubeResults:
@@ -110,61 +113,39 @@ class TubeResults:
 
         Raises FileNotFoundError, and ValueError naming the record.
         """
-        records = source if isinstance(source, list) else load_json(Path(source), "tubes")
-        if not isinstance(records, list):
-            raise ValueError(f"tubes must be a JSON list of records, got an object with {sorted(records)}")  # noqa: TRY004
-        video = index_of(gt.video_ids, column(records, "video_id", "tubes", integer=True), "video_id", "tubes")
-        kinds = column(records, "category_id", "tubes", integer=True)
-        category = index_of(gt.category_ids, kinds, "category_id", "tubes")
-        scores = column(records, "score", "tubes")
-        if not np.isfinite(scores).all():
-            index = int(np.flatnonzero(~np.isfinite(scores))[0])
-            raise ValueError(f"tubes record {index}: score {scores[index]} is not finite")
+        records = read_list(source, TubeRecord, "tubes")
+        video = index_of(gt.video_ids, records["video_id"], "video_id", "tubes")
+        category = index_of(gt.category_ids, records["category_id"], "category_id", "tubes")
         starts = np.searchsorted(gt.image_video, np.arange(len(gt.video_ids)))
-        tube, image, boxes = [], [], []
-        for index, (record, v) in enumerate(zip(records, video, strict=True)):
-            frames = _frames(record, index, gt, int(starts[v]), int(gt.video_lengths[v]))
-            for position, box in frames:
-                tube.append(index)
-                image.append(position)
-                boxes.append(box)
-        values = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-        tube_column = np.array(tube, dtype=np.int64)
-        try:
-            check_boxes(values, "row")
-        except ValueError:
-            bad = ~np.isfinite(values).all(axis=1) | (values[:, 2:] < 0).any(axis=1)
-            row = int(np.flatnonzero(bad)[0])
-            raise ValueError(
-                f"tubes record {tube_column[row]}: box {values[row].tolist()} is not finite or has a negative size"
-            ) from None
-        none = np.zeros(len(tube_column), dtype=bool)
-        crowd = np.zeros(len(records), dtype=bool)
-        return cls(video, category, scores, crowd, tube_column, np.array(image, dtype=np.int64), values, none)
+        rows = []
+        for index, (boxes, v) in enumerate(zip(records["bboxes"], video, strict=True)):
+            start, length = int(starts[v]), int(gt.video_lengths[v])
+            frame_ids = gt.frame_ids[start : start + length]
+            if len(boxes) != length:
+                if len(boxes) <= frame_ids[-1]:
+                    have = f"video_id {int(gt.video_ids[v])} has {length} frames"
+                    raise ValueError(f"tubes record {index}: {len(boxes)} bboxes, but {have}")
+                boxes = [boxes[frame] for frame in frame_ids]
+            for position, box in enumerate(boxes, start):
+                if box is not None:
+                    if min(box[2:]) < 0:
+                        raise ValueError(f"tubes record {index}: box {list(box)} has a negative width or height")
+                    rows.append((index, position, *box))
+        cells = np.array(rows, np.float64).reshape(-1, 6)
+        tube, image = cells[:, :2].astype(np.int64).T
+        return cls._predicted(video, category, np.array(records["score"], np.float64), tube, image, cells[:, 2:])
 
-
-def _frames(record: dict[str, Any], index: int, gt: GroundTruth, start: int, length: int) -> list[tuple[int, Any]]:
-    """(position of the image, box) of each frame on which the tube has one."""
-    boxes = record.get("bboxes")
-    video = record["video_id"]
-    if not isinstance(boxes, list):
-        raise ValueError(f"tubes record {index} has no list 'bboxes'; it has {sorted(record)}")  # noqa: TRY004
-    frame_ids = gt.frame_ids[start : start + length]
-    if len(boxes) == length:
-        pairs = [(start + t, box) for t, box in enumerate(boxes)]
-    elif len(boxes) > frame_ids[-1]:
-        pairs = [(start + t, boxes[frame]) for t, frame in enumerate(frame_ids)]
-    else:
-        raise ValueError(f"tubes record {index}: {len(boxes)} bboxes, but video_id {video} has {length} frames")
-    pairs = [(position, box) for position, box in pairs if box is not None]
-    for position, box in pairs:
-        numbers = isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-        if not numbers:
-            frame = int(gt.frame_ids[position])
-            raise ValueError(
-                f"tubes record {index}: bboxes of frame {frame} is {box!r}; it must be [x, y, w, h] or null"
-            )
-    return pairs
+    @classmethod
+    def _predicted(
+        cls,
+        video: np.ndarray,
+        category: np.ndarray,
+        scores: np.ndarray,
+        tube: np.ndarray,
+        image: np.ndarray,
+        boxes: np.ndarray,
+    ) -> TubeResults:
+        return cls(video, category, scores, np.zeros(len(video), bool), tube, image, boxes, np.zeros(len(tube), bool))
 
 
 def _majority(group: np.ndarray, label: np.ndarray, weight: np.ndarray, groups: int, labels: int) -> np.ndarray:
@@ -181,12 +162,10 @@ def _majority(group: np.ndarray, label: np.ndarray, weight: np.ndarray, groups: 
 def check_one_box_per_frame(detections: BoundDetections, gt: GroundTruth) -> None:
     """Raises ValueError when two detections of one image share a ``track_id``."""
     assert detections.tracks is not None
-    order = np.lexsort((detections.tracks, detections.image))
-    image, track = detections.image[order], detections.tracks[order]
-    twice = (np.diff(image) == 0) & (np.diff(track) == 0)
-    if twice.any():
-        row = int(np.flatnonzero(twice)[0])
+    row = first_repeat(detections.image, detections.tracks)
+    if row is not None:
         raise ValueError(
-            f"predictions: track_id {int(track[row])} has two boxes in image_id {int(gt.image_ids[image[row]])}; "
-            "a track has one box a frame (number the tracks of different classes apart)"
+            f"predictions: track_id {detections.tracks[row]} has two boxes in image_id "
+            f"{gt.image_ids[detections.image[row]]}; a track has one box per frame (number the tracks of different "
+            "classes apart)"
         )

@@ -6,193 +6,174 @@ limit of detections.  In a motion split, ground truth outside the range is ignor
 by whether it lies nearer to ground truth inside or outside the range, of whatever class.
 
 Shape legend
-    n detections of one class, by descending score      A annotations       g annotations of one class
-    p pairs     V videos    C classes
+    n detections of one class, by descending score      A annotations       M images        C classes
+    g annotations that the detections of one class are compared with        p pairs of both
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
-from .boxes import paired_iou
-from .curve import ScoredMatches, mean_defined, sample_curve
+from .curve import RECALL_POINTS, MatchTable, ScoredMatches, mean_defined, sample_curve
 from .detections import BoundDetections
-from .excuses import excused, federation_note, region_note
 from .ground_truth import GroundTruth
-from .matching import ImageJoin, chunks, greedy_match
+from .ignored import federation_note, ignored_unless_matched, region_note
+from .matching import ImageJoin, Pairs, greedy_match
 from .motion import Split, motion_splits
-from .protocol import Inputs, MatchTable, Result
-
-PAIRS = 1 << 20  # pairs whose overlaps are held at a time
-NO_CROWD = "ImageNet VID rules know no crowd boxes, and the annotations hold {count} (iscrowd without ignore)"
+from .protocol import Evaluator, Inputs, Result
 
 
-def split_names(motion: bool) -> tuple[str, ...]:
-    """The ranges that an evaluator reports."""
-    return ("all", "fast", "medium", "slow") if motion else ("all",)
-
-
-def undefined(inputs: Inputs, motion: bool) -> str:
-    """Why the ImageNet VID evaluators cannot score these annotations; empty when they can."""
-    gt = inputs.gt.objects()
-    count = int(gt.crowd.sum())
-    if count:
-        return NO_CROWD.format(count=count)
-    if not len(gt.boxes):
-        return "the annotations have no box"
-    return "motion splits need instance_id in the annotations" if motion and not gt.has_tracks else ""
-
-
-class VidEvaluator:
+class VidEvaluator(Evaluator):
     """``vid/AP50`` and, with ``motion``, ``vid/AP50_fast|medium|slow``; per class as well."""
 
     name = "vid"
     rule = "ImageNet VID devkit AP50: inclusive pixels, threshold min(0.5, wh/((w+10)(h+10))), area under the curve"
+    grow: ClassVar[float] = 1.0  # pixels added to every width and height
+    class_by_class: ClassVar[bool] = False  # unmatched detections are compared with ground truth of their class only
 
     def __init__(self, motion: bool = True) -> None:
         self.motion = motion
 
     def evaluate(self, inputs: Inputs) -> Result:
-        return summarise(self.name, inputs, self.motion, score_classes)
+        names = ("all", "fast", "medium", "slow") if self.motion else ("all",)
+        keys = {split: "AP50" if split == "all" else f"AP50_{split}" for split in names}
+        gt = inputs.gt.objects()
+        reason = undefined(gt)
+        if reason:
+            return Result(dict.fromkeys(keys.values(), float("nan")), undefined=reason)
+        no_motion = "" if gt.has_tracks or not self.motion else "motion splits need instance_id in the annotations"
+        splits = motion_splits(gt, ("all",) if no_motion else names)
+        table = {split: np.full(len(gt.category_ids), np.nan) for split in names}
+        curves = []
+        for category, matches in enumerate(self._classes(inputs, splits)):
+            for split, found in zip(splits, matches, strict=True):
+                table[split.name][category] = found.average_precision("area")
+            if matches[0].positives.sum():
+                curves.append(sample_curve(*matches[0].precision_recall()))
+        classes = len(gt.category_ids)
+        details = {
+            "ground_truth": {split.name: int((~split.ignored).sum()) for split in splits},
+            "empty_weight": {split.name: split.empty_weight for split in splits},
+            "ground_truth_per_class": {
+                split.name: np.bincount(gt.category[~split.ignored], minlength=classes).tolist() for split in splits
+            },
+        }
+        return Result(
+            {key: mean_defined(table[split]) for split, key in keys.items()},
+            {key: table[split] for split, key in keys.items()},
+            {f"{self.name}/AP50": (RECALL_POINTS, np.mean(curves, axis=0))} if curves else {},
+            details,
+            no_motion,
+            "; ".join(note for note in (region_note(inputs.gt), federation_note(inputs.gt)) if note),
+        )
 
-    def matches(self, inputs: Inputs) -> Mapping[str, MatchTable]:
-        if undefined(inputs, False):
+    def matches(self, inputs: Inputs) -> dict[str, MatchTable]:
+        gt = inputs.gt.objects()
+        if undefined(gt):
             return {}
-        splits = motion_splits(inputs.gt.objects(), ("all",))
-        return {"vid/AP50": MatchTable("area", [[c[0] for c in score_classes(inputs, splits)]])}
+        classes = [found for (found,) in self._classes(inputs, motion_splits(gt, ("all",)))]
+        return {f"{self.name}/AP50": MatchTable("area", [classes])}
 
+    def thresholds(self, boxes: np.ndarray) -> np.ndarray:
+        """g float64: the IoU that a detection of each ground truth (g,4 xywh) needs."""
+        width, height = boxes[:, 2] + 1, boxes[:, 3] + 1
+        return np.minimum(0.5, width * height / ((width + 10) * (height + 10)))
 
-def summarise(
-    name: str,
-    inputs: Inputs,
-    motion: bool,
-    score_classes: Callable[[Inputs, list[Split]], Iterator[list[ScoredMatches]]],
-) -> Result:
-    """The result of an evaluator whose ``score_classes(inputs, splits)`` yields the matches of class after class."""
-    motion_defined = motion and not undefined(inputs, True)
-    names = split_names(motion)
-    keys = {split: "AP50" if split == "all" else f"AP50_{split}" for split in names}
-    reason = undefined(inputs, False)
-    if reason:
-        return Result(dict.fromkeys(keys.values(), float("nan")), undefined=reason)
-    gt = inputs.gt.objects()
-    splits = motion_splits(gt, names if motion_defined else ("all",))
-    classes = len(gt.category_ids)
-    table = {split: np.full(classes, np.nan) for split in names}
-    curves = []
-    for c, matches in enumerate(score_classes(inputs, splits)):
-        for split, found in zip(splits, matches, strict=True):
-            table[split.name][c] = found.average_precision("area")
-        if matches[0].positives.sum():
-            curves.append(sample_curve(*matches[0].precision_recall()))
-    details = {
-        "ground_truth": {split.name: int((~split.ignored).sum()) for split in splits},
-        "empty_weight": {split.name: split.empty_weight for split in splits},
-        "ground_truth_per_class": {
-            split.name: np.bincount(gt.category[~split.ignored], minlength=classes).tolist() for split in splits
-        },
-    }
-    return Result(
-        {key: mean_defined(table[split]) for split, key in keys.items()},
-        {key: table[split] for split, key in keys.items()},
-        {f"{name}/AP50": (np.linspace(0, 1, 101), np.mean(curves, axis=0))} if curves else {},
-        details,
-        undefined(inputs, True) if motion and not motion_defined else "",
-        "; ".join(note for note in (region_note(inputs.gt), federation_note(inputs.gt)) if note),
-    )
+    def ranking(self, image: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The order of one class's detections (n positions), and the turn in which each one, so ordered, chooses among
+        those of its image (n, a smaller number first).
 
+        Here: by descending score, equal scores by image in the order of the annotations, then as given.
+        """
+        return np.lexsort((image, -scores)), np.arange(len(image))
 
-@dataclass(frozen=True, repr=False)
-class ClassRows:
-    """The detections of one class by descending score.
+    def preference(self, pairs: Pairs, ignored: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Sort keys (p each, the last is the first that counts) by which a detection ranks its candidates.
 
-    image: n int32      boxes: n,4 xywh     video: n int32
-    """
+        Here: the highest IoU, then the first ground truth.  ignored: g bool, out of the motion range
+        """
+        return (pairs.gt, -pairs.iou)
 
-    image: np.ndarray
-    boxes: np.ndarray
-    video: np.ndarray
+    def share_weight(self, share: np.ndarray) -> np.ndarray:
+        """M float64: weight as a false positive of a detection that is as near to ignored ground truth as to other.
 
+        share: M float64, the part of each image's ground truth that is ignored
+        """
+        return share
 
-def class_rows(
-    detections: BoundDetections, gt: GroundTruth, category: int, *, reverse: bool = False
-) -> tuple[ClassRows, np.ndarray]:
-    """The rows of one class and, as the second value, how early each one chooses inside its image (n, smaller first).
+    def empty_weight(self, split: Split) -> float:
+        """Weight as a false positive of a detection in an image without ground truth."""
+        return 1.0 if split.name == "all" else split.empty_weight
 
-    Equal scores go by image in the order of the annotations, then as given; with ``reverse`` later images come first
-    and inside an image the later detection chooses first, which is how MEGA's reversed sort leaves them.
-    """
-    rows = np.flatnonzero(detections.category == category)
-    image = detections.image[rows]
-    order = np.lexsort((-image if reverse else image, -detections.scores[rows]))
-    rows, image = rows[order], image[order]
-    turn = np.arange(len(rows))
-    if reverse and len(rows):
-        # Inside one image equal scores choose in reverse: renumber the runs of equal score and image backwards.
-        scores = detections.scores[rows]
-        fresh = np.concatenate([[True], (scores[1:] != scores[:-1]) | (image[1:] != image[:-1])])
-        start = np.flatnonzero(fresh)
-        stop = np.append(start[1:], len(rows))
-        run = np.cumsum(fresh) - 1
-        turn = start[run] + stop[run] - 1 - turn
-    return ClassRows(image, detections.boxes[rows], gt.image_video[image].astype(np.int32)), turn
-
-
-def score_classes(inputs: Inputs, splits: list[Split]) -> Iterator[list[ScoredMatches]]:
-    """For each class in turn, its matches in each split (of ``inputs.gt.objects()``)."""
-    gt = inputs.gt.objects()
-    width, height = gt.boxes[:, 2] + 1, gt.boxes[:, 3] + 1
-    threshold = np.minimum(0.5, width * height / ((width + 10) * (height + 10)))
-    join = ImageJoin(gt.image, len(gt.image_ids))
-    nothing = join.counts == 0
-    shares = [_ignored_share(gt, split, join.counts) for split in splits]
-    for category in range(len(gt.category_ids)):
-        rows, _ = class_rows(inputs.detections, gt, category)
-        n = len(rows.image)
-        inside, outside = np.full((len(splits), n), -1.0), np.full((len(splits), n), -1.0)
-        det, truth, iou = [], [], []
-        for start, stop in chunks(join.counts[rows.image], PAIRS):
-            d, g = join.pairs(rows.image[start:stop])
-            overlap = paired_iou(rows.boxes[start:stop].astype(np.float64)[d], gt.boxes[g], grow=1.0)
+    def _classes(self, inputs: Inputs, splits: list[Split]) -> Iterator[list[ScoredMatches]]:
+        """For each class in turn, its matches in each split (of ``inputs.gt.objects()``)."""
+        gt, images = inputs.gt.objects(), len(inputs.gt.image_ids)
+        for category in range(len(gt.category_ids)):
+            found, turn = self._detections(inputs.detections, category)
+            n, video = len(found), gt.image_video[found.image].astype(np.int32)
+            mine = gt.category == category
+            near = np.flatnonzero(mine) if self.class_by_class else np.arange(len(gt.boxes))
+            join = ImageJoin(gt.image[near], images)
+            threshold = np.where(mine[near], self.thresholds(gt.boxes[near]), np.inf)
+            inside, outside = np.full((len(splits), n), -1.0), np.full((len(splits), n), -1.0)
+            parts = []
+            for pairs in join.overlaps(found.image, found.boxes, gt.boxes[near], self.grow):
+                for s, split in enumerate(splits):
+                    ignored = split.ignored[near[pairs.gt]]
+                    for best, rows in ((inside[s], ~ignored), (outside[s], ignored)):
+                        _best_overlap(pairs.det[rows], pairs.iou[rows], best)
+                parts.append(pairs.take(pairs.iou >= threshold[pairs.gt]))
+            candidates = Pairs.joined(parts)
+            nothing = join.counts[found.image] == 0
+            neutral = ignored_unless_matched(inputs.gt, category, found.image, found.boxes)
+            results = []
             for s, split in enumerate(splits):
-                best_overlaps(overlap, d, split.ignored[g], inside[s, start:stop], outside[s, start:stop])
-            near = (gt.category[g] == category) & (overlap >= threshold[g])
-            det.append(d[near] + start)
-            truth.append(g[near])
-            iou.append(overlap[near])
-        pairs = [np.concatenate([*part, np.zeros(0, kind)]) for part, kind in ((det, int), (truth, int), (iou, float))]
-        order = np.lexsort((pairs[1], -pairs[2], pairs[0]))
-        taker, taken = greedy_match(pairs[0][order], pairs[1][order], n, len(gt.boxes))
-        nought = excused(inputs.gt, category, rows.image, rows.boxes)
-        results = []
-        for s, split in enumerate(splits):
-            weight = np.where(inside[s] > outside[s], 1.0, np.where(inside[s] < outside[s], 0.0, shares[s][rows.image]))
-            weight[nothing[rows.image]] = split.empty_weight if split.name != "all" else 1.0
-            weight[taker] = 0.0
-            weight[nought] = 0.0
-            true = np.zeros(n, dtype=bool)
-            true[taker] = ~split.ignored[taken]
-            mine = (gt.category == category) & ~split.ignored
-            positives = np.bincount(gt.video[mine], minlength=len(gt.video_ids))
-            results.append(ScoredMatches(true, weight, rows.video, positives))
-        yield results
+                ignored = split.ignored[near]
+                taker, taken = _assign(candidates, turn, self.preference(candidates, ignored), len(near))
+                share = np.bincount(gt.image[near[ignored]], minlength=images) / np.maximum(join.counts, 1)
+                equal = self.share_weight(share)[found.image]
+                false = np.where(inside[s] > outside[s], 1.0, np.where(inside[s] < outside[s], 0.0, equal))
+                false[nothing] = self.empty_weight(split)
+                false[taker] = 0.0
+                false[neutral] = 0.0
+                true = np.zeros(n, dtype=bool)
+                true[taker] = ~ignored[taken]
+                positives = np.bincount(gt.video[mine & ~split.ignored], minlength=len(gt.video_ids))
+                results.append(ScoredMatches(true, false, video, positives))
+            yield results
+
+    def _detections(self, detections: BoundDetections, category: int) -> tuple[BoundDetections, np.ndarray]:
+        """The detections of one class in the order of ``ranking``, and their turns."""
+        rows = np.flatnonzero(detections.category == category)
+        order, turn = self.ranking(detections.image[rows], detections.scores[rows])
+        return detections.take(rows[order]), turn
 
 
-def _ignored_share(gt: GroundTruth, split: Split, counts: np.ndarray) -> np.ndarray:
-    """M float64: the share of the ground truth of each image that lies outside the range."""
-    ignored = np.bincount(gt.image[split.ignored], minlength=len(gt.image_ids))
-    return ignored / np.maximum(counts, 1)
+def undefined(gt: GroundTruth) -> str:
+    """Why the ImageNet VID evaluators cannot score these objects; empty when they can."""
+    count = int(gt.crowd.sum())
+    if count:
+        return f"the ImageNet VID rules have no crowd boxes, and the annotations hold {count} (iscrowd without ignore)"
+    return "" if len(gt.boxes) else "the annotations have no box"
 
 
-def best_overlaps(
-    overlap: np.ndarray, det: np.ndarray, ignored: np.ndarray, inside: np.ndarray, outside: np.ndarray
-) -> None:
-    """Write the largest overlap of each detection with ground truth inside and outside the range; -1 for none."""
-    for best, mask in ((inside, ~ignored), (outside, ignored)):
-        d, value = det[mask], overlap[mask]
-        if len(d):
-            first = np.flatnonzero(np.concatenate([[True], d[1:] != d[:-1]]))  # pairs are grouped by detection
-            best[d[first]] = np.maximum.reduceat(value, first)
+def _assign(
+    pairs: Pairs, turn: np.ndarray, preference: tuple[np.ndarray, ...], ground_truth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The detections that take a ground truth, and the ground truth of each; they choose in the order ``turn`` (n)."""
+    ranked = turn[pairs.det]
+    order = np.lexsort((*preference, ranked))
+    taker, taken = greedy_match(ranked[order], pairs.gt[order], len(turn), ground_truth)
+    by_turn = np.empty(len(turn), dtype=np.int64)
+    by_turn[turn] = np.arange(len(turn))
+    return by_turn[taker], taken
+
+
+def _best_overlap(det: np.ndarray, iou: np.ndarray, best: np.ndarray) -> None:
+    """Write the largest IoU of each detection into ``best`` (n); ``det`` (p) is grouped by detection."""
+    if len(det):
+        first = np.flatnonzero(np.concatenate([[True], det[1:] != det[:-1]]))
+        best[det[first]] = np.maximum.reduceat(iou, first)

@@ -11,12 +11,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stdetr.atomic import write_text
 from stdetr.logger.logger import Logger, Scalar, Table, to_scalar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_metrics(path: str | Path, split: str | None = None) -> list[dict[str, Any]]:

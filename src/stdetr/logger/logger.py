@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scalar = float | int | None
 
@@ -103,7 +104,7 @@ def to_scalar(name: str, value: Tensor | Scalar) -> float | int | None:
     Raises ValueError for anything that is not one number, naming the metric.
     """
     number: Any = value
-    if isinstance(value, Tensor) or (hasattr(value, "item") and hasattr(value, "size")):
+    if hasattr(value, "item") and hasattr(value, "size"):
         if math.prod(getattr(value, "shape", ())) != 1:
             raise ValueError(f"metric {name!r} must be one number, got shape {tuple(getattr(value, 'shape', ()))}")
         number = value.item()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]

@@ -18,13 +18,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from stdetr.logger.logger import Logger, Scalar, Table, to_scalar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODES = ("auto", "online", "offline", "disabled")
 Mode = Literal["auto", "online", "offline", "disabled"]

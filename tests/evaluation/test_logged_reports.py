@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,11 @@ import pytest
 import torch
 
 from stdetr.cli import main
+from stdetr.config import RunPaths
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.predictions import SplitPredictions
 from stdetr.evaluation.detections import Detections
 from stdetr.logger import JsonlLogger, read_metrics
-from stdetr.structures import RunPaths
 
 TABLES = {"variants", "per_class", "per_motion", "per_size", "tracking", "per_video"}
 
@@ -42,8 +43,14 @@ def history(folder: Path) -> dict[str, Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    # wandb's own process writes the file, on a busy machine after the run has finished here.
+    for _ in range(100):
+        records = list(module.records(folder))
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.2)
     found = {}
-    for record in module.records(folder):
+    for record in records:
         if record.HasField("history"):
             found |= {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
     return found

@@ -1,0 +1,97 @@
+"""Typed records of JSON files as numpy columns, and checks that name the record that does not fit.
+
+Shape legend
+    n records or boxes
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from stdetr.data.coco_vid_schema import Table
+from stdetr.data.json_file import JsonFile, explain
+
+NO_TRACK = np.iinfo(np.int64).min
+"""The ``track_id`` of a detection that belongs to no track."""
+_CHUNK = 1 << 20  # boxes or ids checked at a time: temporaries of whole arrays would cost as much memory as they do
+
+_encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode  # numpy's numbers and arrays
+
+
+def read_list(source: Path | str | list[Any], kind: type[msgspec.Struct], what: str) -> Table:
+    """The records of a JSON list, in a file or in memory.
+
+    Raises FileNotFoundError, and ValueError naming the first record that is not of ``kind``.
+    """
+    if isinstance(source, list):
+        return table(source, kind, what)
+    file = JsonFile(Path(source), f"{what} file {source}")
+    if isinstance(file.value, dict):
+        keys = ", ".join(map(repr, file.value))
+        raise ValueError(f"{what} file {source} must hold a list of records; it holds an object with {keys}")  # noqa: TRY004
+    return table(file.records(), kind, what)
+
+
+def table(records: list[Any], kind: type[msgspec.Struct], what: str) -> Table:
+    """``records`` (raw JSON, or Python objects) as columns.
+
+    Raises ValueError naming the first that is not of ``kind``.
+    """
+    encoded = [record if isinstance(record, msgspec.Raw) else msgspec.Raw(_encode(record)) for record in records]
+    found = Table(encoded, kind)
+    for number in found.malformed:
+        try:
+            msgspec.json.decode(encoded[number], type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            reason = explain(error, encoded[number])
+            hint = " (or not finite)" if reason.endswith("it is None") else ""
+            raise ValueError(f"{what} record {number}: {reason}{hint}") from None
+    return found
+
+
+def check_boxes(boxes: np.ndarray, what: str) -> None:
+    """Raises ValueError for the first box (n,4 xywh) that is not finite or has a negative width or height."""
+    for start in range(0, len(boxes), _CHUNK):
+        part = boxes[start : start + _CHUNK]
+        bad = ~np.isfinite(part).all(axis=1) | (part[:, 2:] < 0).any(axis=1)
+        if bad.any():
+            index = int(np.flatnonzero(bad)[0])
+            box = [float(v) for v in part[index]]
+            reason = "has a negative width or height" if np.isfinite(part[index]).all() else "is not finite"
+            raise ValueError(f"{what} record {start + index}: bbox {box} {reason}; give [x, y, w, h] in pixels")
+
+
+def index_of(ids: np.ndarray, wanted: np.ndarray, key: str, what: str, dtype: Any = np.int64) -> np.ndarray:
+    """Position in ``ids`` (unique, any order) of each value of ``wanted`` (n).
+
+    Raises ValueError naming the first unknown value and the nearest known one.
+    """
+    if len(wanted) and not len(ids):
+        raise ValueError(f"{what} record 0: {key} {int(wanted[0])}, but the annotations have no {key} at all")
+    order = np.argsort(ids, kind="stable")
+    ranked = ids[order].astype(np.int64)
+    out = np.empty(len(wanted), dtype=dtype)
+    for start in range(0, len(wanted), _CHUNK):
+        part = np.asarray(wanted[start : start + _CHUNK])
+        place = np.minimum(np.searchsorted(ranked, part), len(ranked) - 1)
+        unknown = ranked[place] != part
+        if unknown.any():
+            index = int(np.flatnonzero(unknown)[0])
+            value = int(part[index])
+            near = int(ranked[np.argmin(np.abs(ranked - value))])
+            raise ValueError(
+                f"{what} record {start + index}: {key} {value} is not in the annotations; nearest valid {key} is {near}"
+            )
+        out[start : start + len(part)] = order[place]
+    return out
+
+
+def first_repeat(one: np.ndarray, two: np.ndarray) -> int | None:
+    """A row (of n) whose pair of keys an earlier row has, too; None when all pairs differ."""
+    order = np.lexsort((two, one))
+    twice = np.flatnonzero((np.diff(one[order]) == 0) & (np.diff(two[order]) == 0))
+    return int(order[twice[0] + 1]) if len(twice) else None
