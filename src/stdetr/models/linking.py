@@ -69,7 +69,7 @@ class _Motion:
     def corrected(self, chosen_BP4: Tensor, seen_BP: Tensor, gap_BP: Tensor) -> _Motion:
         """After the look at a frame ``gap`` on, which showed the tube at ``chosen``, as surely as ``seen`` says."""
         error = (chosen_BP4 - self.here) * seen_BP[..., None]
-        gain = torch.where(self.sure, 0.5, 1.0) / torch.where(gap_BP == 0, 1.0, self.since * gap_BP.sign())
+        gain = (1 - 0.5 * self.sure) / (self.since * gap_BP.sign()).masked_fill(gap_BP == 0, 1.0)
         speed = self.speed + gain[..., None] * error[..., :2]
         taken = seen_BP > 0.5
         return _Motion(self.here + error, speed, self.sure | taken, self.since.masked_fill(taken, 0.0))
@@ -126,7 +126,9 @@ class TubeLinker:
         holds = torch.stack((held > 0.5, held > 0), 1)
         number = torch.arange(count, device=place.device)
         last, never = number.new_tensor(count), torch.full((clips, 2, *scores.shape[1:]), count, device=place.device)
-        covers, taken = close.to(scores.dtype), torch.zeros_like(scores)
+        nothing = torch.zeros_like(scores)
+        taken, covers = nothing, close.flatten(0, 1).to(scores.dtype)
+        first = number[:, None] < number
         settled, rank = torch.zeros_like(linked.scores, dtype=torch.bool), torch.zeros_like(linked.scores)
         free = share = torch.ones_like(place, dtype=torch.bool)
         turn = number.expand(clips, -1)
@@ -136,16 +138,17 @@ class TubeLinker:
             mean = left.transpose(1, 2).contiguous().sum(-1) / length
             rank = torch.where(settled, rank, 0.5 * left.amax(1) + 0.5 * mean)
             share = torch.where(settled[:, None], share, free)
-            turn = _before(rank).sum(1)
+            turn = _before(rank, first).sum(1)
+            queue = turn[:, None, None]
             active = holds & (free & ~settled[:, None])[:, None]  # B,2,T,P
-            earliest = never.scatter_reduce(3, both, torch.where(active, turn[:, None, None], last), "amin")
+            earliest = never.scatter_reduce(3, both, torch.where(active, queue, last), "amin")
             earliest = torch.where(close[:, None], earliest[..., None], last).amin(3).gather(3, both)
             # One that takes waits for those that hold, and the reverse.
-            waits = (active.flip(1) & (earliest < turn[:, None, None])).flatten(1, 2).any(1)
+            waits = (active.flip(1) & (earliest < queue)).flatten(1, 2).any(1)
             ready = ~(waits | settled)
             mine = (active[:, 0] & ready[:, None]).to(scores.dtype)
-            mine = torch.zeros_like(scores).scatter_reduce(2, place, mine, "amax")
-            taken = taken + (mine[:, :, None] @ covers)[:, :, 0]
+            mine = nothing.scatter_reduce(2, place, mine, "amax").flatten(0, 1)[:, None]
+            taken = taken + torch.bmm(mine, covers).view_as(taken)
             settled = settled | ready
             if not torch.compiler.is_compiling() and bool((settled | (turn >= tubes)).all()):
                 break
@@ -246,10 +249,11 @@ class TubeLinker:
                 gap = (index[:, t] - index[:, t - 1])[:, None]
                 motion = motion.moved(gap)
                 like = self._likeness(*looks, feature[:, t], share[:, t], free)
+                number = torch.arange(best.shape[1], device=best.device)
                 place, seen = self._look(
                     motion, state[:, t, None], like, exists & found.frame_mask[:, t, None], exists.shape[1]
                 )
-                same = _pairs(close[:, t], place) & _before(0.5 * best + 0.5 * total / t)
+                same = _pairs(close[:, t], place) & _before(0.5 * best + 0.5 * total / t, number[:, None] < number)
                 seen = seen * keep_greedily(same & (seen > 0.5)[..., None])
                 motion = motion.corrected(_take(state[:, t], place), seen, gap)
                 taken = torch.zeros_like(free).scatter_reduce(1, place, (seen > 0.5).to(free.dtype), "amax")
@@ -331,11 +335,10 @@ def keep_greedily(beats_BPP: Tensor) -> Tensor:
     return kept > 0
 
 
-def _before(rank_BP: Tensor) -> Tensor:
-    """B,P,P bool: the one has the higher rank, or the same and the lower number."""
-    number = torch.arange(rank_BP.shape[1], device=rank_BP.device)
+def _before(rank_BP: Tensor, first_PP: Tensor) -> Tensor:
+    """B,P,P bool: the one ranks above the other; ``first`` (the one has the lower number) decides between equals."""
     one, other = rank_BP[:, :, None], rank_BP[:, None]
-    return (one > other) | ((one == other) & (number[:, None] < number))
+    return (one > other) | ((one == other) & first_PP)
 
 
 def _pairs(close_BMM: Tensor, place_BP: Tensor) -> Tensor:
