@@ -108,8 +108,7 @@ def test_memory_is_flat_in_the_length_of_the_video(colour_detector):
 
     def peak(length: int) -> int:
         detector = make(colour_detector, clip_length=4, overlap=1)
-        detector.model.windows = None
-        detector.model.forward = _quiet(detector.model)
+        detector.model.detect = _quiet(detector.model)
         tracemalloc.start()
         for _ in detector.stream(Endless(length)):
             pass
@@ -123,12 +122,12 @@ def test_memory_is_flat_in_the_length_of_the_video(colour_detector):
 
 
 def _quiet(model):
-    """The fake's forward without its notes, which would grow."""
+    """The fake's detect without its notes, which would grow."""
 
-    def forward(frames, sizes, frame_mask=None, frame_index=None):
-        return type(model).forward(model, frames, sizes, frame_mask, None)
+    def detect(tokens, frame_mask=None, frame_index=None):
+        return type(model).detect(model, tokens, frame_mask, None)
 
-    return forward
+    return detect
 
 
 def test_weak_detections_stay_but_get_no_id(colour_detector, squares, array_source):

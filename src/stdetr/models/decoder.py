@@ -34,7 +34,8 @@ class FrameAttention(nn.Module):
 
     Pre-norm with an output projection that starts at zero, so that it starts as the identity; with one frame there is
     nothing to attend to and it is skipped, so that a single frame is Deformable DETR at any time of training.  A bias a
-    head over |dt| tells near frames from far ones.  causal: to earlier frames and their own only.
+    head over |dt| tells near frames from far ones.  causal: to earlier frames and their own only; the first
+    frame of a tube is then skipped like a single one.
     """
 
     def __init__(self, *, width: int, heads: int, reach: int, causal: bool) -> None:
@@ -75,7 +76,11 @@ class FrameAttention(nn.Module):
         if exists_BQT is not None:
             bias = bias.masked_fill(~(exists_BQT.flatten(0, 1)[:, None, None] | own), float("-inf"))
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return states_BQTC + self.output(rearrange(y, "(b q) h t d -> b q t (h d)", b=clips))
+        update = self.output(rearrange(y, "(b q) h t d -> b q t (h d)", b=clips))
+        if self.causal:
+            others = ((bias > float("-inf")) & ~own).any(-1).any(1)
+            update = update.masked_fill(~rearrange(others, "(b q) t -> b q t 1", b=clips), 0.0)
+        return states_BQTC + update
 
 
 class DecoderLayer(nn.Module):

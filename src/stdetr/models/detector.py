@@ -130,15 +130,18 @@ class ClipDetector(nn.Module):
         frame_mask: Tensor | None = None,
         frame_index: Tensor | None = None,
         targets: Sequence[ClipTargets] | None = None,
+        memory: Tensor | None = None,
     ) -> ModelOutput:
-        """What the clips whose frames gave these tokens show.  Arguments as ``forward``."""
+        """What the clips whose frames gave these tokens show.  Arguments as ``forward``; memory: what the encoder makes
+        of the tokens, B,T,S,C, where that is known."""
         clips, length = tokens.features.shape[:2]
         device = tokens.features.device
         if frame_mask is None:
             frame_mask = torch.ones(clips, length, dtype=torch.bool, device=device)
         if frame_index is None:
             frame_index = torch.arange(length, device=device).expand(clips, -1)
-        memory = self.encoder(tokens, frame_mask, frame_index)
+        if memory is None:
+            memory = self.encoder(tokens, frame_mask, frame_index)
         queries = self.queries(memory, tokens, frame_mask, frame_index)
 
         noised = None
