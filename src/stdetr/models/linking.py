@@ -135,8 +135,8 @@ class TubeLinker:
         for _ in range(tubes):
             free = (taken == 0).gather(2, place)
             left = value * free
-            mean = left.transpose(1, 2).contiguous().sum(-1) / length
-            rank = torch.where(settled, rank, 0.5 * left.amax(1) + 0.5 * mean)
+            total = left.transpose(1, 2).contiguous().sum(-1)
+            rank = torch.where(settled, rank, 0.5 * left.amax(1) + 0.5 * total / length)
             share = torch.where(settled[:, None], share, free)
             turn = _before(rank, first).sum(1)
             queue = turn[:, None, None]
