@@ -241,10 +241,12 @@ class ClipBatch:
 class ModelOutput:
     """What the detector says of a batch, before thresholds and pixels.
 
-    logits:   B,Q,classes class logits of each tube (sigmoid, no background class)
+    logits:   B,Q,classes class logits of each tube (sigmoid, no background class).  Of a causal model B,Q,T,classes: on
+              frame t of what the frames up to t show
     frame_logits: B,Q,T,classes the same from the tube's state on one frame alone
     boxes:    B,Q,T,4 cxcywh in [0,1] of the unpadded frame
     presence: B,Q,T logits: is the object on that frame?
+              All logits of a causal tube are so low before its first frame that their sigmoid is 0
     losses_input: what the criterion needs beyond that (auxiliary layers, proposals, denoising); None at inference
     """
 
@@ -256,6 +258,17 @@ class ModelOutput:
 
     def __repr__(self) -> str:
         return _shapes(self, ("logits", "frame_logits", "boxes", "presence"))
+
+    @property
+    def clip_logits(self) -> Tensor:
+        """B,Q,classes: the tubes' class logits, of all frames."""
+        return self.logits if self.logits.ndim == 3 else self.logits[:, :, -1]
+
+    def frames(self, first: int, stop: int) -> ModelOutput:
+        """What is said of the frames ``first`` to ``stop - 1``, by a causal model as if no more had followed."""
+        logits = self.logits if self.logits.ndim == 3 else self.logits[:, :, first:stop]
+        of_frames = (getattr(self, name)[:, :, first:stop] for name in ("frame_logits", "boxes", "presence"))
+        return ModelOutput(logits, *of_frames)
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stdetr.models.neck import Tokens
 from stdetr.structures import ModelOutput, SamplingRecord
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -28,6 +29,7 @@ class ColourDetector(nn.Module):
         super().__init__()
         self.register_buffer("threshold", torch.tensor(threshold))
         self.windows: list[tuple[int, ...]] = []
+        self.seen = 0
         if not samples:
             self.record_sampling = None
             del self.record_sampling
@@ -35,23 +37,40 @@ class ColourDetector(nn.Module):
     def forward(
         self, frames: Tensor, sizes: Tensor, frame_mask: Tensor | None = None, frame_index: Tensor | None = None
     ) -> ModelOutput:
+        return self.detect(self.features(frames, sizes), frame_mask, frame_index)
+
+    def features(self, frames: Tensor, sizes: Tensor) -> Tokens:
+        """One token a frame, which holds box and presence of the three squares."""
         clips, length = frames.shape[:2]
+        self.seen += clips * length
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
         boxes, presence = torch.full((clips, 3, length, 4), 0.5), torch.full((clips, 3, length), -8.0)
         for b in range(clips):
             height, width = sizes[b].tolist()
-            if frame_index is not None and frame_mask is not None:
-                self.windows.append(tuple(frame_index[b][frame_mask[b]].tolist()))
             for t in range(length):
                 pixels = frames[b, t, :, :height, :width] * std + mean
                 for colour in range(3):
                     others = pixels[[c for c in range(3) if c != colour]].amax(0)
                     rows, columns = torch.nonzero(pixels[colour] - others > self.threshold, as_tuple=True)
-                    if len(rows) and (frame_mask is None or frame_mask[b, t]):
+                    if len(rows):
                         x1, x2 = columns.min() / width, (columns.max() + 1) / width
                         y1, y2 = rows.min() / height, (rows.max() + 1) / height
                         boxes[b, colour, t] = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
                         presence[b, colour, t] = 4.0
+        nothing = torch.zeros(clips, 1)
+        features = torch.cat((boxes, presence[..., None]), -1).transpose(1, 2).flatten(2)[:, :, None]
+        return Tokens(features, nothing, nothing, nothing, ((1, 1),), nothing, nothing[0])
+
+    def detect(
+        self, tokens: Tokens, frame_mask: Tensor | None = None, frame_index: Tensor | None = None
+    ) -> ModelOutput:
+        clips, length = tokens.features.shape[:2]
+        if frame_index is not None:
+            self.windows += [tuple(row) for row in frame_index.tolist()]
+        boxes, presence = tokens.features[:, :, 0].unflatten(-1, (3, 5)).transpose(1, 2).split((4, 1), -1)
+        presence = presence[..., 0]
+        if frame_mask is not None:
+            presence = torch.where(frame_mask[:, None], presence, -8.0)
         seen = (presence > 0).any(-1)
         logits = torch.full((clips, 3, 3), -8.0)
         for colour in range(3):

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from stdetr.config import compose, instantiate
 from stdetr.data.transforms import ClipTransform, ResizeShortSide
 from stdetr.inference import Detector, StitchRules
 from stdetr.inference.detector import choose_device, default_overlap, normalised_to_uint8
+from stdetr.inference.windows import iterate_windows
+from stdetr.models.postprocess import to_tubes
 from stdetr.stitch.stitching import best_class_only, visible_frames
 from stdetr.structures import ClassNames, Tubes
 
@@ -76,6 +79,69 @@ def test_start_step_and_max_frames(colour_detector, squares, array_source):
     assert len({int(i) for i in predictions.track_ids[predictions.labels == 0]}) == 1
 
 
+@pytest.mark.parametrize(
+    ("overlap", "batch_size", "frames"), [(2, 1, 23), (4, 3, 23), (0, 2, 23), (2, 1, 6), (3, 1, 3)]
+)
+def test_the_backbone_runs_once_a_frame(colour_detector, squares, array_source, overlap, batch_size, frames):
+    detector = make(colour_detector, overlap=overlap, batch_size=batch_size)
+    detector.predict(array_source(squares(journey(frames))))
+    assert detector.model.seen == frames
+
+
+def clip_detector(*overrides: str) -> torch.nn.Module:
+    """The small model, stirred, so that it reports something of everything."""
+    torch.manual_seed(0)
+    model = instantiate(compose("train", ["model=small", "model.classes=3", *overrides]).model.detector)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def of_model(model: torch.nn.Module, **settings) -> Detector:
+    transform = ClipTransform([], mean=MEAN, std=STD)
+    return Detector(model, CLASSES, transform, clip_length=5, overlap=2, score_threshold=0.02, presence=0.0, **settings)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_reused_features_give_what_each_window_by_itself_gives(squares, array_source, batch_size):
+    detector = of_model(clip_detector("model.encoder_layers=1"), batch_size=batch_size)
+    video = array_source(squares(journey(12)))
+    given = list(detector._by_windows(video, 0, None))
+    windows = list(iterate_windows(video, 5, 2))
+    for tubes, window in zip(given, windows, strict=True):
+        batch = detector.batch([window], video)
+        with torch.no_grad():
+            output = detector.model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
+        (expected,) = to_tubes(output, batch.infos, 100, 0.02, 0.0)
+        expected = best_class_only(visible_frames(expected, score_threshold=0.02))
+        assert len(tubes) > 5 and torch.equal(tubes.labels, expected.labels)
+        torch.testing.assert_close(tubes.boxes, expected.boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(tubes.scores, expected.scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_causal_model_answers_frame_by_frame(squares, array_source, batch_size):
+    model = clip_detector("model.causal=true", "model.encoder_layers=1")
+    counted = []
+    model.backbone.register_forward_pre_hook(lambda _, args: counted.append(len(args[0])))
+    detector = of_model(model, batch_size=batch_size)
+    frames = squares(journey(12))
+    clips = list(detector.stream(array_source(frames)))
+    assert [clip.frame_index.tolist() for clip in clips] == [[t] for t in range(12)]
+    assert sum(counted) == 12
+    assert min(map(len, clips)) > 3
+    changed = frames.copy()
+    changed[8:] = 255 - changed[8:]
+    others = list(detector.stream(array_source(changed)))
+    for a, b in zip(clips[:8], others[:8], strict=True):
+        for name in ("boxes", "scores", "labels", "track_ids", "tube_scores", "present"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert not torch.equal(clips[8].boxes, others[8].boxes)
+
+
 def test_clip_shorter_than_a_window(colour_detector, squares, array_source):
     predictions = make(colour_detector).predict(array_source(squares(journey(2))))
     assert predictions.info.frame_index == (0, 1)
@@ -108,8 +174,7 @@ def test_memory_is_flat_in_the_length_of_the_video(colour_detector):
 
     def peak(length: int) -> int:
         detector = make(colour_detector, clip_length=4, overlap=1)
-        detector.model.windows = None
-        detector.model.forward = _quiet(detector.model)
+        detector.model.detect = _quiet(detector.model)
         tracemalloc.start()
         for _ in detector.stream(Endless(length)):
             pass
@@ -123,12 +188,12 @@ def test_memory_is_flat_in_the_length_of_the_video(colour_detector):
 
 
 def _quiet(model):
-    """The fake's forward without its notes, which would grow."""
+    """The fake's detect without its notes, which would grow."""
 
-    def forward(frames, sizes, frame_mask=None, frame_index=None):
-        return type(model).forward(model, frames, sizes, frame_mask, None)
+    def detect(tokens, frame_mask=None, frame_index=None):
+        return type(model).detect(model, tokens, frame_mask, None)
 
-    return forward
+    return detect
 
 
 def test_weak_detections_stay_but_get_no_id(colour_detector, squares, array_source):

@@ -1,4 +1,4 @@
-"""The clip detector: shapes, any T, padding, causality, masks, denoising, sampling record."""
+"""The clip detector: shapes, any T, padding, masks, denoising, sampling record."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from stdetr.models.queries import LearnedQueries, TokenQueries
 from stdetr.structures import ClipTargets
 
 
-def _detector(*, learned: bool = False, encoder_layers: int = 1, causal: bool = False, denoising: bool = False):
+def _detector(*, learned: bool = False, encoder_layers: int = 1, denoising: bool = False):
     torch.manual_seed(0)
     backbone = SmallBackbone(widths=(8, 16, 16, 24), out_strides=(8, 16))
-    common = {"width": 32, "heads": 4, "levels": 2, "points": 2, "feed_forward": 32, "dropout": 0.0, "causal": causal}
+    common = {"width": 32, "heads": 4, "levels": 2, "points": 2, "feed_forward": 32, "dropout": 0.0}
     queries = (
         LearnedQueries(width=32, queries=6)
         if learned
@@ -82,17 +82,6 @@ def test_far_frames_do_not_reach_through_a_small_window() -> None:
     assert (a.boxes[:, :, 4] - b.boxes[:, :, 4]).abs().max() > 1e-4
 
 
-def test_causal_frames_never_see_the_future() -> None:
-    model = _detector(learned=True, causal=True)
-    clip = torch.randn(1, 5, 3, 64, 64)
-    changed = clip.clone()
-    changed[:, 3:] = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        a, b = model(clip), model(changed)
-    torch.testing.assert_close(a.boxes[:, :, :3], b.boxes[:, :, :3], atol=1e-6, rtol=0)
-    assert (a.boxes[:, :, 3:] - b.boxes[:, :, 3:]).abs().max() > 1e-4
-
-
 def test_frames_that_pad_time_change_nothing() -> None:
     model = _detector()
     clip = torch.randn(1, 3, 3, 64, 64)
@@ -150,10 +139,13 @@ def test_sampling_record_follows_the_boxes() -> None:
     output, records = model.record_sampling(torch.randn(2, 3, 3, 64, 64))
     assert len(records) == 2
     record = records[0]
-    assert record.locations.shape == (6, 3, 4, 5, 2, 2, 2)
-    assert record.frames.shape == (3, 5)
+    assert record.locations.shape == (6, 3, 4, 3, 2, 2, 2)
+    assert record.frames.tolist() == [[0, 1, 2]] * 3
     torch.testing.assert_close(record.weights.sum((2 + 1, 4, 5)), torch.ones(6, 3, 4), atol=1e-5, rtol=0)
-    assert (record.weights[:, 0, :, :2] == 0).all(), "frame 0 has nothing before it"
+    model.decoder.window = 1
+    _, (record, _) = model.record_sampling(torch.randn(2, 3, 3, 64, 64))
+    assert record.frames.tolist() == [[-1, 0, 1], [0, 1, 2], [1, 2, -1]]
+    assert (record.weights[:, 0, :, 0] == 0).all(), "frame 0 has nothing before it"
     assert model.decoder.layers[-1].cross_attention.recorder is None
     assert torch.isfinite(output.boxes).all()
 

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -23,10 +24,13 @@ from stdetr.data.collate import Collate
 from stdetr.data.transforms import ClipTransform
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
 from stdetr.inference.windows import Window, iterate_windows
+from stdetr.models.detector import ClipDetector
+from stdetr.models.neck import Tokens
 from stdetr.models.postprocess import to_tubes
+from stdetr.models.streaming import CausalStream
 from stdetr.stitch.association import StitchRules
 from stdetr.stitch.stitching import Stitcher, best_class_only, visible_frames
-from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets, Tubes
+from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets, ModelOutput, Tubes
 from stdetr.video.open import open_source
 from stdetr.video.source import VideoSource
 
@@ -36,7 +40,8 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Detector:
     """A model with everything it needs to run on a video of any length, in memory that does not depend on the length.
 
-    model:           called as ``model(frames, sizes, frame_mask, frame_index)``, returns ``ModelOutput``
+    model:           a ``ClipDetector``, or a module with its ``features`` and ``detect``; a causal one answers frame by
+                     frame
     transform:       the evaluation transforms of the data the model was trained on, normalisation included
     clip_length:     T of a window; overlap: how many frames a window shares with the next one
     step:            look at every ``step``-th frame
@@ -45,7 +50,8 @@ class Detector:
     presence:        ... and those whose presence is lower
     track_threshold: a track gets its id when a frame reaches this score
     rules:           when a window's tube continues a track (its ``birth_score`` is ``track_threshold``)
-    batch_size:      windows that go through the model together
+    batch_size:      windows that go through the model together; of a causal model, frames that are read ahead to go
+                     through its backbone together
     precision:       ``fp32``, ``bf16`` or ``fp16``
     """
 
@@ -116,19 +122,19 @@ class Detector:
     ) -> Iterator[Tubes]:
         """Tracks of consecutive pieces of the video, each as soon as no later window can change it.
 
-        Every frame that is looked at comes exactly once, in order; ids are the same object throughout.
+        Every frame that is looked at comes exactly once, in order; ids are the same object throughout.  The backbone
+        runs once on each.  A causal model gives every frame by itself, and no later one changes anything about it.
         """
         if max_frames is not None and max_frames < 1:
             raise ValueError(f"max_frames={max_frames} must be at least 1")
         video = self.open(source)
         stop = None if max_frames is None else start + max_frames * self.step
-        windows = iterate_windows(video, self.clip_length, self.overlap, start=start, stop=stop, step=self.step)
-        stitcher = Stitcher(self.overlap, self.rules)
-        while group := list(islice(windows, self.batch_size)):
-            for tubes in self.detect(group, video):
-                clip = stitcher.push(tubes)
-                if clip.frame_index.numel():
-                    yield clip
+        causal = getattr(self.model, "causal", False)
+        stitcher = Stitcher(0 if causal else self.overlap, self.rules)
+        for tubes in (self._frame_by_frame if causal else self._by_windows)(video, start, stop):
+            clip = stitcher.push(tubes)
+            if clip.frame_index.numel():
+                yield clip
         rest = stitcher.flush()
         if rest.frame_index.numel():
             yield rest
@@ -147,30 +153,77 @@ class Detector:
         path = str(source) if isinstance(source, str | Path) else video.name
         return VideoInfo(path, Path(video.name).name, video.size, video.fps, ())
 
-    @torch.no_grad()
-    def detect(self, windows: Sequence[Window], video: VideoSource) -> list[Tubes]:
+    def _by_windows(self, video: VideoSource, start: int, stop: int | None) -> Iterator[Tubes]:
         """The tubes of each window, not yet stitched."""
-        batch = self.batch(windows, video)
+        windows = iterate_windows(video, self.clip_length, self.overlap, start=start, stop=stop, step=self.step)
+        known: dict[int, Tokens] = {}
+        while group := list(islice(windows, self.batch_size)):
+            new = {i: x for w in group for i, x in zip(w.frame_index, w.frames, strict=True) if i not in known}
+            known |= self._tokens(Window(tuple(new), np.stack(list(new.values()))), video)
+            yield from self._detect([window.frame_index for window in group], known, video)
+            known = {i: known[i] for i in group[-1].frame_index}
+
+    def _frame_by_frame(self, video: VideoSource, start: int, stop: int | None) -> Iterator[Tubes]:
+        """The tubes of each frame and the one before it, by which they are known again."""
+        window = CausalStream(cast(ClipDetector, self.model), self.clip_length, self.overlap)
+        frames = video.iterate(start, stop, self.step)
+        while group := list(islice(frames, self.batch_size)):
+            ahead = Window(tuple(index for index, _ in group), np.stack([frame for _, frame in group]))
+            for index, tokens in self._tokens(ahead, video).items():
+                with torch.no_grad(), self._autocast():
+                    output = window.push(tokens, index)
+                length = len(window.index)
+                output = output.frames(max(0, length - 2), length)
+                (tubes,) = self._sure(output, [_info(video, tuple(window.index[-2:]))])
+                yield tubes
+
+    @torch.no_grad()
+    def _tokens(self, frames: Window, video: VideoSource) -> dict[int, Tokens]:
+        """The tokens of each frame by its number."""
+        batch = self.batch([frames], video)
         with self._autocast():
-            output = self.model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
+            tokens = self.model.features(batch.frames, batch.sizes)
+        return {index: tokens.frame(t) for t, index in enumerate(frames.frame_index)}
+
+    @torch.no_grad()
+    def _detect(self, windows: Sequence[tuple[int, ...]], known: dict[int, Tokens], video: VideoSource) -> list[Tubes]:
+        """The tubes of windows of equal length, from the tokens of their frames."""
+        some = known[windows[0][0]]
+        features = torch.cat([torch.cat([known[i].features for i in window], 1) for window in windows])
+        shared = {
+            name: getattr(some, name).expand(len(windows), *getattr(some, name).shape[1:])
+            for name in ("position", "valid", "valid_ratios", "centres")
+        }
+        index = torch.tensor(windows, device=self.device)
+        with self._autocast():
+            output = self.model.detect(replace(some, features=features, **shared), frame_index=index)
+        return self._sure(output, [_info(video, window) for window in windows])
+
+    def _sure(self, output: ModelOutput, infos: Sequence[ClipInfo]) -> list[Tubes]:
+        """The tubes that are reported of each clip: each query under one class, on the frames where it is seen."""
         results = []
-        for tubes in to_tubes(output, batch.infos, self.top_k, self.score_threshold, self.presence):
-            sure = visible_frames(tubes, score_threshold=self.score_threshold)
-            results.append(best_class_only(sure))
+        for tubes in to_tubes(output, infos, self.top_k, self.score_threshold, self.presence):
+            tubes = visible_frames(tubes, score_threshold=self.score_threshold)
+            if output.logits.ndim == 4:  # the last frame decides, which is the one that is read
+                tubes = tubes.select(tubes.present[:, -1])
+            results.append(best_class_only(tubes))
         return results
 
     def batch(self, windows: Sequence[Window], video: VideoSource) -> ClipBatch:
         """Windows as the model takes them, on its device; of equal length or padded in time."""
         clips = []
         for window in windows:
-            info = ClipInfo(0, window.frame_index, (-1,) * len(window.frame_index), video.size, video.name)
             frames, _, _ = self.transform(torch.from_numpy(window.frames).permute(0, 3, 1, 2), torch.zeros(0, 4))
-            clips.append(Clip(frames, ClipTargets.empty(len(window.frame_index)), info))
+            clips.append(Clip(frames, ClipTargets.empty(len(frames)), _info(video, window.frame_index)))
         return self.collate(clips).to(self.device)
 
     def _autocast(self) -> AbstractContextManager[object]:
         kind = PRECISIONS[self.precision]
         return nullcontext() if kind is None else torch.autocast(self.device.type, dtype=kind)
+
+
+def _info(video: VideoSource, frame_index: tuple[int, ...]) -> ClipInfo:
+    return ClipInfo(0, frame_index, (-1,) * len(frame_index), video.size, video.name)
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, ClassNames]:

@@ -96,7 +96,7 @@ def most_confident_tubes(
 
     A tube that covers a more confident one (mean IoU over the frames of at least ``overlap``) is passed over.
     """
-    score, label = output.logits[0].float().sigmoid().max(-1)
+    score, label = output.clip_logits[0].float().sigmoid().max(-1)
     score = (score * output.presence[0].float().sigmoid().mean(-1)).cpu()
     boxes = box_convert(output.boxes[0].float().cpu(), "cxcywh", "xyxy")
     iou = iou_per_frame(boxes, boxes).mean(-1)  # Q,Q

@@ -29,7 +29,8 @@ class TubeCriterion:
     ``weight_frame_class`` adds the class loss of each frame's own state, so that a clip teaches as many class samples
     as its frames would; a frame where the track is absent teaches "nothing".  Unmatched tubes are told "nothing",
     except those that mostly cover ignore regions.  Box losses are divided by the number of counted boxes, class losses
-    by the number of matched tubes (frames for the frame class).
+    by the number of matched tubes (frames for the frame class).  A causal tube has a class on each frame: its loss is
+    the mean over them, and frames before it begins take no part in any.
     """
 
     def __init__(
@@ -102,6 +103,10 @@ class TubeCriterion:
         """Unweighted losses of one layer.  counted: B,Q bool, tubes that exist at all (None = every one)."""
         clip, tube, track = matches.clip, matches.tube, matches.track
         boxes, valid = targets.boxes[clip, track], targets.valid[clip, track]  # M,T,4 and M,T
+        exists = (
+            torch.ones_like(prediction.presence, dtype=torch.bool) if prediction.exists is None else prediction.exists
+        )
+        valid = valid & exists[clip, tube]
         ignored, labels = targets.ignored[clip, track], targets.labels[clip, track]
         predicted = prediction.boxes[clip, tube]
         iou, giou = paired_iou(to_xyxy(predicted), to_xyxy(boxes))
@@ -109,27 +114,39 @@ class TubeCriterion:
         boxes_count = reduce_count(frames.sum())
         tubes_count = reduce_count(frames.new_tensor(len(matches)))
 
-        weight = self._not_ignored(prediction.boxes, targets)
+        weight = self._not_ignored(prediction.boxes, targets) * exists
         if counted is not None:
             weight = weight * counted[..., None]
         tube_weight = (weight.sum(-1) > 0).float()
         tube_weight[clip, tube] = 1.0
         target = torch.zeros_like(prediction.logits)
-        mean_iou = (iou.detach() * frames).sum(1) / frames.sum(1).clamp(min=1)
-        target[clip, tube, labels] = mean_iou.clamp(min=0.01) if self.quality else torch.ones_like(mean_iou)
-        result = {"class": (self.loss(prediction.logits, target).sum(-1) * tube_weight).sum() / tubes_count}
+        if target.ndim == 3:
+            mean_iou = (iou.detach() * frames).sum(1) / frames.sum(1).clamp(min=1)
+            target[clip, tube, labels] = mean_iou.clamp(min=0.01) if self.quality else torch.ones_like(mean_iou)
+            class_loss = self.loss(prediction.logits, target).sum(-1)
+        else:
+            # On each frame what the frames up to it have shown: nothing until the track was there once.
+            seen = frames.cumsum(1)
+            mean_iou = (iou.detach() * frames).cumsum(1) / seen.clamp(min=1)
+            soft = mean_iou.clamp(min=0.01) if self.quality else torch.ones_like(mean_iou)
+            target[clip, tube, :, labels] = soft * (seen > 0)
+            counted_frames = weight * frame_mask[:, None]
+            counted_frames[clip, tube] = (exists[clip, tube] & frame_mask[clip]).float()
+            class_loss = (self.loss(prediction.logits, target).sum(-1) * counted_frames).sum(-1)
+            class_loss = class_loss / counted_frames.sum(-1).clamp(min=1)
+        result = {"class": (class_loss * tube_weight).sum() / tubes_count}
         if self.weights["frame_class"] > 0:
             wanted = torch.zeros_like(prediction.frame_logits)  # B,Q,T,K
             soft = iou.detach().clamp(min=0.01) if self.quality else torch.ones_like(iou)
             m, t = torch.nonzero(valid, as_tuple=True)
             wanted[clip[m], tube[m], t, labels[m]] = soft[m, t]
             frame_weight = weight * frame_mask[:, None]
-            frame_weight[clip, tube] = (~ignored).float() * frame_mask[clip]
+            frame_weight[clip, tube] = (~ignored).float() * frame_mask[clip] * exists[clip, tube]
             frame_loss = self.loss(prediction.frame_logits, wanted).sum(-1)
             result["frame_class"] = (frame_loss * frame_weight).sum() / boxes_count
         result["box"] = ((predicted - boxes).abs().sum(-1) * frames).sum() / boxes_count
         result["giou"] = ((1 - giou) * frames).sum() / boxes_count
-        asked = (~ignored) & frame_mask[clip]
+        asked = (~ignored) & frame_mask[clip] & exists[clip, tube]
         presence = functional.binary_cross_entropy_with_logits(
             prediction.presence[clip, tube], frames, reduction="none"
         )

@@ -39,16 +39,23 @@ class TubeMatcher:
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, targets: PackedTargets) -> Tensor:
-        """logits B,Q,K; boxes B,Q,T,4 -> B,Q,N float32; columns of tracks that are not counted mean nothing."""
+        """logits B,Q,K, or B,Q,T,K of which the mean over the track's counted frames is taken; boxes B,Q,T,4 -> B,Q,N
+        float32; columns of tracks that are not counted mean nothing."""
+        weight = targets.valid.float() / targets.valid.sum(-1, keepdim=True).clamp(min=1)
+        weight = weight[:, None]
         probability = logits.float().sigmoid()
         negative = (1 - self.alpha) * probability**self.gamma * -(1 - probability + 1e-8).log()
         positive = self.alpha * (1 - probability) ** self.gamma * -(probability + 1e-8).log()
         queries = logits.shape[1]
         labels = targets.labels[:, None].expand(-1, queries, -1)
-        cost = self.cost_class * (positive - negative).gather(2, labels)
+        classes = positive - negative
+        if classes.ndim == 3:
+            classes = classes.gather(2, labels)
+        else:
+            classes = classes.gather(3, labels[:, :, None].expand(-1, -1, logits.shape[2], -1))
+            classes = (classes.transpose(2, 3) * weight).sum(-1)
+        cost = self.cost_class * classes
         predicted, wanted = boxes.float()[:, :, None], targets.boxes[:, None]  # B,Q,1,T,4 and B,1,N,T,4
-        weight = targets.valid.float() / targets.valid.sum(-1, keepdim=True).clamp(min=1)
-        weight = weight[:, None]
         l1 = ((predicted - wanted).abs().sum(-1) * weight).sum(-1)
         giou = (paired_iou(to_xyxy(predicted), to_xyxy(wanted))[1] * weight).sum(-1)
         return cost + self.cost_box * l1 + self.cost_giou * (1 - giou)

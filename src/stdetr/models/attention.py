@@ -14,18 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal
-from stdetr.ops.reference import form_samples
+from stdetr.ops.reference import form_samples, locate, masked_softmax
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What one call sampled, for figures.
+    """What the operator used in one call, for figures.
 
-    locations B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights B,Q,H,F,L,K.
+    locations: B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights: B,Q,H,F,L,K
+    reference: B,Q,F,2|4, the points or boxes that it sampled around; frames: B,Q,F, of which frames, -1 = none
     """
 
     locations: Tensor
     weights: Tensor
+    reference: Tensor
+    frames: Tensor
 
 
 class STDeformableAttention(nn.Module):
@@ -108,49 +111,20 @@ class STDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query_BQC).view(*head_shape, 2)
         logits = self.attention_weights(query_BQC).view(head_shape)
         reference = reference.float()
+        given = {"frame_index": frames_BQF, "valid_ratios": valid_ratios}
         if dt_BQF is None:
-            placed, weighed = offsets[:, :, :, None], logits[:, :, :, None]
-            output = st_deform_attn_fused(
-                value_BTSHD, shapes, reference, placed, weighed, frame_index=frames_BQF, valid_ratios=valid_ratios
-            )
-            if self.recorder is not None:
-                self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios))
-            return self.output_proj(output)
-        entry = (2 * self.reach, self.heads, self.levels, self.points)
-        temporal = (
-            offsets,
-            self.velocity(query_BQC).view(*head_shape, 2),
-            logits,
-            self.offset_table.view(*entry, 2),
-            self.logit_table.view(entry),
-            dt_BQF,
-        )
-        output = st_deform_attn_temporal(
-            value_BTSHD, shapes, reference, *temporal, frame_index=frames_BQF, valid_ratios=valid_ratios
-        )
-        if self.recorder is not None:
-            placed, weighed = form_samples(*temporal)
-            self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios))
-        return self.output_proj(output)
-
-    def _samples(
-        self,
-        reference: Tensor,
-        offsets: Tensor,
-        logits: Tensor,
-        frames_BQF: Tensor,
-        shapes: tuple[tuple[int, int], ...],
-        valid_ratios: Tensor,
-    ) -> Samples:
-        """The locations and weights that the operator forms inside, relative to the unpadded frame."""
-        centre = reference[:, :, None, :, None, None, :2]
-        if reference.shape[-1] == 4:
-            locations = centre + offsets / self.points * 0.5 * reference[:, :, None, :, None, None, 2:]
+            formed = offsets[:, :, :, None], logits[:, :, :, None]
+            output = st_deform_attn_fused(value_BTSHD, shapes, reference, *formed, **given)
         else:
-            size = torch.tensor([(w, h) for h, w in shapes], device=offsets.device, dtype=torch.float32)
-            unpadded = size * valid_ratios
-            locations = centre + offsets / unpadded[:, None, None, None, :, None, :]
-        masked = (frames_BQF < 0)[:, :, None, :, None, None]
-        flat = logits.float().masked_fill(masked, float("-inf")).flatten(3)
-        weights = flat.softmax(-1).nan_to_num(0.0).view_as(logits)
-        return Samples(locations.detach(), weights.detach())
+            entry = (2 * self.reach, self.heads, self.levels, self.points)
+            velocity = self.velocity(query_BQC).view(*head_shape, 2)
+            tables = self.offset_table.view(*entry, 2), self.logit_table.view(entry)
+            formed = offsets, velocity, logits, *tables, dt_BQF
+            output = st_deform_attn_temporal(value_BTSHD, shapes, reference, *formed, **given)
+        if self.recorder is not None:
+            offsets, logits = formed if dt_BQF is None else form_samples(*formed)
+            locations = locate(reference, offsets, valid_ratios, shapes, torch.float32)
+            locations = locations / valid_ratios[:, None, None, None, :, None]
+            weights = masked_softmax(logits, frames_BQF, value_BTSHD.shape[1], torch.float32)
+            self.recorder(Samples(locations, weights, reference, frames_BQF))
+        return self.output_proj(output)

@@ -34,7 +34,8 @@ class FrameAttention(nn.Module):
 
     Pre-norm with an output projection that starts at zero, so that it starts as the identity; with one frame there is
     nothing to attend to and it is skipped, so that a single frame is Deformable DETR at any time of training.  A bias a
-    head over |dt| tells near frames from far ones.
+    head over |dt| tells near frames from far ones.  causal: to earlier frames and their own only; the first
+    frame of a tube is then skipped like a single one.
     """
 
     def __init__(self, *, width: int, heads: int, reach: int, causal: bool) -> None:
@@ -49,7 +50,14 @@ class FrameAttention(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, states_BQTC: Tensor, position_BQTC: Tensor, frame_mask_BT: Tensor, index_BT: Tensor) -> Tensor:
+    def forward(
+        self,
+        states_BQTC: Tensor,
+        position_BQTC: Tensor,
+        frame_mask_BT: Tensor,
+        index_BT: Tensor,
+        exists_BQT: Tensor | None,
+    ) -> Tensor:
         clips, tubes, frames, width = states_BQTC.shape
         if frames == 1:
             return states_BQTC
@@ -62,11 +70,17 @@ class FrameAttention(nn.Module):
         allowed = frame_mask_BT[:, None, None, :].expand(-1, 1, frames, -1)
         if self.causal:
             allowed = allowed & (distance <= 0)[:, None]
-        allowed = allowed | torch.eye(frames, dtype=torch.bool, device=allowed.device)
-        bias = bias.masked_fill(~allowed, float("-inf"))
+        own = torch.eye(frames, dtype=torch.bool, device=allowed.device)
+        bias = bias.masked_fill(~(allowed | own), float("-inf"))
         bias = repeat(bias.to(q.dtype), "b h t s -> (b q) h t s", q=tubes)  # ONNX knows attention over four axes only
+        if exists_BQT is not None:
+            bias = bias.masked_fill(~(exists_BQT.flatten(0, 1)[:, None, None] | own), float("-inf"))
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return states_BQTC + self.output(rearrange(y, "(b q) h t d -> b q t (h d)", b=clips))
+        update = self.output(rearrange(y, "(b q) h t d -> b q t (h d)", b=clips))
+        if self.causal:
+            others = ((bias > float("-inf")) & ~own).any(-1).any(1)
+            update = update.masked_fill(~rearrange(others, "(b q) t -> b q t 1", b=clips), 0.0)
+        return states_BQTC + update
 
 
 class DecoderLayer(nn.Module):
@@ -106,17 +120,22 @@ class DecoderLayer(nn.Module):
         frame_mask_BT: Tensor,
         index_BT: Tensor,
         blocked_QQ: Tensor | None,
+        exists_BQT: Tensor | None,
     ) -> Tensor:
         clips, tubes, frames, _ = states_BQTC.shape
         content = rearrange(states_BQTC, "b q t c -> (b t) q c")
         keyed = content + rearrange(position_BQTC, "b q t c -> (b t) q c")
-        mixed = self.self_attention(keyed, keyed, content, attn_mask=blocked_QQ)
+        absent = None if exists_BQT is None else rearrange(~exists_BQT, "b q t -> (b t) q")
+        mixed = self.self_attention(keyed, keyed, content, attn_mask=blocked_QQ, absent=absent)
         states = self.self_norm(content + self.dropout(mixed))
         states = rearrange(states, "(b t) q c -> b q t c", b=clips)
-        states = self.frame_attention(states, position_BQTC, frame_mask_BT, index_BT)
+        states = self.frame_attention(states, position_BQTC, frame_mask_BT, index_BT, exists_BQT)
 
         # The reference on a sampled frame is the tube's own box there, so that sampling follows the motion.
         where = repeat(window.frames, "b t f -> b q t f", q=tubes)
+        if exists_BQT is not None:
+            there = exists_BQT.gather(2, where.clamp(min=0).flatten(2)).view_as(where)
+            where = torch.where(there, where, -1)
         own = references_BQTn[:, :, :, None, :].expand(-1, -1, -1, where.shape[-1], -1)
         if window.own:
             reference, dt = own, None
@@ -146,7 +165,8 @@ class Decoder(nn.Module):
     position: ``fixed`` keeps the queries' own embedding through all layers (Deformable DETR), ``boxes`` computes it
         from each layer's boxes (DAB-DETR, Liu et al. 2022), which a tube that moves needs
     look_forward_twice: a layer's loss reaches the layer before through the boxes (DINO, Zhang et al. 2022)
-    window, causal: frames to each side that a tube's state on one frame samples (None: the whole clip)
+    window: frames to each side that a tube's state on one frame samples (None: the whole clip)
+    causal: a state attends to and samples earlier frames and its own only, and tubes see those alone that have begun
     """
 
     def __init__(
@@ -189,10 +209,6 @@ class Decoder(nn.Module):
         self.refine, self.look_forward_twice = refine, look_forward_twice
         self.window, self.causal, self.width = window, causal, width
 
-    def window_of(self, frame_mask_BT: Tensor, index_BT: Tensor) -> Window:
-        """The frames that a tube's state on each frame samples."""
-        return Window.build(frame_mask_BT, index_BT, radius=self.window, causal=self.causal)
-
     def forward(
         self,
         states_BQTC: Tensor,
@@ -203,14 +219,16 @@ class Decoder(nn.Module):
         frame_mask_BT: Tensor,
         index_BT: Tensor,
         blocked_QQ: Tensor | None = None,
+        exists_BQT: Tensor | None = None,
     ) -> list[DecoderState]:
         """
         references_BQTn: n = 2 (points) or 4 (cxcywh) in [0,1] of the unpadded frame, float32
         position_BQTC: the queries' own embedding; needed where ``position`` is ``fixed``
         blocked_QQ: bool, True where a tube must not see another (denoising groups)
+        exists_BQT: bool, False on the frames before a tube's first, where its states mean nothing; None = all True
         returns one DecoderState a layer
         """
-        window = self.window_of(frame_mask_BT, index_BT)
+        window = Window.build(frame_mask_BT, index_BT, radius=self.window, causal=self.causal)
         results: list[DecoderState] = []
         references, base = references_BQTn.float(), references_BQTn.float()
         states = states_BQTC
@@ -231,6 +249,7 @@ class Decoder(nn.Module):
                 frame_mask_BT,
                 index_BT,
                 blocked_QQ,
+                exists_BQT,
             )
             head = self.box_heads[i if self.refine else 0]
             refined = head(states, base).sigmoid()

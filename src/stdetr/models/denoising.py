@@ -22,13 +22,15 @@ from stdetr.structures import ClipTargets
 @dataclass(frozen=True)
 class DenoisingQueries:
     """states B,Q,T,C; references B,Q,T,4 cxcywh in [0,1]; blocked Q+M,Q+M bool for M matching queries behind them;
-    track B,Q int64 (which track a query was made from, -1 = padding); positive Q bool."""
+    track B,Q int64 (which track a query was made from, -1 = padding); positive Q bool; exists B,Q,T bool or None: the
+    track's object has been annotated on that frame or before (causal)."""
 
     states: Tensor
     references: Tensor
     blocked: Tensor
     track: Tensor
     positive: Tensor
+    exists: Tensor | None = None
 
 
 class TubeDenoising(ClipRandom):
@@ -38,6 +40,7 @@ class TubeDenoising(ClipRandom):
     label_noise: probability of a random label; box_noise: largest corner shift as a share of half the box side, for
         positives; negatives are shifted by one to two times that
     frame_share: share of the noise that each frame draws anew
+    causal: a query begins on its track's first frame and knows boxes of earlier frames only
     most: tracks of the clip with most, where other processes hold clips of the same batch
     """
 
@@ -50,12 +53,13 @@ class TubeDenoising(ClipRandom):
         label_noise: float = 0.25,
         box_noise: float = 0.5,
         frame_share: float = 0.3,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.labels = nn.Embedding(classes, width)
         self.classes, self.queries = classes, queries
         self.label_noise, self.box_noise, self.frame_share = label_noise, box_noise, frame_share
-        self.most = 0
+        self.causal, self.most = causal, 0
 
     def forward(self, targets: Sequence[ClipTargets], matching: int) -> DenoisingQueries | None:
         """None when no clip of the batch, on any process, has a track that counts."""
@@ -70,9 +74,12 @@ class TubeDenoising(ClipRandom):
         boxes = torch.full((clips, most, frames, 4), 0.5, device=device)
         labels = torch.zeros(clips, most, dtype=torch.int64, device=device)
         track = torch.full((clips, most), -1, dtype=torch.int64, device=device)
+        exists = torch.ones(clips, most, frames, dtype=torch.bool, device=device)
         for i, (target, keep) in enumerate(zip(targets, kept, strict=True)):
             if len(keep):
-                boxes[i, : len(keep)] = fill_absent(target.boxes[keep], target.valid[keep])
+                boxes[i, : len(keep)] = fill_absent(target.boxes[keep], target.valid[keep], self.causal)
+                if self.causal:
+                    exists[i, : len(keep)] = target.valid[keep].cummax(1).values
                 labels[i, : len(keep)] = target.labels[keep]
                 track[i, : len(keep)] = keep
         # Queries in the order group, positive then negative, track.
@@ -98,16 +105,19 @@ class TubeDenoising(ClipRandom):
         group = torch.arange(slots, device=device) // (2 * most)
         blocked[:slots, :slots] = group[:, None] != group[None, :]
         states = self.labels(labels)[:, :, None].expand(-1, -1, frames, -1)
-        return DenoisingQueries(states, references, blocked, track, positive)
+        exists = exists.repeat(1, 2 * groups, 1) if self.causal else None
+        return DenoisingQueries(states, references, blocked, track, positive, exists)
 
 
-def fill_absent(boxes_NT4: Tensor, valid_NT: Tensor) -> Tensor:
+def fill_absent(boxes_NT4: Tensor, valid_NT: Tensor, causal: bool = False) -> Tensor:
     """Boxes on frames without one: those of the nearest frame (the earlier on a tie) that has it.
 
-    Each track needs one.
+    Each track needs one.  causal: the nearest earlier frame, where there is one.
     """
     frames = boxes_NT4.shape[1]
     time = torch.arange(frames, device=boxes_NT4.device)
-    gap = (time[None, :] - time[:, None]).abs().float()[None].expand(len(boxes_NT4), -1, -1)
+    gap = (time[None, :] - time[:, None]).float()
+    gap = torch.where(gap > 0, gap + frames, -gap) if causal else gap.abs()
+    gap = gap[None].expand(len(boxes_NT4), -1, -1)
     nearest = gap.masked_fill(~valid_NT[:, None, :], float("inf")).argmin(-1)
     return boxes_NT4.gather(1, nearest[..., None].expand(-1, -1, 4))

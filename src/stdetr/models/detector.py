@@ -18,20 +18,25 @@ from stdetr.models.decoder import Decoder, DecoderState
 from stdetr.models.denoising import TubeDenoising
 from stdetr.models.encoder import Encoder
 from stdetr.models.heads import ClassHead, ClipPool
-from stdetr.models.neck import Neck
+from stdetr.models.neck import Neck, Tokens
 from stdetr.models.queries import DenseOutput, LearnedQueries, TokenQueries
 from stdetr.structures import ClipTargets, ModelOutput, SamplingRecord
+
+# Of a tube on the frames before it begins: a logit whose sigmoid is 0 and whose loss, told "nothing", is 0.
+NEVER = -1e4
 
 
 @dataclass(frozen=True)
 class TubePrediction:
-    """One layer's answer.  logits B,Q,N of the tube; frame_logits B,Q,T,N of its states one by one; boxes B,Q,T,4
-    cxcywh in [0,1]; presence B,Q,T logits."""
+    """One layer's answer.  logits B,Q,N of the tube (causal: B,Q,T,N); frame_logits B,Q,T,N of its states one by one;
+    boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T logits; exists B,Q,T bool, False on the frames before a causal tube
+    begins, where all logits are ``NEVER`` and the box means nothing; None = every tube is there throughout."""
 
     logits: Tensor
     frame_logits: Tensor
     boxes: Tensor
     presence: Tensor
+    exists: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class ClipDetector(nn.Module):
     With T = 1 and learned queries the computation is Deformable DETR's.
 
     share_heads: one class head for all decoder layers (plain Deformable DETR) instead of one each
+    causal: nothing that is said of a frame depends on a later one; all parts must agree on it
     """
 
     def __init__(
@@ -70,17 +76,22 @@ class ClipDetector(nn.Module):
         classes: int,
         denoising: TubeDenoising | None = None,
         share_heads: bool = False,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(neck, Neck):
             neck = neck(channels=backbone.channels)
         if neck.width != decoder.width:
             raise ValueError(f"model.neck.width={neck.width} but model.decoder.width={decoder.width}; make them equal")
+        for name, part in (("encoder", encoder), ("queries", queries), ("decoder", decoder), ("denoising", denoising)):
+            if getattr(part, "causal", causal) != causal:
+                raise ValueError(f"model.{name}.causal={not causal} but model.causal={causal}; make them equal")
+        self.causal = causal
         self.backbone, self.neck, self.encoder = backbone, neck, encoder
         self.queries, self.decoder, self.denoising = queries, decoder, denoising
         heads = 1 if share_heads else len(decoder.layers)
         self.class_heads = nn.ModuleList(ClassHead(neck.width, classes) for _ in range(heads))
-        self.pools = nn.ModuleList(ClipPool(neck.width) for _ in range(heads))
+        self.pools = nn.ModuleList(ClipPool(neck.width, causal) for _ in range(heads))
         self.presence_head = nn.Linear(neck.width, 1)
         nn.init.zeros_(self.presence_head.weight)
         nn.init.constant_(self.presence_head.bias, 2.0)
@@ -101,39 +112,62 @@ class ClipDetector(nn.Module):
         frame_index: B,T source frame numbers; None = consecutive
         targets: only in training; adds denoising queries and fills ``losses_input``
         """
+        return self.detect(self.features(frames, sizes), frame_mask, frame_index, targets)
+
+    def features(self, frames: Tensor, sizes: Tensor | None = None) -> Tokens:
+        """The tokens of every frame by itself, from backbone and neck.  Arguments as ``forward``."""
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must have shape (B,T,3,h,w), got {tuple(frames.shape)}")
-        clips, length, _, height, width = frames.shape
-        device = frames.device
+        clips, _, _, height, width = frames.shape
         if sizes is None:
-            sizes = torch.tensor([[height, width]], device=device).expand(clips, -1)
+            sizes = torch.tensor([[height, width]], device=frames.device).expand(clips, -1)
+        maps = self.backbone(rearrange(frames, "b t c h w -> (b t) c h w"))
+        return self.neck(maps, sizes, (height, width), clips)
+
+    def detect(
+        self,
+        tokens: Tokens,
+        frame_mask: Tensor | None = None,
+        frame_index: Tensor | None = None,
+        targets: Sequence[ClipTargets] | None = None,
+        memory: Tensor | None = None,
+    ) -> ModelOutput:
+        """What the clips whose frames gave these tokens show.  Arguments as ``forward``; memory: what the encoder makes
+        of the tokens, B,T,S,C, where that is known."""
+        clips, length = tokens.features.shape[:2]
+        device = tokens.features.device
         if frame_mask is None:
             frame_mask = torch.ones(clips, length, dtype=torch.bool, device=device)
         if frame_index is None:
             frame_index = torch.arange(length, device=device).expand(clips, -1)
-
-        maps = self.backbone(rearrange(frames, "b t c h w -> (b t) c h w"))
-        tokens = self.neck(maps, sizes, (height, width), clips)
-        memory = self.encoder(tokens, frame_mask, frame_index)
+        if memory is None:
+            memory = self.encoder(tokens, frame_mask, frame_index)
         queries = self.queries(memory, tokens, frame_mask, frame_index)
 
         noised = None
-        states, references, blocked = queries.states, queries.references, None
+        states, references, exists, blocked = queries.states, queries.references, queries.exists, None
         if targets is not None and self.denoising is not None and queries.position is None:
             noised = self.denoising(targets, states.shape[1])
             if noised is not None:
                 states = torch.cat((noised.states.to(states.dtype), states), 1)
                 references = torch.cat((noised.references, references), 1)
                 blocked = noised.blocked
-        layers = self.decoder(states, references, queries.position, memory, tokens, frame_mask, frame_index, blocked)
+                if exists is not None and noised.exists is not None:
+                    exists = torch.cat((noised.exists, exists), 1)
+        layers = self.decoder(
+            states, references, queries.position, memory, tokens, frame_mask, frame_index, blocked, exists
+        )
         extra = 0 if noised is None else noised.track.shape[1]
+
+        def predict(part: slice, first: int = 0) -> tuple[TubePrediction, ...]:
+            there = None if exists is None else exists[:, part]
+            return tuple(self._predict(i, layers[i], frame_mask, part, there) for i in range(first, len(layers)))
+
         if targets is None:
-            last = self._predict(len(layers) - 1, layers[-1], frame_mask, slice(extra, None))
+            (last,) = predict(slice(extra, None), len(layers) - 1)
             return ModelOutput(last.logits, last.frame_logits, last.boxes, last.presence)
-        matching = tuple(self._predict(i, s, frame_mask, slice(extra, None)) for i, s in enumerate(layers))
-        denoising = ()
-        if noised is not None:
-            denoising = tuple(self._predict(i, s, frame_mask, slice(0, extra)) for i, s in enumerate(layers))
+        matching = predict(slice(extra, None))
+        denoising = () if noised is None else predict(slice(0, extra))
         training = TrainingOutput(
             layers=matching,
             denoising=denoising,
@@ -147,14 +181,23 @@ class ClipDetector(nn.Module):
         last = matching[-1]
         return ModelOutput(last.logits, last.frame_logits, last.boxes, last.presence, training)
 
-    def _predict(self, layer: int, state: DecoderState, frame_mask: Tensor, part: slice) -> TubePrediction:
+    def _predict(
+        self, layer: int, state: DecoderState, frame_mask: Tensor, part: slice, exists: Tensor | None
+    ) -> TubePrediction:
         states = state.states[:, part]
         head = self.class_heads[layer if len(self.class_heads) > 1 else 0]
         pool = self.pools[layer if len(self.pools) > 1 else 0]
         frame_logits = head(states)
-        logits = frame_logits[:, :, 0] if states.shape[2] == 1 else head(pool(states, frame_mask))
+        if states.shape[2] == 1:
+            logits = frame_logits if self.causal else frame_logits[:, :, 0]
+        else:
+            logits = head(pool(states, frame_mask, exists))
         presence = self.presence_head(states)[..., 0]
-        return TubePrediction(logits.float(), frame_logits.float(), state.boxes[:, part], presence.float())
+        logits, frame_logits, presence = logits.float(), frame_logits.float(), presence.float()
+        if exists is not None:
+            logits, frame_logits = (x.masked_fill(~exists[..., None], NEVER) for x in (logits, frame_logits))
+            presence = presence.masked_fill(~exists, NEVER)
+        return TubePrediction(logits, frame_logits, state.boxes[:, part], presence, exists)
 
     @torch.no_grad()
     def record_sampling(
@@ -168,29 +211,18 @@ class ClipDetector(nn.Module):
         attention = self.decoder.layers[-1].cross_attention
         assert isinstance(attention, STDeformableAttention)
         recorded: list[Samples] = []
-        references: list[Tensor] = []
-        hook = self.decoder.layers[-1].register_forward_pre_hook(lambda _, args: references.append(args[2]))
         attention.recorder = recorded.append
         try:
             output = self(frames, sizes, frame_mask, frame_index)
         finally:
             attention.recorder = None
-            hook.remove()
         length = frames.shape[1]
-        mask = torch.ones(frames.shape[:2], dtype=torch.bool) if frame_mask is None else frame_mask.cpu()
-        index = torch.arange(length).expand(len(frames), -1) if frame_index is None else frame_index.cpu()
-        window = self.decoder.window_of(mask, index)
+        samples = (getattr(recorded[0], name).cpu() for name in ("locations", "weights", "reference", "frames"))
         records = []
-        for i in range(len(frames)):
-            boxes = references[0][i]
-            if boxes.shape[-1] == 2:
-                boxes = nn.functional.pad(boxes, (0, 2))
-            records.append(
-                SamplingRecord(
-                    locations=rearrange(recorded[0].locations[i], "(q t) ... -> q t ...", t=length).cpu(),
-                    weights=rearrange(recorded[0].weights[i], "(q t) ... -> q t ...", t=length).cpu(),
-                    frames=window.frames[i],
-                    boxes=boxes.cpu(),
-                )
-            )
+        for clip in zip(*samples, strict=True):
+            locations, weights, reference, sampled = (rearrange(x, "(q t) ... -> q t ...", t=length) for x in clip)
+            sampled = sampled.amax(0)  # T,F: tubes that have not begun sample none of them
+            own = (sampled == torch.arange(length)[:, None])[..., None]
+            boxes = nn.functional.pad(reference, (0, 4 - reference.shape[-1]))
+            records.append(SamplingRecord(locations, weights, sampled, torch.where(own, boxes, 0.0).sum(2)))
         return output, records

@@ -79,11 +79,17 @@ class TubeAttention(nn.MultiheadAttention):
         self.drop = ClipDropout(dropout)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        absent: Tensor | None = None,
     ) -> Tensor:
-        """attn_mask: Q,Q bool, or N x H,Q,Q, True = not seen"""
+        """attn_mask: Q,Q bool, or N x H,Q,Q, True = not seen; absent: N,Q bool, True = seen by none"""
         if not self.training or self.drop.p == 0:
-            return super().forward(query, key, value, attn_mask=attn_mask, need_weights=False)[0]
+            masks = {"attn_mask": attn_mask, "key_padding_mask": absent}
+            return super().forward(query, key, value, need_weights=False, **masks)[0]
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
             rearrange(functional.linear(x, w, b), "n q (h c) -> n h q c", h=self.num_heads)
@@ -93,5 +99,7 @@ class TubeAttention(nn.MultiheadAttention):
         if attn_mask is not None:
             mask = attn_mask if attn_mask.ndim == 2 else attn_mask.view(-1, self.num_heads, *attn_mask.shape[-2:])
             scores = scores.masked_fill(mask, float("-inf"))
+        if absent is not None:
+            scores = scores.masked_fill(absent[:, None, None], float("-inf"))
         mixed = self.drop(scores.softmax(-1)) @ v
         return self.out_proj(rearrange(mixed, "n h q c -> n q (h c)"))

@@ -5,6 +5,9 @@ Shape legend: B clips, T frames, S tokens of a frame, C width, F sampled frames.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -41,9 +44,13 @@ class EncoderLayer(nn.Module):
         self.dropout = ClipDropout(dropout)
         self.feed_forward = FeedForward(attention.width, feed_forward, dropout)
 
-    def forward(self, features_BTSC: Tensor, tokens: Tokens, window: Window) -> Tensor:
+    def forward(
+        self, features_BTSC: Tensor, tokens: Tokens, window: Window, before_BTSC: Tensor | None = None
+    ) -> Tensor:
+        """before: the layer's input on the frames before these, which ``window`` counts first; None = there are none"""
         clips, frames, count, _ = features_BTSC.shape
-        value = self.attention.values(features_BTSC, tokens.valid)
+        sampled_BTSC = features_BTSC if before_BTSC is None else torch.cat((before_BTSC, features_BTSC), 1)
+        value = self.attention.values(sampled_BTSC, tokens.valid)
         query = rearrange(features_BTSC + tokens.position[:, None], "b t s c -> b (t s) c")
         sampled = window.frames.shape[-1]
         reference = tokens.centres[:, None, :, None].expand(-1, frames, -1, sampled, -1).flatten(1, 2)
@@ -100,3 +107,21 @@ class Encoder(nn.Module):
             else:
                 memory = layer(memory, tokens, window)
         return memory
+
+    def extend(self, tokens: Tokens, frame_index_BT: Tensor, past: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """The memory of one more frame of a clip (T = 1), and what the next one needs; causal encoders only.
+
+        frame_index_BT: numbers of the frames before it, at least those that it may sample, and its own
+        past: as the frame before gave it, None for a clip's first: the layers' inputs on the frames that may be sampled
+        """
+        assert self.causal
+        memory, inputs = self.dropout(tokens.features), []
+        for i, layer in enumerate(self.layers):
+            before = None if past is None else past[i]
+            known = memory if before is None else torch.cat((before, memory), 1)
+            index = frame_index_BT[:, -known.shape[1] :]
+            window = Window.build(torch.ones_like(index, dtype=torch.bool), index, radius=self.window, causal=True)
+            window = replace(window, frames=window.frames[:, -1:], dt=window.dt[:, -1:])
+            memory = layer(memory, tokens, window, before)
+            inputs.append(known if self.window is None else known[:, max(0, known.shape[1] - self.window) :])
+        return memory, inputs

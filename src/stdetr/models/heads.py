@@ -63,17 +63,28 @@ class ClassHead(nn.Module):
 class ClipPool(nn.Module):
     """One clip state a tube from its frame states: a learned weighted mean, as the class belongs to the clip and the
     box to the frame (SeqFormer, Wu et al. 2022).  The weights start equal; with one frame the state is the frame's.
+
+    causal: one state for each frame instead, the mean of the tube's states up to it
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, causal: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Linear(width, 1)
+        self.weight, self.causal = nn.Linear(width, 1), causal
         nn.init.zeros_(self.weight.weight)
         nn.init.zeros_(self.weight.bias)
 
-    def forward(self, states_BQTC: Tensor, frame_mask_BT: Tensor) -> Tensor:
-        """returns B,Q,C"""
-        if states_BQTC.shape[2] == 1:
+    def forward(self, states_BQTC: Tensor, frame_mask_BT: Tensor, exists_BQT: Tensor | None = None) -> Tensor:
+        """returns B,Q,C; causal: B,Q,T,C.  exists: the frames on which a causal tube is there, None = all"""
+        frames = states_BQTC.shape[2]
+        if frames == 1 and not self.causal:
             return states_BQTC[:, :, 0]
-        logits = self.weight(states_BQTC).float().masked_fill(~frame_mask_BT[:, None, :, None], float("-inf"))
-        return (logits.softmax(2).to(states_BQTC.dtype) * states_BQTC).sum(2)
+        if not self.causal:
+            logits = self.weight(states_BQTC).float().masked_fill(~frame_mask_BT[:, None, :, None], float("-inf"))
+            return (logits.softmax(2).to(states_BQTC.dtype) * states_BQTC).sum(2)
+        usable = frame_mask_BT[:, None] if exists_BQT is None else frame_mask_BT[:, None] & exists_BQT
+        past = torch.ones(frames, frames, dtype=torch.bool, device=states_BQTC.device).tril()
+        own = torch.eye(frames, dtype=torch.bool, device=states_BQTC.device)
+        # A frame's own state counts in any case: without one there would be nothing to take the mean of.
+        logits = self.weight(states_BQTC).float().transpose(2, 3)  # B,Q,1,T
+        logits = logits.masked_fill(~((usable[:, :, None] & past) | own), float("-inf"))
+        return logits.softmax(3).to(states_BQTC.dtype) @ states_BQTC

@@ -1,11 +1,13 @@
 """Linking proposals through time: from boxes found frame by frame to tubes.
 
 Shape legend
-    B clips, T frames, M candidates of a frame, P seeds, C feature width, N classes
+    B clips, T frames, M candidates of a frame, P seeds or tubes, C feature width, N classes
 
 A seed is one candidate of one frame.  From there a tube is followed outwards, frame by frame, both ways: the place
 where its velocity carries it is compared with the candidates there, by distance, size, class and feature, and the best
 one is taken or, if "not seen" is likelier, none.  Frames without one get the local straight line through the others.
+A causal tube begins on the first frame that proposes it and is followed forwards only; where no candidate is left to
+it, it goes on with its velocity.
 No gradient flows and T is arbitrary.  The scheme is our own; hard linking of detections through time goes back to
 Seq-NMS (Han et al. 2016), and keeping one query an object before the decoder to DDQ (Zhang et al. 2023).
 """
@@ -37,18 +39,50 @@ class Candidates:
 @dataclass(frozen=True)
 class LinkedTubes:
     """boxes B,P,T,4 cxcywh in [0,1]; scores B,P; assignment B,P,T,M (sums to ``visible``); visible B,P,T in [0,1]: how
-    surely the frame shows the object."""
+    surely the frame shows the object; exists B,P,T bool: the tube has begun, None = every tube is there throughout."""
 
     boxes: Tensor
     scores: Tensor
     assignment: Tensor
     visible: Tensor
+    exists: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Motion:
+    """Where tubes are on a frame, and what is known of their way there.
+
+    here: B,P,4 (x, y, log w, log h); speed: B,P,2 per source frame; sure: B,P bool, the speed is known;
+    since: B,P source frames since the tube was seen
+    """
+
+    here: Tensor
+    speed: Tensor
+    sure: Tensor
+    since: Tensor
+
+    def moved(self, gap_BP: Tensor) -> _Motion:
+        """``gap`` source frames on (negative: back), before that frame is looked at."""
+        centre = self.here[..., :2] + self.speed * gap_BP[..., None]
+        return _Motion(torch.cat((centre, self.here[..., 2:]), -1), self.speed, self.sure, self.since + gap_BP.abs())
+
+    def corrected(self, chosen_BP4: Tensor, seen_BP: Tensor, gap_BP: Tensor) -> _Motion:
+        """After the look at a frame ``gap`` on, which showed the tube at ``chosen``, as surely as ``seen`` says."""
+        error = (chosen_BP4 - self.here) * seen_BP[..., None]
+        gain = (1 - 0.5 * self.sure) / (self.since * gap_BP.sign()).masked_fill(gap_BP == 0, 1.0)
+        speed = self.speed + gain[..., None] * error[..., :2]
+        taken = seen_BP > 0.5
+        return _Motion(self.here + error, speed, self.sure | taken, self.since.masked_fill(taken, 0.0))
+
+    def joined(self, other: _Motion) -> _Motion:
+        """The tubes of both, along P."""
+        return _Motion(*(torch.cat((getattr(self, name), getattr(other, name)), 1) for name in _Motion.__annotations__))
 
 
 class TubeLinker:
     """Links candidates into tubes, best first, without near duplicates.
 
-    seeds: P, how many candidates of the clip start a tube
+    seeds: P, how many candidates of the clip start a tube (not used by ``follow``)
     overlap: a candidate with more IoU than this with one that a better tube has taken is taken as well
     appearance: weight of the cosine between token features
     reach: standard deviation of the search, in object sizes: once the velocity is known, before, and growth a frame
@@ -77,134 +111,269 @@ class TubeLinker:
 
         Greedy: the tube with most score left comes next and takes its candidates and whatever overlaps them; a tube
         that only followed candidates of others has nothing left and comes last, with a score of about zero.
+
+        What a tube has left only shrinks.  So its turn and its share are certain as soon as no undecided tube before it
+        touches the same candidates, and each round of the loop settles all tubes for which that holds.
         """
         scores = found.scores.float() * found.frame_mask[..., None]
-        corners = to_xyxy(found.boxes.float())
-        close = paired_iou(corners[:, :, :, None], corners[:, :, None])[0] > self.overlap  # B,T,M,M
-        free = torch.ones_like(scores)
+        close = self._close(found.boxes)
         length = found.frame_mask.sum(-1, keepdim=True).clamp(min=1)
-        value = linked.assignment * scores[:, None]
-        open_tubes = torch.zeros_like(linked.scores)
-        index, kept_scores, kept = [], [], []
-        for _ in range(min(tubes, value.shape[1])):
-            left = (value * free[:, None]).sum(-1)  # B,P,T
-            rank = 0.5 * left.amax(-1) + 0.5 * left.sum(-1) / length + open_tubes
-            best = rank.argmax(1, keepdim=True)  # B,1
-            open_tubes.scatter_(1, best, float("-inf"))
-            mine = linked.assignment.gather(1, best[..., None, None].expand(-1, -1, *value.shape[2:]))[:, 0] * free
-            index.append(best)
-            kept_scores.append(rank.gather(1, best))
-            kept.append(mine)
-            covered = ((mine > 0.5).to(mine.dtype)[:, :, None] @ close.to(mine.dtype))[:, :, 0]
-            free = free * (covered == 0)
-        keep, assignment = torch.cat(index, 1), torch.stack(kept, 1)
-        boxes = linked.boxes.gather(1, keep[..., None, None].expand(-1, -1, *linked.boxes.shape[2:]))
+        held, place = (x.transpose(1, 2).contiguous() for x in linked.assignment.max(-1))  # B,T,P
+        clips, frames, count = place.shape
+        tubes = min(tubes, count)
+        value = held * scores.gather(2, place)
+        both = place[:, None].expand(-1, 2, -1, -1)  # of the tubes that take a candidate, and that hold it at all
+        holds = torch.stack((held > 0.5, held > 0), 1)
+        number = torch.arange(count, device=place.device)
+        last, never = number.new_tensor(count), torch.full((clips, 2, *scores.shape[1:]), count, device=place.device)
+        nothing = torch.zeros_like(scores)
+        taken, covers = nothing, close.flatten(0, 1).to(scores.dtype)
+        first = number[:, None] < number
+        settled, rank = torch.zeros_like(linked.scores, dtype=torch.bool), torch.zeros_like(linked.scores)
+        free = share = torch.ones_like(place, dtype=torch.bool)
+        turn = number.expand(clips, -1)
+        for _ in range(tubes):
+            free = (taken == 0).gather(2, place)
+            left = value * free
+            total = left.transpose(1, 2).contiguous().sum(-1)
+            rank = torch.where(settled, rank, 0.5 * left.amax(1) + 0.5 * total / length)
+            share = torch.where(settled[:, None], share, free)
+            turn = _before(rank, first).sum(1)
+            queue = turn[:, None, None]
+            active = holds & (free & ~settled[:, None])[:, None]  # B,2,T,P
+            earliest = never.scatter_reduce(3, both, torch.where(active, queue, last), "amin")
+            earliest = torch.where(close[:, None], earliest[..., None], last).amin(3).gather(3, both)
+            # One that takes waits for those that hold, and the reverse.
+            waits = (active.flip(1) & (earliest < queue)).flatten(1, 2).any(1)
+            ready = ~(waits | settled)
+            mine = (active[:, 0] & ready[:, None]).to(scores.dtype)
+            mine = nothing.scatter_reduce(2, place, mine, "amax").flatten(0, 1)[:, None]
+            taken = taken + torch.bmm(mine, covers).view_as(taken)
+            settled = settled | ready
+            if not torch.compiler.is_compiling() and bool((settled | (turn >= tubes)).all()):
+                break
+        keep = torch.empty_like(turn).scatter(1, turn, number.expand(clips, -1))[:, :tubes]
+        kept = keep[..., None].expand(-1, -1, frames)
+        share = share.transpose(1, 2).gather(1, kept)
+        assignment = linked.assignment.gather(1, kept[..., None].expand(-1, -1, -1, scores.shape[2])) * share[..., None]
+        boxes = linked.boxes.gather(1, kept[..., None].expand(-1, -1, -1, 4))
         visible = assignment.sum(-1)
-        if boxes.shape[2] > 1:
-            before = linked.visible.gather(1, keep[..., None].expand(-1, -1, boxes.shape[2]))
-            lost = (before - visible).clamp(0, 1)[..., None]  # frames whose candidate belongs to a better tube
+        if frames > 1:
+            lost = (linked.visible.gather(1, kept) - visible).clamp(0, 1)[..., None]  # a better tube's candidates
             path = torch.cat((boxes[..., :2], boxes[..., 2:].clamp(min=1e-4).log()), -1)
             strength = (assignment * scores[:, None]).sum(-1)
             line = _local_line(path, strength, found.frame_index.float())
-            path = (1 - lost) * path + lost * line
-            boxes = torch.cat((path[..., :2].clamp(0, 1), path[..., 2:].exp().clamp(max=1)), -1)
-        return LinkedTubes(boxes, torch.cat(kept_scores, 1), assignment, visible)
+            boxes = _boxes((1 - lost) * path + lost * line)
+        return LinkedTubes(boxes, rank.gather(1, keep), assignment, visible)
 
     def link(self, found: Candidates) -> LinkedTubes:
         """The tubes of all seeds, in the order of the seeds' own scores."""
-        frames, count = found.scores.shape[1:]
+        clips, frames, count = found.scores.shape
         scores = found.scores.float() * found.frame_mask[..., None]
         seeds = min(self.seeds, frames * count)
         own_score, best = scores.flatten(1).topk(seeds, dim=1)  # B,P
         own_frame, own_place = best // count, best % count
-        boxes = found.boxes.float()
         if frames == 1:
             one_hot = functional.one_hot(best, count).to(scores.dtype)[:, :, None]
-            seed_box = _take(boxes.flatten(1, 2), best)
+            seed_box = _take(found.boxes.float().flatten(1, 2), best)
             return LinkedTubes(seed_box[:, :, None], own_score, one_hot, torch.ones_like(own_score)[..., None])
 
-        state = torch.cat((boxes[..., :2], boxes[..., 2:].clamp(min=1e-4).log()), -1)  # B,T,M: x, y, log w, log h
+        state = _state(found.boxes)  # B,T,M,4
         start = _take(state.flatten(1, 2), best)
-        like = self._likeness(found, scores, best)
+        feature, share = _looks(found)
+        looks = _take(feature.flatten(1, 2), best), _take(share.flatten(1, 2), best)
+        like = self._likeness(*looks, feature.flatten(1, 2), share.flatten(1, 2), scores.flatten(1))
+        like = like.unflatten(2, (frames, count))
         index = found.frame_index.float()
-        own = functional.one_hot(own_frame, frames).bool()  # B,P,T
-        place = torch.where(own, own_place[..., None], 0)  # B,P,T: which candidate
-        visible = own.float()
-        velocity = torch.zeros_like(start[..., :2])
-        known = torch.zeros_like(own_score, dtype=torch.bool)
-        for direction in (1, -1):
-            here, speed, sure, since = start, velocity, known, torch.zeros_like(own_score)
-            for step in range(1, frames):
-                target = own_frame + direction * step
-                inside = (target >= 0) & (target < frames)
-                target = target.clamp(0, frames - 1)
-                inside = inside & found.frame_mask.gather(1, target)
-                gap = index.gather(1, target) - index.gather(1, (target - direction).clamp(0, frames - 1))
-                here = torch.cat((here[..., :2] + speed * gap[..., None], here[..., 2:]), -1)
-                since = since + gap.abs()
-                flat = target[..., None] * count + torch.arange(count, device=target.device)
-                there = state.flatten(1, 2).gather(1, flat.flatten(1)[..., None].expand(-1, -1, 4))
-                there = there.view(*flat.shape, 4)  # B,P,M,4
-                size = here[..., 2:].mean(-1).exp()
-                reach = torch.where(sure, self.reach[0], self.reach[1]) + self.reach[2] * since
-                distance = (there[..., :2] - here[..., None, :2]).norm(dim=-1) / (size * reach)[..., None]
-                scale = (there[..., 2:] - here[..., None, 2:]).square().sum(-1)
-                affinity = like.flatten(2).gather(2, flat) - 0.5 * distance.square() - 2.0 * scale
-                top, choice = affinity.max(-1)
-                seen = torch.sigmoid(top - self.floor) * inside
-                chosen = there.gather(2, choice[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
-                error = (chosen - here) * seen[..., None]
-                gain = (
-                    torch.where(sure, 0.5, 1.0)[..., None] / torch.where(gap == 0, 1.0, since * gap.sign())[..., None]
-                )
-                speed = speed + gain * error[..., :2]
-                here = here + error
-                taken = seen > 0.5
-                sure, since = sure | taken, torch.where(taken, 0.0, since)
-                write = functional.one_hot(target, frames).bool() & inside[..., None]
-                place = torch.where(write, choice[..., None], place)
-                visible = torch.where(write, seen[..., None], visible)
-                if step == 1 and direction == 1:
-                    # Looking back, the object came from where the first step forward points away from.
-                    velocity, known = speed, sure
-        assignment = functional.one_hot(place, count).to(scores.dtype) * visible[..., None]
-        where = state[:, None].expand(-1, seeds, -1, -1, -1).gather(3, place[..., None, None].expand(-1, -1, -1, 1, 4))
-        where = where[..., 0, :]
-        strength = torch.einsum("bptm,btm->bpt", assignment, scores)
-        path = visible[..., None] * where + (1 - visible[..., None]) * _local_line(where, strength, index)
-        path_boxes = torch.cat((path[..., :2].clamp(0, 1), path[..., 2:].exp().clamp(max=1)), -1)
-        mean = strength.sum(-1) / found.frame_mask.sum(-1, keepdim=True).clamp(min=1)
-        return LinkedTubes(path_boxes, 0.5 * strength.amax(-1) + 0.5 * mean, assignment, visible)
+        clip = torch.arange(clips, device=best.device)[:, None]
+        tube = torch.arange(seeds, device=best.device).repeat(2)
 
-    def _likeness(self, found: Candidates, scores: Tensor, best: Tensor) -> Tensor:
-        """B,P,T,M: how much a candidate looks like the seed, wherever it is; 0 for a sure twin of score 1."""
-        feature = functional.normalize(found.features.float(), dim=-1)
-        share = (found.classes.float() / found.classes.float().sum(-1, keepdim=True).clamp(min=1e-6)).sqrt()
-        seed_feature, seed_share = _take(feature.flatten(1, 2), best), _take(share.flatten(1, 2), best)
-        like = self.appearance * (torch.einsum("bpc,btmc->bptm", seed_feature, feature) - 1)
-        like = like + (torch.einsum("bpn,btmn->bptm", seed_share, share) + 0.02).log()
-        return like + scores.clamp(min=1e-4).log()[:, None]
+        def look(motion: _Motion, frame: Tensor, direction: Tensor) -> tuple[_Motion, tuple[Tensor, Tensor, Tensor]]:
+            """The motion after a look at ``frame`` (B,P); which frame that was, the candidate, how surely seen."""
+            inside = (frame >= 0) & (frame < frames)
+            there = frame.clamp(0, frames - 1)
+            inside = inside & found.frame_mask[clip, there]
+            gap = index[clip, there] - index[clip, (there - direction).clamp(0, frames - 1)]
+            motion = motion.moved(gap)
+            at = state[clip, there]  # B,P,M,4
+            choice, seen = self._look(motion, at, like[clip, tube[: frame.shape[1]], there], inside, seeds)
+            chosen = at.gather(2, choice[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+            return motion.corrected(chosen, seen, gap), (torch.where(inside, there, frames), choice, seen)
+
+        still = torch.zeros_like(start[..., :2])
+        unknown = torch.zeros_like(own_score, dtype=torch.bool)
+        ahead, first = look(
+            _Motion(start, still, unknown, torch.zeros_like(own_score)), own_frame + 1, own_frame.new_ones(1)
+        )
+        # Looking back, the object came from where the first step forward points away from.  Both ways go on together.
+        both = ahead.joined(_Motion(start, ahead.speed, ahead.sure, torch.zeros_like(own_score)))
+        direction = torch.ones_like(own_frame[:1])
+        direction = torch.cat((direction, -direction), 1)
+        frame = torch.cat((own_frame + 1, own_frame), 1)
+        looked = [(own_frame, own_place, torch.ones_like(own_score)), first]
+        for _ in range(1, frames):
+            frame = frame + direction
+            both, (at, choice, seen) = look(both, frame, direction)
+            looked += zip(at.split(seeds, 1), choice.split(seeds, 1), seen.split(seeds, 1), strict=True)
+        where, choice, seen = (torch.stack(part, -1) for part in zip(*looked, strict=True))
+        # Looks beyond the clip go into a column that is cut off.
+        place = choice.new_zeros(clips, seeds, frames + 1).scatter(2, where, choice)[..., :frames]
+        visible = seen.new_zeros(clips, seeds, frames + 1).scatter(2, where, seen)[..., :frames]
+        assignment = functional.one_hot(place, count).to(scores.dtype) * visible[..., None]
+        at = state[clip[..., None], torch.arange(frames, device=best.device), place]
+        strength = torch.einsum("bptm,btm->bpt", assignment, scores)
+        boxes = _boxes(visible[..., None] * at + (1 - visible[..., None]) * _local_line(at, strength, index))
+        mean = strength.sum(-1) / found.frame_mask.sum(-1, keepdim=True).clamp(min=1)
+        return LinkedTubes(boxes, 0.5 * strength.amax(-1) + 0.5 * mean, assignment, visible)
+
+    @torch.no_grad()
+    def follow(self, found: Candidates, tubes: int, births: int) -> LinkedTubes:
+        """Causal tubes: at most ``tubes`` begin on the first frame and ``births`` on each further one.
+
+        P is the sum of both over the frames, in order, so that further frames only add to its end.  A tube begins at
+        each candidate that no older one covers, the best first.  Of tubes that want one candidate, the one with most
+        score so far gets it.
+        """
+        clips, frames, count = found.scores.shape
+        scores = found.scores.float() * found.frame_mask[..., None]
+        state, close, index = _state(found.boxes), self._close(found.boxes), found.frame_index.float()
+        feature, share = _looks(found)
+        empty = scores[:, 0, :0]
+        motion = _Motion(state[:, 0, :0], state[:, 0, :0, :2], empty.bool(), empty)
+        looks, best, total = (feature[:, 0, :0], share[:, 0, :0]), empty, empty
+        exists = empty.bool()
+        history: list[tuple[Tensor, ...]] = []
+        for t in range(frames):
+            free, place, seen = scores[:, t], empty.long(), empty
+            if t:
+                gap = (index[:, t] - index[:, t - 1])[:, None]
+                motion = motion.moved(gap)
+                like = self._likeness(*looks, feature[:, t], share[:, t], free)
+                number = torch.arange(best.shape[1], device=best.device)
+                place, seen = self._look(
+                    motion, state[:, t, None], like, exists & found.frame_mask[:, t, None], exists.shape[1]
+                )
+                same = _pairs(close[:, t], place) & _before(0.5 * best + 0.5 * total / t, number[:, None] < number)
+                seen = seen * keep_greedily(same & (seen > 0.5)[..., None])
+                motion = motion.corrected(_take(state[:, t], place), seen, gap)
+                taken = torch.zeros_like(free).scatter_reduce(1, place, (seen > 0.5).to(free.dtype), "amax")
+                free = free.masked_fill((taken[:, None] @ close[:, t].to(free.dtype))[:, 0] > 0, 0.0)
+            ordered, order = free.topk(count, dim=1)
+            ordered = ordered * keep_greedily(_pairs(close[:, t], order).triu(1))
+            start, born = ordered.topk(min(births if t else tubes, count), dim=1)
+            born = order.gather(1, born)
+            here, new = _take(state[:, t], born), torch.zeros_like(start)
+            motion = motion.joined(_Motion(here, torch.zeros_like(here[..., :2]), new.bool(), new))
+            looks = tuple(
+                torch.cat((old, _take(x[:, t], born)), 1) for old, x in zip(looks, (feature, share), strict=True)
+            )
+            exists = torch.cat((exists, start > 0), 1)
+            place, seen = torch.cat((place, born), 1), torch.cat((seen, (start > 0).to(seen.dtype)), 1)
+            strength = seen * scores[:, t].gather(1, place)
+            grown = functional.pad(torch.stack((best, total)), (0, start.shape[1]))
+            best, total = torch.maximum(grown[0], strength), grown[1] + strength
+            history.append((_boxes(motion.here), place, seen, exists))
+        boxes, place, visible, exists = (
+            torch.stack([_padded(x, best.shape[1]) for x in part], 2) for part in zip(*history, strict=True)
+        )
+        assignment = functional.one_hot(place, count).to(scores.dtype) * visible[..., None]
+        return LinkedTubes(boxes, 0.5 * best + 0.5 * total / frames, assignment, visible, exists)
+
+    def _close(self, boxes_BTM4: Tensor) -> Tensor:
+        """B,T,M,M bool: whoever takes the one candidate takes the other."""
+        corners = to_xyxy(boxes_BTM4.float())
+        return paired_iou(corners[:, :, :, None], corners[:, :, None])[0] > self.overlap
+
+    def _look(
+        self, motion: _Motion, there_BPM4: Tensor, like_BPM: Tensor, inside_BP: Tensor, tubes: int
+    ) -> tuple[Tensor, Tensor]:
+        """B,P int64 the likeliest candidate of the frame that each tube has moved to, and B,P in [0,1] how surely.
+
+        P is ``tubes`` times the number of ways that they are followed.
+        """
+        size = motion.here[..., 2:].mean(-1).exp()
+        reach = torch.where(motion.sure, self.reach[0], self.reach[1]) + self.reach[2] * motion.since
+        apart, larger = (
+            a - b for a, b in zip(there_BPM4.split(2, -1), motion.here[..., None, :].split(2, -1), strict=True)
+        )
+        distance = apart.norm(dim=-1) / (size * reach)[..., None]
+        affinity = like_BPM - 0.5 * distance.square() - 2.0 * larger.square().sum(-1)
+        top, choice = affinity.max(-1)
+        # Each way by itself: on a CPU the last bit of a sigmoid depends on where the number lies in memory.
+        seen = [x.contiguous().sigmoid() for x in (top - self.floor).split(tubes, 1)]
+        return choice, torch.cat(seen, 1) * inside_BP
+
+    def _likeness(
+        self, feature_BPC: Tensor, share_BPN: Tensor, features_BMC: Tensor, shares_BMN: Tensor, scores_BM: Tensor
+    ) -> Tensor:
+        """B,P,M: how much a candidate looks like a tube, wherever it is; 0 for a sure twin of score 1."""
+        like = self.appearance * (torch.einsum("bpc,bmc->bpm", feature_BPC, features_BMC) - 1)
+        like = like + (torch.einsum("bpn,bmn->bpm", share_BPN, shares_BMN) + 0.02).log()
+        return like + scores_BM.clamp(min=1e-4).log()[:, None]
 
 
 def distinct_boxes(boxes_NM4: Tensor, overlap: float) -> Tensor:
     """N,M indices that put boxes (cxcywh, best first) that overlap a better, kept one by more than ``overlap`` last."""
-    corners = to_xyxy(boxes_NM4)
-    return _distinct_first(paired_iou(corners[:, :, None], corners[:, None])[0] > overlap)
-
-
-def _distinct_first(close_NPP: Tensor) -> Tensor:
-    """N,P order of P things, best first, of which some are close to others: greedily kept ones, then the rest."""
-    count = close_NPP.shape[1]
-    close = close_NPP & torch.ones(count, count, dtype=torch.bool, device=close_NPP.device).triu(1)
-    kept = torch.ones(close.shape[:2], dtype=torch.bool, device=close.device)
-    for i in range(count):
-        kept = kept & ~(close[:, i] & kept[:, i : i + 1])
+    corners, count = to_xyxy(boxes_NM4), boxes_NM4.shape[1]
+    kept = keep_greedily((paired_iou(corners[:, :, None], corners[:, None])[0] > overlap).triu(1))
     # Duplicates after the others, and both in the order they came in; ONNX has no stable sort, but these keys differ.
     return ((~kept) * count + torch.arange(count, device=kept.device)).argsort(dim=1)
 
 
-def _take(x_BPk: Tensor, index_BP: Tensor) -> Tensor:
-    return x_BPk.gather(1, index_BP[..., None].expand(-1, -1, x_BPk.shape[-1]))
+def keep_greedily(beats_BPP: Tensor) -> Tensor:
+    """B,P bool: greedy suppression, where i removes j if it is kept and ``beats[b, i, j]``, which has no circle.
+
+    What is kept is all that no kept one beats.  Applied again and again, this rule settles at least one more link of
+    each chain a round, and where it changes nothing it has reached the only set it holds for.
+    """
+    beats = beats_BPP.float()
+    kept = torch.ones_like(beats[:, 0])
+    for _ in range(beats.shape[1]):
+        before, kept = kept, ((kept[:, None] @ beats)[:, 0] == 0).float()
+        if not torch.compiler.is_compiling() and torch.equal(before, kept):
+            break
+    return kept > 0
+
+
+def _before(rank_BP: Tensor, first_PP: Tensor) -> Tensor:
+    """B,P,P bool: the one ranks above the other; ``first`` (the one has the lower number) decides between equals."""
+    one, other = rank_BP[:, :, None], rank_BP[:, None]
+    return (one > other) | ((one == other) & first_PP)
+
+
+def _pairs(close_BMM: Tensor, place_BP: Tensor) -> Tensor:
+    """B,P,P: the entries of ``close`` for the candidates at ``place``."""
+    return close_BMM[
+        torch.arange(len(place_BP), device=place_BP.device)[:, None, None], place_BP[:, :, None], place_BP[:, None]
+    ]
+
+
+def _padded(x: Tensor, count: int) -> Tensor:
+    """B,p,... with zeros (False) up to ``count`` along the second axis."""
+    return torch.cat((x, x.new_zeros(x.shape[0], count - x.shape[1], *x.shape[2:])), 1)
+
+
+def _state(boxes: Tensor) -> Tensor:
+    """...,4 cxcywh -> x, y, log w, log h."""
+    boxes = boxes.float()
+    return torch.cat((boxes[..., :2], boxes[..., 2:].clamp(min=1e-4).log()), -1)
+
+
+def _boxes(state: Tensor) -> Tensor:
+    """The reverse of ``_state``, cut at the frame."""
+    return torch.cat((state[..., :2].clamp(0, 1), state[..., 2:].exp().clamp(max=1)), -1)
+
+
+def _looks(found: Candidates) -> tuple[Tensor, Tensor]:
+    """Features of length 1, B,T,M,C, and the roots of the classes' shares, B,T,M,N."""
+    classes = found.classes.float()
+    return functional.normalize(found.features.float(), dim=-1), (
+        classes / classes.sum(-1, keepdim=True).clamp(min=1e-6)
+    ).sqrt()
+
+
+def _take(x_BMk: Tensor, index_BP: Tensor) -> Tensor:
+    return x_BMk.gather(1, index_BP[..., None].expand(-1, -1, x_BMk.shape[-1]))
 
 
 def _local_line(where_BPTk: Tensor, weight_BPT: Tensor, index_BT: Tensor, width: float = 3.0) -> Tensor:

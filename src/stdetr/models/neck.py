@@ -6,7 +6,7 @@ Shape legend: B clips, T frames, N = B x T, S tokens of a frame (levels in order
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -36,6 +36,10 @@ class Tokens:
     shapes: tuple[tuple[int, int], ...]
     centres: Tensor
     levels: Tensor
+
+    def frame(self, t: int) -> Tokens:
+        """The tokens of one frame of each clip."""
+        return replace(self, features=self.features[:, t : t + 1])
 
 
 class Neck(nn.Module):

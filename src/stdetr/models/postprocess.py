@@ -28,30 +28,43 @@ def to_tubes(
     tube is kept when its best frame reaches ``score_threshold``, and is present on the frames whose presence (after the
     sigmoid) reaches ``presence``.  One query may be reported under several classes, as DETR evaluation does.
     Boxes: xyxy in pixels of ``info.source_size``, clipped to the frame.  Frames that only pad a clip are cut off.
+
+    Of a causal model all of this holds frame by frame, by what the frames up to it show: its pairs are the best ones of
+    the frame, and a tube is kept from the first frame on that reaches the threshold.  On other frames it is not present
+    and scores 0.  ``tube_scores`` are those of the last frame.
     """
-    score = output.logits.float().sigmoid()
-    clips, queries, classes = score.shape
-    count = min(top_k, queries * classes)
-    best, flat = score.flatten(1).topk(count, dim=1)
-    tube, label = flat // classes, flat % classes
+    classes = output.frame_logits.shape[-1]
     of_frame = output.frame_logits.float().sigmoid()
     there = output.presence.float().sigmoid() >= presence
     results = []
     for i, info in enumerate(infos):
         frames = len(info.frame_index)
         height, width = info.source_size
+        score = output.logits[i].float().sigmoid()
+        if score.ndim == 2:
+            best, pair = score.flatten().topk(min(top_k, score.numel()))
+            score, kept = best[:, None], torch.ones_like(best, dtype=torch.bool)[:, None]
+        else:
+            score = score[:, :frames].transpose(1, 2).flatten(0, 1)  # Q x N, T
+            chosen = torch.zeros_like(score).scatter(0, score.topk(min(top_k, len(score)), dim=0).indices, 1.0)
+            chosen = (chosen > 0) & (score > 0)  # 0: the tube has not begun
+            pair = chosen.any(1).nonzero().flatten()
+            pair = pair[score[pair, -1].argsort(descending=True, stable=True)]
+            score, kept, best = score[pair], chosen[pair], score[pair, -1]
+        tube, label = pair // classes, pair % classes
+        scores = (score * of_frame[i, tube, :frames, label]).sqrt()
+        if output.logits.ndim == 4:
+            kept = kept & ((scores * kept).cummax(1).values >= score_threshold)
         scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=score.device)
-        boxes = to_xyxy(output.boxes[i, tube[i], :frames].float()) * scale
-        boxes = torch.minimum(boxes.clamp(min=0), scale)
-        per_frame = (best[i][:, None] * of_frame[i, tube[i], :frames, label[i]]).sqrt()
+        boxes = torch.minimum((to_xyxy(output.boxes[i, tube, :frames].float()) * scale).clamp(min=0), scale)
         tubes = Tubes(
             boxes=boxes.cpu(),
-            scores=per_frame.cpu(),
-            labels=label[i].cpu(),
-            track_ids=torch.full((count,), -1),
+            scores=(scores * kept).cpu(),
+            labels=label.cpu(),
+            track_ids=torch.full(label.shape, -1),
             frame_index=torch.tensor(info.frame_index, dtype=torch.int64),
-            tube_scores=best[i].cpu(),
-            present=there[i, tube[i], :frames].cpu(),
+            tube_scores=best.cpu(),
+            present=(there[i, tube, :frames] & kept).cpu(),
         )
         results.append(tubes.select(tubes.scores.amax(1) >= score_threshold) if score_threshold > 0 else tubes)
     return results

@@ -26,18 +26,20 @@ class DenseOutput:
 
 @dataclass(frozen=True)
 class Queries:
-    """states B,Q,T,C; references B,Q,T,2|4 in [0,1]; position B,Q,T,C or None (computed from boxes); dense or None."""
+    """states B,Q,T,C; references B,Q,T,2|4 in [0,1]; position B,Q,T,C or None (computed from boxes); dense or None;
+    exists B,Q,T bool, False on the frames before a causal tube begins, None = every tube is there throughout."""
 
     states: Tensor
     references: Tensor
     position: Tensor | None
     dense: DenseOutput | None
+    exists: Tensor | None = None
 
 
 class LearnedQueries(nn.Module):
     """The queries of Deformable DETR: content and position embeddings, reference points a linear map of the position.
 
-    All frames of a clip start from the same point.
+    All frames of a clip start from the same point, which is causal in itself.
     """
 
     def __init__(self, *, width: int = 256, queries: int = 300) -> None:
@@ -66,6 +68,8 @@ class TokenQueries(nn.Module):
     candidates: M, tokens of a frame that linking considers: the best of the ``pool`` highest-scoring ones that do not
         overlap a better one by more than ``overlap`` (Dense Distinct Queries, Zhang et al. 2023)
     anchor: side of the reference box at the finest level, as a share of the frame; doubles a level
+    causal: a tube begins on the frame that first proposes it and follows from earlier frames only; ``queries`` may
+        begin on the first frame and ``births`` (default: a fifth of them) on each further one
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class TokenQueries(nn.Module):
         content: str = "token",
         anchor: float = 0.05,
         linker: TubeLinker | None = None,
+        causal: bool = False,
+        births: int | None = None,
     ) -> None:
         super().__init__()
         if content not in ("token", "learned"):
@@ -92,6 +98,7 @@ class TokenQueries(nn.Module):
         self.queries, self.candidates, self.anchor = queries, candidates, anchor
         self.pool, self.overlap = pool, overlap
         self.linker = TubeLinker() if linker is None else linker
+        self.causal, self.births = causal, max(1, queries // 5) if births is None else births
 
     def dense(self, memory_BTSC: Tensor, tokens: Tokens) -> tuple[Tensor, DenseOutput]:
         """Token features after projection, B,T,S,C, and what each token predicts."""
@@ -126,14 +133,27 @@ class TokenQueries(nn.Module):
             frame_mask=frame_mask_BT,
             frame_index=index_BT,
         )
-        linked = self.linker(found, self.queries)
+        if self.causal:
+            linked = self.linker.follow(found, self.queries, self.births)
+        else:
+            linked = self.linker(found, self.queries)
         tubes, frames = linked.scores.shape[1], memory_BTSC.shape[1]
         if self.content is not None:
-            # On frames that do not show the object the state starts from the tube's mean over those that do.
+            # On frames that do not show the object the state starts from the tube's mean over those (before) that do.
             seen = torch.einsum("bptm,btmc->bptc", linked.assignment.to(features.dtype), found.features)
             share = linked.visible[..., None].to(features.dtype)
-            mean = seen.sum(2, keepdim=True) / share.sum(2, keepdim=True).clamp(min=1e-6)
+            if self.causal:
+                past = torch.ones(frames, frames, dtype=seen.dtype, device=seen.device).tril()
+                mean = (past @ seen) / (past @ share).clamp(min=1e-6)
+            else:
+                mean = seen.sum(2, keepdim=True) / share.sum(2, keepdim=True).clamp(min=1e-6)
             states = self.norm(self.content(seen + (1 - share) * mean))
         else:
-            states = self.embedding.weight[None, :tubes, None].expand(memory_BTSC.shape[0], -1, frames, -1)
-        return Queries(states, linked.boxes.clamp(1e-4, 1 - 1e-4), None, dense)
+            weight = self.embedding.weight[:tubes]
+            if self.causal:
+                # Tubes that begin on later frames start as those of the first: the best from the first embedding.
+                births = min(self.births, best.shape[2])
+                first = weight[: tubes - (frames - 1) * births]
+                weight = torch.cat((first, weight[:births].repeat(frames - 1, 1)))
+            states = weight[None, :, None].expand(memory_BTSC.shape[0], -1, frames, -1)
+        return Queries(states, linked.boxes.clamp(1e-4, 1 - 1e-4), None, dense, linked.exists)

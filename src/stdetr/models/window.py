@@ -33,15 +33,17 @@ class Window:
         clips, length = frame_mask.shape
         device = frame_mask.device
         reach = length - 1 if radius is None else min(radius, length - 1)
-        steps = torch.arange(-reach, 1 if causal else reach + 1, device=device)
-        wanted = torch.arange(length, device=device)[:, None] + steps  # T,F
+        time = torch.arange(length, device=device)
+        if reach == length - 1 and not causal:
+            wanted = time.expand(length, -1)  # the whole clip in order: T slots are enough
+        else:
+            wanted = time[:, None] + torch.arange(-reach, 1 if causal else reach + 1, device=device)  # T,F
         inside = (wanted >= 0) & (wanted < length)
         position = wanted.clamp(0, length - 1)
         usable = inside[None] & frame_mask[:, position]  # B,T,F
         dt = (frame_index[:, position] - frame_index[:, :, None]).float()
         frames = torch.where(usable, position[None].expand(clips, -1, -1), -1)
         # A frame that only pads a short clip still needs one frame, or its softmax would have nothing to choose from.
-        none = ~usable.any(-1)
-        own = torch.arange(length, device=device)[None, :].expand(clips, -1)
-        frames[..., reach] = torch.where(none, own, frames[..., reach])
+        none = ~usable.any(-1, keepdim=True)
+        frames = torch.where(none & (wanted == time[:, None]), wanted, frames)
         return cls(frames, torch.where(usable, dt, 0.0), own=length == 1 or reach == 0)
