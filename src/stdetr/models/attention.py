@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal
-from stdetr.ops.reference import form_samples
+from stdetr.ops.reference import form_samples, sampled_points
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class STDeformableAttention(nn.Module):
             frame only (F = 1), which leaves the temporal terms out
         returns B,Q,C
         """
-        clips, queries, _ = query_BQC.shape
+        (clips, queries, _), clip = query_BQC.shape, value_BTSHD.shape[1]
         head_shape = (clips, queries, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query_BQC).view(*head_shape, 2)
         logits = self.attention_weights(query_BQC).view(head_shape)
@@ -114,7 +114,7 @@ class STDeformableAttention(nn.Module):
                 value_BTSHD, shapes, reference, placed, weighed, frame_index=frames_BQF, valid_ratios=valid_ratios
             )
             if self.recorder is not None:
-                self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios))
+                self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios, clip))
             return self.output_proj(output)
         entry = (2 * self.reach, self.heads, self.levels, self.points)
         temporal = (
@@ -130,7 +130,7 @@ class STDeformableAttention(nn.Module):
         )
         if self.recorder is not None:
             placed, weighed = form_samples(*temporal)
-            self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios))
+            self.recorder(self._samples(reference, placed, weighed, frames_BQF, shapes, valid_ratios, clip))
         return self.output_proj(output)
 
     def _samples(
@@ -141,16 +141,8 @@ class STDeformableAttention(nn.Module):
         frames_BQF: Tensor,
         shapes: tuple[tuple[int, int], ...],
         valid_ratios: Tensor,
+        clip: int,
     ) -> Samples:
-        """The locations and weights that the operator forms inside, relative to the unpadded frame."""
-        centre = reference[:, :, None, :, None, None, :2]
-        if reference.shape[-1] == 4:
-            locations = centre + offsets / self.points * 0.5 * reference[:, :, None, :, None, None, 2:]
-        else:
-            size = torch.tensor([(w, h) for h, w in shapes], device=offsets.device, dtype=torch.float32)
-            unpadded = size * valid_ratios
-            locations = centre + offsets / unpadded[:, None, None, None, :, None, :]
-        masked = (frames_BQF < 0)[:, :, None, :, None, None]
-        flat = logits.float().masked_fill(masked, float("-inf")).flatten(3)
-        weights = flat.softmax(-1).nan_to_num(0.0).view_as(logits)
-        return Samples(locations.detach(), weights.detach())
+        """What the operator forms inside, relative to the unpadded frame."""
+        locations, weights = sampled_points(reference, offsets, logits, frames_BQF, valid_ratios, shapes, clip)
+        return Samples((locations / valid_ratios[:, None, None, None, :, None]).detach(), weights.detach())
