@@ -22,7 +22,6 @@ from stdetr.models.neck import Neck
 from stdetr.models.queries import DenseOutput, LearnedQueries, TokenQueries
 from stdetr.structures import ClipTargets, ModelOutput, SamplingRecord
 
-
 @dataclass(frozen=True)
 class TubePrediction:
     """One layer's answer.  logits B,Q,N of the tube; frame_logits B,Q,T,N of its states one by one; boxes B,Q,T,4
@@ -76,6 +75,15 @@ class ClipDetector(nn.Module):
             neck = neck(channels=backbone.channels)
         if neck.width != decoder.width:
             raise ValueError(f"model.neck.width={neck.width} but model.decoder.width={decoder.width}; make them equal")
+        if isinstance(queries, LearnedQueries) and denoising is not None:
+            raise ValueError(
+                "model.detector.denoising starts from boxes, learned queries from points: "
+                "set model.detector.denoising=null, or use TokenQueries"
+            )
+        if isinstance(queries, TokenQueries) and decoder.position_head is None:
+            raise ValueError("model.detector.decoder.position=fixed needs LearnedQueries; set it to boxes")
+        if not encoder.layers:
+            neck.level_embed = None
         self.backbone, self.neck, self.encoder = backbone, neck, encoder
         self.queries, self.decoder, self.denoising = queries, decoder, denoising
         heads = 1 if share_heads else len(decoder.layers)
@@ -119,7 +127,7 @@ class ClipDetector(nn.Module):
 
         noised = None
         states, references, blocked = queries.states, queries.references, None
-        if targets is not None and self.denoising is not None and queries.position is None:
+        if targets is not None and self.denoising is not None:
             noised = self.denoising(targets, states.shape[1])
             if noised is not None:
                 states = torch.cat((noised.states.to(states.dtype), states), 1)
