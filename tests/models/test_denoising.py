@@ -41,3 +41,19 @@ def test_noise_of_each_kind_stays_in_its_bounds() -> None:
     assert 0.95 < moved[~positive].max() <= 1.0 + 1e-5
     assert (moved - moved[:, :1]).abs().max() < 1e-5, "without frame_share, all frames share the noise"
     assert torch.equal(noised.states[0, :, 0], denoising.labels.weight[1].expand(2000, -1))
+
+
+def test_frames_draw_their_own_share_of_the_noise() -> None:
+    torch.manual_seed(0)
+    boxes = torch.full((1, 2, 4), 0.5)
+    boxes[..., 2:] = 0.2
+    seen = torch.ones(1, 2, dtype=torch.bool)
+    target = ClipTargets(torch.tensor([0]), boxes, seen, ~seen, torch.arange(1))
+    denoising = TubeDenoising(classes=1, width=8, queries=2000, box_noise=0.5, frame_share=1.0)
+    noised = denoising([target], matching=0)
+    assert noised is not None
+    centre, size = noised.references[0, ..., :2], noised.references[0, ..., 2:]
+    moved = torch.cat((centre - size / 2 - 0.4, centre + size / 2 - 0.6), -1) / 0.1
+    assert 0.45 < moved.abs().max() <= 0.5 + 1e-5
+    first, second = moved[:, 0].flatten(), moved[:, 1].flatten()
+    assert torch.corrcoef(torch.stack((first, second)))[0, 1].abs() < 0.1

@@ -153,6 +153,13 @@ def test_sampling_record_follows_the_boxes() -> None:
     torch.testing.assert_close(record.weights.sum((2 + 1, 4, 5)), torch.ones(6, 3, 4), atol=1e-5, rtol=0)
     assert (record.weights[:, 0, :, :2] == 0).all(), "frame 0 has nothing before it"
     assert model.decoder.layers[-1].cross_attention.recorder is None
+    # The boxes are those that the last layer starts from: the second to last layer's.
+    clip = torch.randn(1, 3, 3, 64, 64)
+    _, (record,) = model.record_sampling(clip)
+    model.denoising = None
+    with torch.no_grad():
+        layers = model(clip, targets=_targets(3)[1:]).losses_input.layers
+    torch.testing.assert_close(record.boxes, layers[0].boxes[0])
     assert torch.isfinite(output.boxes).all()
 
 

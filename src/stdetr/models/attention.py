@@ -21,11 +21,12 @@ from stdetr.ops.reference import form_samples, sampled_points
 class Samples:
     """What one call sampled, for figures.
 
-    locations B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights B,Q,H,F,L,K.
+    locations B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights B,Q,H,F,L,K; reference B,Q,F,2|4.
     """
 
     locations: Tensor
     weights: Tensor
+    reference: Tensor
 
 
 class STDeformableAttention(nn.Module):
@@ -145,4 +146,5 @@ class STDeformableAttention(nn.Module):
     ) -> Samples:
         """What the operator forms inside, relative to the unpadded frame."""
         locations, weights = sampled_points(reference, offsets, logits, frames_BQF, valid_ratios, shapes, clip)
-        return Samples((locations / valid_ratios[:, None, None, None, :, None]).detach(), weights.detach())
+        locations = locations / valid_ratios[:, None, None, None, :, None]
+        return Samples(locations.detach(), weights.detach(), reference.detach())

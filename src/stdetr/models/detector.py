@@ -176,29 +176,25 @@ class ClipDetector(nn.Module):
         attention = self.decoder.layers[-1].cross_attention
         assert isinstance(attention, STDeformableAttention)
         recorded: list[Samples] = []
-        references: list[Tensor] = []
-        hook = self.decoder.layers[-1].register_forward_pre_hook(lambda _, args: references.append(args[2]))
         attention.recorder = recorded.append
         try:
             output = self(frames, sizes, frame_mask, frame_index)
         finally:
             attention.recorder = None
-            hook.remove()
         length = frames.shape[1]
         mask = torch.ones(frames.shape[:2], dtype=torch.bool) if frame_mask is None else frame_mask.cpu()
         index = torch.arange(length).expand(len(frames), -1) if frame_index is None else frame_index.cpu()
         window = self.decoder.window_of(mask, index)
         records = []
         for i in range(len(frames)):
-            boxes = references[0][i]
+            locations, weights, reference = (
+                rearrange(x[i], "(q t) ... -> q t ...", t=length).cpu()
+                for x in (recorded[0].locations, recorded[0].weights, recorded[0].reference)
+            )
+            # The tube's box on a frame is the reference of the slot that samples this very frame.
+            own = (window.frames[i] == torch.arange(length)[:, None]).int().argmax(-1)
+            boxes = reference[:, torch.arange(length), own]
             if boxes.shape[-1] == 2:
                 boxes = nn.functional.pad(boxes, (0, 2))
-            records.append(
-                SamplingRecord(
-                    locations=rearrange(recorded[0].locations[i], "(q t) ... -> q t ...", t=length).cpu(),
-                    weights=rearrange(recorded[0].weights[i], "(q t) ... -> q t ...", t=length).cpu(),
-                    frames=window.frames[i],
-                    boxes=boxes.cpu(),
-                )
-            )
+            records.append(SamplingRecord(locations=locations, weights=weights, frames=window.frames[i], boxes=boxes))
         return output, records
