@@ -109,7 +109,7 @@ class Finder(ast.NodeVisitor):
             self.path.pop()
         for changed in changes(node):
             start = self.starts[node.lineno - 1] + node.col_offset  # pyright: ignore[reportAttributeAccessIssue]
-            end = self.starts[node.end_lineno - 1] + node.end_col_offset  # pyright: ignore[reportAttributeAccessIssue]
+            end = self.starts[node.end_lineno - 1] + node.end_col_offset  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue, reportOptionalOperand]
             before, after = self.text[start:end].decode(), ast.unparse(ast.fix_missing_locations(changed))
             if isinstance(node, ast.expr) and not isinstance(changed, ast.Constant):
                 after = f"({after})"

@@ -37,15 +37,15 @@ def _autocast(value: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
-def runs_kernels(*tensors: Tensor | None) -> bool:
-    """Whether the kernels take these arguments, of which the first is value.
+def runs_kernels(value: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels take these arguments.
 
     The kernels have no forward-mode derivative: where an argument has a tangent, the reference runs.
     """
-    if not use_kernels(tensors[0].device.type):
+    if not use_kernels(value.device.type):
         return False
     return torch.compiler.is_compiling() or all(
-        tensor is None or forward_ad.unpack_dual(tensor).tangent is None for tensor in tensors
+        tensor is None or forward_ad.unpack_dual(tensor).tangent is None for tensor in (value, *others)
     )
 
 
