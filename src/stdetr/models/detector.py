@@ -22,6 +22,7 @@ from stdetr.models.neck import Neck
 from stdetr.models.queries import DenseOutput, LearnedQueries, TokenQueries
 from stdetr.structures import ClipTargets, ModelOutput, SamplingRecord
 
+
 @dataclass(frozen=True)
 class TubePrediction:
     """One layer's answer.  logits B,Q,N of the tube; frame_logits B,Q,T,N of its states one by one; boxes B,Q,T,4
