@@ -7,7 +7,7 @@ BOOTSTRAP = sh scripts/bootstrap.sh
 RUN = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format gpu-check ops lock doctor clean clean-env
+.PHONY: help env demo test lint format mutants gpu-check ops lock doctor clean clean-env
 
 help: ## this list
 	@echo "usage: make <target> [PYTHON=python3.12] [ARGS='...']"
@@ -30,6 +30,9 @@ lint: env ## ruff and pyright
 format: env ## format the sources
 	@$(RUN) -m ruff check --fix
 	@$(RUN) -m ruff format
+
+mutants: env ## break lines one by one and count what the tests notice; hours (ARGS: --count 20 --packages losses)
+	@$(RUN) scripts/mutants.py $(ARGS)
 
 gpu-check: env ## build, test, measure and sanitise the CUDA kernels, in ten minutes (OUT: folder of the results)
 	@PYTHON=$(RUN) sh scripts/gpu_check.sh

@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.build import host_library
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-MODES = {"plain": 0, "fused": 1, "continuous": 2, "temporal": 3}
+MODES = {"plain": 0, "fused": 1, "temporal": 2}
 # Reference, softmax and log-sum-exp.
 FUSED = ("fused", "temporal")
 GUARD = 256
@@ -61,7 +61,6 @@ _POINTERS = [
     "value",
     "locations",
     "weights",
-    "tau",
     "reference",
     "valid_ratios",
     "velocity",
@@ -69,7 +68,6 @@ _POINTERS = [
     "logit_table",
     "dt",
     "frame_index",
-    "frame_mask",
     "out",
     "lse",
     "grad_out",
@@ -79,7 +77,6 @@ _POINTERS = [
     "largest",
     "grad_locations",
     "grad_weights",
-    "grad_tau",
     "grad_reference",
     "grad_reference_heads",
     "grad_velocity",
@@ -132,8 +129,6 @@ class Inputs:
     frame_index: Tensor | None = None
     reference: Tensor | None = None
     valid_ratios: Tensor | None = None
-    tau: Tensor | None = None
-    frame_mask: Tensor | None = None
     velocity: Tensor | None = None
     offset_table: Tensor | None = None
     logit_table: Tensor | None = None
@@ -145,7 +140,7 @@ class Inputs:
 
     def to_double(self) -> Inputs:
         """The same numbers in float64."""
-        names = ("value", "locations", "weights", "reference", "valid_ratios", "tau")
+        names = ("value", "locations", "weights", "reference", "valid_ratios")
         names += ("velocity", "offset_table", "logit_table", "dt")
         wide = {name: tensor.double() for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **wide)
@@ -184,11 +179,8 @@ class _Memory:
 
 def _describe(library: ctypes.CDLL, inputs: Inputs, schedule: Schedule, memory: _Memory) -> _Call:
     batch, clip, tokens, heads, channels = inputs.value.shape
-    queries, frames = inputs.locations.shape[1], 1
-    if inputs.dt is not None:
-        frames = inputs.dt.shape[2]
-    elif inputs.mode != "continuous":
-        frames = inputs.locations.shape[3]
+    queries = inputs.locations.shape[1]
+    frames = inputs.locations.shape[3] if inputs.dt is None else inputs.dt.shape[2]
     index = inputs.frame_index
     call = _Call(
         dtype=DTYPES[inputs.value.dtype],
@@ -212,7 +204,7 @@ def _describe(library: ctypes.CDLL, inputs: Inputs, schedule: Schedule, memory: 
     if index is not None:
         call.stride_b, call.stride_q, call.stride_f = queries * frames, frames, 1
     call.shapes = memory.put("shapes", torch.tensor(inputs.shapes, dtype=torch.int64))
-    for name in ("value", "locations", "weights", "tau", "reference", "valid_ratios", "frame_index", "frame_mask"):
+    for name in ("value", "locations", "weights", "reference", "valid_ratios", "frame_index"):
         setattr(call, name, memory.put(name, getattr(inputs, name)))
     for name in ("velocity", "offset_table", "logit_table", "dt"):
         setattr(call, name, memory.put(name, getattr(inputs, name)))
@@ -253,7 +245,6 @@ class Gradients:
     locations: Tensor
     weights: Tensor
     reference: Tensor | None = None
-    tau: Tensor | None = None
     velocity: Tensor | None = None
     offset_table: Tensor | None = None
     logit_table: Tensor | None = None
@@ -298,7 +289,7 @@ def backward(
     for name, size in scratch.items():
         field = name if name == "largest" else f"grad_{name}"
         setattr(call, field, memory.reserve(name, size))
-    some = ["tau", "velocity", "offset_table", "logit_table"] + (["reference"] if reference_gradient else [])
+    some = ["velocity", "offset_table", "logit_table"] + (["reference"] if reference_gradient else [])
     some = [name for name in some if getattr(inputs, name) is not None]
     for name in ("locations", "weights", *some):
         setattr(call, f"grad_{name}", memory.reserve(f"grad_{name}", getattr(inputs, name).nbytes))

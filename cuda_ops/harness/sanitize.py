@@ -28,7 +28,7 @@ def _finite(tensors: tuple[Tensor, ...], what: str) -> None:
 
 
 def run(queries: int, channels: int, dtype: torch.dtype, deterministic: bool) -> None:
-    """Forward and backward of the four operators."""
+    """Forward and backward of the three operators."""
     batch, clip, heads, frames, points = 2, 3, 2, 2, 3
     tokens = sum(height * width for height, width in SHAPES)
     flat = [size for pair in SHAPES for size in pair]
@@ -61,13 +61,6 @@ def run(queries: int, channels: int, dtype: torch.dtype, deterministic: bool) ->
             out, lse = ops.st_deform_attn_temporal_forward(*given)
             grads = ops.st_deform_attn_temporal_backward(grad, out, lse, *given, size == 4, deterministic)
             _finite((out, *grads), "st_deform_attn_temporal")
-
-    mask = torch.tensor([[True, False, True], [True, True, True]], device="cuda")
-    tau = torch.rand(weights[:, :, :, 0].shape, device="cuda").to(real) * (clip + 1) - 1
-    timed = (value, locations[:, :, :, 0], weights[:, :, :, 0], tau, mask, flat)
-    out = ops.st_deform_attn_continuous_forward(*timed)
-    grads = ops.st_deform_attn_continuous_backward(grad, *timed, deterministic)
-    _finite((out, *grads), "st_deform_attn_continuous")
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from stdetr.structures import ClassNames
 
 WEIGHTS, META, STATE, CONFIG = "model.safetensors", "meta.json", "state", "config.yaml"
 _SHOWN = 4
+# Tensors that older checkpoints hold although nothing ever read them.
+UNUSED_TENSORS = ("neck.level_embed", "queries.embedding.weight", "queries.norm.weight", "queries.norm.bias")
 
 
 def save(

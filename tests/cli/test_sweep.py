@@ -95,7 +95,7 @@ def test_option_that_sweeps_by_itself(recorder, conf: Path) -> None:
 def test_optuna_maximises_the_objective(recorder, conf: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     path = conf / "hparams_search" / "optuna_toy.yaml"
-    text = path.read_text(encoding="utf-8").replace("optim.lr", "trainer.lr").replace("model.window", "seed")
+    text = path.read_text(encoding="utf-8").replace("optim.lr", "trainer.lr").replace("model.decoder_window", "seed")
     path.write_text(text, encoding="utf-8")
     recorder.answer = lambda cfg: float(cfg.model.points - 1000 * cfg.trainer.lr)
     words = ["train", "-m", "hparams_search=optuna_toy", "hydra.sweeper.n_trials=3", "output_dir=runs/s"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 import torch
-from harness.host import FUSED, Gradients, Inputs
+from harness.host import Gradients, Inputs
 from torch import Tensor
 
 from stdetr.ops import reference as plain
@@ -34,7 +34,7 @@ class Size:
     frames: int | None = None  # None: frame_index is None and F = T
     reference_size: int = 2
     ratios: bool = False
-    mask: bool = True  # some frames masked (where frames are indexed, and in continuous time)
+    mask: bool = True  # some frames masked (where frames are indexed)
     queries_are_tokens: bool = False
     rows: int = 4  # R of the temporal tables; distances in time go beyond them
 
@@ -75,25 +75,16 @@ def make(mode: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Inputs:
     value = normal(size.batch, size.clip, tokens, size.heads, size.channels).to(dtype)
     sizes = torch.tensor([(width, height) for height, width in shapes], dtype=torch.float64)[:, None]
     index = _frame_index(size, queries, generator)
-    if mode in ("continuous", "temporal"):
+    if mode == "temporal":
         points = (size.batch, queries, size.heads, size.levels, size.points)
     else:
         frames = size.clip if size.frames is None else size.frames
         points = (size.batch, queries, size.heads, frames, size.levels, size.points)
-    if mode in ("plain", "continuous"):
+    if mode == "plain":
         cell = torch.floor(uniform(-2, 1, *points, 2) + (sizes + 2) * uniform(0, 1, *points, 2))
         locations = (cell + uniform(0.05, 0.95, *points, 2) + 0.5) / sizes
         weights = normal(*points)
-        inputs = Inputs(mode, shapes, value, locations.to(real), weights.to(real), frame_index=index)
-        if mode == "plain":
-            return inputs
-        tau = uniform(-0.7, size.clip - 0.3, *points)
-        tau = torch.where((tau - tau.round()).abs() < 0.05, tau + 0.1, tau)
-        mask = None
-        if size.mask:
-            mask = torch.rand(size.batch, size.clip, generator=generator) < 0.6
-            mask[0, 0] = True
-        return replace(inputs, tau=tau.to(real), frame_mask=mask, frame_index=None)
+        return Inputs(mode, shapes, value, locations.to(real), weights.to(real), frame_index=index)
     frames = size.clip if size.frames is None else size.frames
     reference = uniform(-0.1, 1.1, size.batch, queries, frames, size.reference_size)
     if size.reference_size == 4:
@@ -158,19 +149,9 @@ def _evaluate(inputs: Inputs) -> Tensor:
         return plain.st_deform_attn_reference(
             inputs.value, inputs.locations, inputs.weights, inputs.frame_index, shapes
         )
-    if inputs.mode in FUSED:
-        assert inputs.reference is not None
-        return plain.st_deform_attn_fused_reference(
-            inputs.value,
-            inputs.reference,
-            *samples_of(inputs),
-            inputs.frame_index,
-            inputs.valid_ratios,
-            shapes,
-        )
-    assert inputs.tau is not None
-    return plain.st_deform_attn_continuous_reference(
-        inputs.value, inputs.locations, inputs.weights, inputs.tau, inputs.frame_mask, shapes
+    assert inputs.reference is not None
+    return plain.st_deform_attn_fused_reference(
+        inputs.value, inputs.reference, *samples_of(inputs), inputs.frame_index, inputs.valid_ratios, shapes
     )
 
 

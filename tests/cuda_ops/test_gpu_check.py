@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
-KINDS = ("", "fused_", "continuous_", "temporal_")
+KINDS = ("", "fused_", "temporal_")
 OPERATORS = [f"stdetr::st_deform_attn_{kind}{pass_}" for kind in KINDS for pass_ in ("forward", "backward")]
 # What a GPU machine's Python was seen to lack, and pytest's plugins.
 ABSENT = (

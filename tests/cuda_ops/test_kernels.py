@@ -18,7 +18,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
-MODES = ("plain", "fused", "continuous")
+MODES = ("plain", "fused")
 # Largest error relative to the largest number: forward, and backward for sums kept in the accumulation type.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 MANY = Schedule(split_points=1, split_frames=1)  # one group of lanes takes a query
@@ -57,7 +57,7 @@ def check(inputs: Inputs, schedule: Schedule, deterministic: bool = False) -> No
     if inputs.mode == "fused":
         assert error(lse, log_sum_exp(inputs)) < 1e-5
     found = _backward(inputs, grad_out, schedule, deterministic)
-    for name in ("value", "locations", "weights", "reference", "tau"):
+    for name in ("value", "locations", "weights", "reference"):
         if getattr(gradients, name) is not None:
             assert error(getattr(found, name), getattr(gradients, name)) < limit, name
 
@@ -65,7 +65,7 @@ def check(inputs: Inputs, schedule: Schedule, deterministic: bool = False) -> No
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules(mode: str, name: str) -> None:
-    size = Size(frames=4 if mode != "continuous" else None, queries_are_tokens="tiles" in name, batch=1)
+    size = Size(frames=4, queries_are_tokens="tiles" in name, batch=1)
     if "tiles" not in name:
         size = replace(size, batch=2, queries=11)
     check(make(mode, size, torch.float32, seed=1), SCHEDULES[name])
@@ -209,31 +209,6 @@ def test_extreme_logits() -> None:
         assert error(found.locations, gradients.locations) < 1e-5
         # Differences of equal numbers: nothing but rounding is left.
         assert (found.weights - gradients.weights).abs().max() < 1e-4
-
-
-def test_continuous_time_on_and_outside_the_ends() -> None:
-    """tau is clamped to [0, T-1]; there and where it is NaN its gradient is 0; a single frame works."""
-    for clip in (1, 2, 4):
-        inputs = make("continuous", Size(clip=clip, mask=clip > 1, queries=5), torch.float32, seed=12)
-        assert inputs.tau is not None
-        tau = inputs.tau.clone()
-        tau.view(-1)[:6] = torch.tensor([-3.0, clip + 5.0, torch.inf, -torch.inf, torch.nan, clip - 0.5])
-        inputs = replace(inputs, tau=tau)
-        check(inputs, MANY)
-        check(inputs, Schedule())
-        found = _backward(inputs, random_grad_out(inputs), MANY)
-        assert found.tau is not None
-        assert found.tau.view(-1)[:6].eq(0).all()
-
-
-def test_frames_all_masked_in_continuous_time() -> None:
-    inputs = make("continuous", Size(queries=5), torch.float32, seed=13)
-    inputs = replace(inputs, frame_mask=torch.zeros(2, 3, dtype=torch.bool))
-    out, _ = forward(inputs, MANY)
-    assert out.eq(0).all()
-    found = _backward(inputs, random_grad_out(inputs), MANY)
-    for name in ("value", "locations", "weights", "tau"):
-        assert getattr(found, name).eq(0).all()
 
 
 @pytest.mark.parametrize("mode", MODES)

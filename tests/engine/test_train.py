@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stdetr.data.loader import ClipLoader
 from stdetr.engine import train
@@ -125,11 +125,28 @@ def test_overfitting_takes_the_same_clips_frame_by_frame_first(tiny, tmp_path: P
 
 def test_init_from_takes_weights_over(tiny, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train.run(tiny("first", "trainer.max_steps=2"))
-    train.run(tiny("second", f"init_from={tmp_path / 'first'}", "trainer.max_steps=2", "optim.lr=1e-9"))
-    a, b = _weights(tmp_path / "first"), _weights(tmp_path / "second")
-    key = "neck.level_embed"
-    torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=0)
+    start = ("seed=1", "trainer.max_steps=1", "optim.lr=1e-9", "optim.weight_decay=0", f"data.seed={tiny().seed}")
+    train.run(tiny("second", f"init_from={tmp_path / 'first'}", *start))
     assert "tensors taken over" in capsys.readouterr().out
+    train.run(tiny("other", *start))
+    first, second, other = (_weights(tmp_path / name) for name in ("first", "second", "other"))
+    trained = [name for name in first if first[name].dtype == torch.float32 and "running" not in name]
+    # The learning rate is next to nothing, so the weights are still those that the run started from.
+    for name in trained:
+        torch.testing.assert_close(second[name], first[name], atol=1e-6, rtol=0)
+    assert sum((other[name] - first[name]).abs().max() > 1e-3 for name in trained) > len(trained) / 2
+
+
+def test_init_from_a_checkpoint_of_something_else_is_refused(tiny, tmp_path: Path) -> None:
+    file = tmp_path / "other.safetensors"
+    save_file({"head.weight": torch.zeros(3, 3)}, file)
+    with pytest.raises(ValueError, match=r"init_from=.*no tensor of .* fits the model"):
+        train.run(tiny("run", f"init_from={file}"))
+
+
+def test_a_window_without_encoder_layers_is_refused(tiny) -> None:
+    with pytest.raises(ValueError, match=r"model\.window=1 .*model\.encoder_layers=0.*model\.decoder_window"):
+        train.run(tiny("run", "model.window=1"))
 
 
 def test_wrong_monitor_names_what_there_is(tiny) -> None:

@@ -31,6 +31,7 @@ TINY = [
     "model.queries=6",
     "model.feed_forward=32",
     "model.encoder_layers=1",
+    "model.window=1",
     "model.detector.neck.norm_groups=4",
     "trainer.max_steps=30",
     "trainer.single_frame=0.5",

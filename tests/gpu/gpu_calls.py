@@ -29,11 +29,9 @@ def arguments(inputs: Inputs) -> tuple:
     if inputs.mode == "fused":
         extra = (_on_gpu(inputs.frame_index), _on_gpu(inputs.valid_ratios), flat(inputs))
         return value, _on_gpu(inputs.reference), locations, weights, *extra
-    if inputs.mode == "temporal":
-        tables = (_on_gpu(inputs.offset_table), _on_gpu(inputs.logit_table), _on_gpu(inputs.dt))
-        extra = (_on_gpu(inputs.frame_index), _on_gpu(inputs.valid_ratios), flat(inputs))
-        return value, _on_gpu(inputs.reference), locations, _on_gpu(inputs.velocity), weights, *tables, *extra
-    return value, locations, weights, _on_gpu(inputs.tau), _on_gpu(inputs.frame_mask), flat(inputs)
+    tables = (_on_gpu(inputs.offset_table), _on_gpu(inputs.logit_table), _on_gpu(inputs.dt))
+    extra = (_on_gpu(inputs.frame_index), _on_gpu(inputs.valid_ratios), flat(inputs))
+    return value, _on_gpu(inputs.reference), locations, _on_gpu(inputs.velocity), weights, *tables, *extra
 
 
 def operator(mode: str, which: str):
@@ -54,7 +52,6 @@ def flags(mode: str, deterministic: bool, reference_gradient: bool = True) -> tu
 RETURNED = {
     "plain": ("value", "locations", "weights"),
     "fused": ("value", "reference", "locations", "weights"),
-    "continuous": ("value", "locations", "weights", "tau"),
     "temporal": ("value", "reference", "locations", "velocity", "weights", "offset_table", "logit_table"),
 }
 

@@ -13,7 +13,7 @@ from gpu_calls import FORWARD, backward, check, forward
 from kernel_cases import Size, answer, error, make, random_grad_out
 from torch import Tensor
 
-MODES = ("plain", "fused", "continuous")
+MODES = ("plain", "fused")
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

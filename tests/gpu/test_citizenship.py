@@ -15,7 +15,7 @@ from torch import Tensor
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal, use_backend
 from stdetr.ops.temporal import formed_inside
 
-MODES = ("plain", "fused", "continuous", "temporal")
+MODES = ("plain", "fused", "temporal")
 
 
 def _first(found: Tensor | tuple[Tensor, ...]) -> Tensor:

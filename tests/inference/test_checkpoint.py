@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stdetr.checkpoint import find_checkpoint, load_weights
@@ -101,3 +101,10 @@ def test_meta_is_json_with_integers(run: Path):
     (run / "checkpoints/best/meta.json").write_text(json.dumps(meta))
     with pytest.raises(ValueError, match="invalid literal"):
         load_model(run)
+
+
+def test_an_older_checkpoint_with_tensors_that_nothing_read_loads(run: Path):
+    file = run / "checkpoints/best/model.safetensors"
+    save_file({**load_file(file), "neck.level_embed": torch.zeros(2, 4)}, file)
+    model, _, _ = load_model(run)
+    assert "neck.level_embed" not in model.state_dict()

@@ -85,3 +85,14 @@ def test_divergence_is_named() -> None:
 def test_all_costs_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="cost_class"):
         TubeMatcher(cost_class=0, cost_box=0, cost_giou=0)
+
+
+def test_certain_scores_cost_a_finite_amount() -> None:
+    """Probabilities of exactly 0 and 1 in float32."""
+    target = _targets([[[0.5, 0.5, 0.2, 0.2]]], [0])
+    logits = torch.tensor([[[200.0], [-200.0]]])
+    cost = TubeMatcher(cost_class=1, cost_box=0, cost_giou=0).cost(
+        logits, torch.rand(1, 2, 1, 4), PackedTargets.pack([target])
+    )
+    sure = -math.log(1e-8)
+    assert cost.flatten().tolist() == pytest.approx([-0.75 * sure, 0.25 * sure], rel=1e-3)

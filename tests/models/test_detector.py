@@ -89,8 +89,8 @@ def test_frames_that_pad_time_change_nothing() -> None:
     with torch.no_grad():
         a = model(clip)
         b = model(longer, frame_mask=torch.tensor([[True, True, True, False, False]]))
-    torch.testing.assert_close(a.logits, b.logits, atol=1e-3, rtol=0)
-    torch.testing.assert_close(a.boxes, b.boxes[:, :, :3], atol=1e-3, rtol=0)
+    torch.testing.assert_close(a.logits, b.logits, atol=3e-3, rtol=0)
+    torch.testing.assert_close(a.boxes, b.boxes[:, :, :3], atol=3e-3, rtol=0)
 
 
 def _targets(frames: int) -> tuple[ClipTargets, ClipTargets]:
@@ -113,9 +113,7 @@ def test_training_output_and_gradients() -> None:
     assert (training.denoising_track[1] == -1).all()
     total = sum(p.boxes.sum() + p.logits.sum() + p.presence.sum() for p in (*training.layers, *training.denoising))
     (total + training.dense.logits.sum() + training.dense.boxes.sum()).backward()
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    # The embedding is only used for content=learned.
-    assert missing == ["queries.embedding.weight"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_matching_queries_never_see_the_answers() -> None:
@@ -147,6 +145,13 @@ def test_sampling_record_follows_the_boxes() -> None:
     assert record.frames.tolist() == [[-1, 0, 1], [0, 1, 2], [1, 2, -1]]
     assert (record.weights[:, 0, :, 0] == 0).all(), "frame 0 has nothing before it"
     assert model.decoder.layers[-1].cross_attention.recorder is None
+    # The boxes are those that the last layer starts from: the second to last layer's.
+    clip = torch.randn(1, 3, 3, 64, 64)
+    _, (record,) = model.record_sampling(clip)
+    model.denoising = None
+    with torch.no_grad():
+        layers = model(clip, targets=_targets(3)[1:]).losses_input.layers
+    torch.testing.assert_close(record.boxes, layers[0].boxes[0])
     assert torch.isfinite(output.boxes).all()
 
 

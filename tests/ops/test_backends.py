@@ -104,8 +104,17 @@ def test_a_broken_library_is_told_and_survived(tmp_path):
     assert done.stdout.splitlines()[-1] == "1.0"
 
 
-def test_an_installation_of_an_older_source_is_not_used(kernels, monkeypatch):
-    monkeypatch.setattr(backends, "NEWEST", "st_deform_attn_of_tomorrow")
+def test_a_version_that_does_not_fit_is_not_used_and_says_so(kernels, monkeypatch):
+    monkeypatch.setattr(backends, "OPS_VERSION", "9.9.9")
     found = backends._load()
     assert {one.name for one in found.values()} == {"reference"}
-    assert "lacks st_deform_attn_of_tomorrow" in found["cpu"].reason and "make ops" in found["cpu"].reason
+    installed = __import__("stdetr_ops").__version__
+    line = f"stdetr-ops {installed} is installed, but this stdetr needs 9.9.9; run: make ops"
+    assert found["cpu"].reason == found["cuda"].reason == line
+
+
+def test_the_version_that_is_needed_is_the_one_in_this_repository():
+    text = (ROOT / "cuda_ops" / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{backends.OPS_VERSION}"' in text
+    package = (ROOT / "cuda_ops" / "stdetr_ops" / "__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{backends.OPS_VERSION}"' in package

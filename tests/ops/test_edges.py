@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stdetr.ops import backend, st_deform_attn, st_deform_attn_continuous, st_deform_attn_fused, use_backend
+from stdetr.ops import backend, st_deform_attn, st_deform_attn_fused, use_backend
 
 
 @pytest.fixture(params=["reference", "kernels"], autouse=True)
@@ -42,15 +42,6 @@ def test_no_levels_at_all():
     )
     assert out.shape == (1, 3, 8)
     assert out.abs().sum() == 0
-
-
-def test_an_empty_clip_in_continuous_time():
-    value = torch.zeros(1, 0, 4, 1, 2, requires_grad=True)
-    shape = (1, 3, 1, 1, 2)
-    out = st_deform_attn_continuous(value, [(2, 2)], torch.rand(*shape, 2), torch.rand(shape), torch.rand(shape))
-    assert out.shape == (1, 3, 2)
-    assert out.abs().sum() == 0
-    assert torch.autograd.grad(out.sum(), value)[0].shape == value.shape
 
 
 def test_all_frames_masked_gives_zero_and_never_nan(case):

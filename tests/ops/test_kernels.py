@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stdetr.ops import st_deform_attn, st_deform_attn_continuous, st_deform_attn_fused, use_backend
+from stdetr.ops import st_deform_attn, st_deform_attn_fused, use_backend
 
 # Bars of the op: relative error in the Euclidean norm, forward and backward.
 BARS = {
@@ -69,19 +69,6 @@ def test_agreement_of_the_fused_op(kernels, case, error, dtype, size, D):
     run = lambda *t: st_deform_attn_fused(t[0], c.shapes, *t[1:], c.frame_index, ratios.to(t[1].dtype))  # noqa: E731
     names = ["value", "reference", "offsets", "logits"]
     check(error, *both(run, [c.value, c.reference, c.offsets, c.logits], c.grad_out), dtype, names)
-
-
-@pytest.mark.parametrize("dtype", BARS, ids=str)
-@pytest.mark.parametrize("T", [1, 2, 5])
-def test_agreement_in_continuous_time(kernels, case, error, dtype, T):
-    c = case(T=T, F=1, H=3, D=16, Q=29, K=4, dtype=dtype, seed=T)
-    locations, weights = off_the_grid(c.locations, c.shapes)[:, :, :, 0], c.weights[:, :, :, 0]
-    tau = (torch.rand(weights.shape, generator=torch.Generator().manual_seed(T)) * (T + 1) - 1).to(weights.dtype)
-    mask = torch.ones(2, T, dtype=torch.bool)
-    mask[1, ::2] = False
-    run = lambda *t: st_deform_attn_continuous(t[0], c.shapes, *t[1:], mask)  # noqa: E731
-    names = ["value", "locations", "weights", "tau"]
-    check(error, *both(run, [c.value, locations, weights, tau], c.grad_out), dtype, names)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

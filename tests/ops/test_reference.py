@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from stdetr.ops import (
     ms_deform_attn,
     st_deform_attn,
-    st_deform_attn_continuous,
     st_deform_attn_fused,
     use_backend,
 )
@@ -131,23 +130,6 @@ def test_fused_is_reference_plus_offset_softmax_and_sampling(truth, case, size, 
     assert out[0, 0].abs().max() == 0
 
 
-def test_continuous_time_is_linear_between_frames(truth, case):
-    c = case(T=4, F=1, H=2, Q=3)
-    locations, weights = c.locations[:, :, :, 0], c.weights[:, :, :, 0]
-    tau = torch.full(weights.shape, 1.25, dtype=torch.float64)
-    at = lambda t: truth(c.value[:, t : t + 1], c.shapes, c.locations, c.weights)  # noqa: E731
-    out = st_deform_attn_continuous(c.value, c.shapes, locations, weights, tau)
-    torch.testing.assert_close(out, 0.75 * at(1) + 0.25 * at(2))
-    for time, frame in ((-3.0, 0), (0.0, 0), (3.0, 3), (9.0, 3)):
-        out = st_deform_attn_continuous(c.value, c.shapes, locations, weights, torch.full_like(tau, time))
-        torch.testing.assert_close(out, at(frame))
-    assert st_deform_attn_continuous(c.value, c.shapes, locations, weights, tau * math.nan).abs().max() == 0
-    mask = torch.tensor([[True, True, False, True], [True, False, False, True]])
-    out = st_deform_attn_continuous(c.value, c.shapes, locations, weights, tau, mask)
-    torch.testing.assert_close(out[0], at(1)[0])  # frame 2 is masked, frame 1 takes all
-    assert out[1].abs().max() == 0  # both are masked
-
-
 @pytest.mark.parametrize("size", [2, 4])
 def test_derivatives_of_the_fused_op(case, size):
     c = case(B=1, Q=2, F=3, D=2, masked=True, reference_size=size, seed=5, shapes=[(3, 2), (1, 2)])
@@ -157,24 +139,9 @@ def test_derivatives_of_the_fused_op(case, size):
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
-def test_derivatives_of_the_plain_and_continuous_ops(case):
+def test_derivatives_of_the_plain_op(case):
     c = case(B=1, Q=2, T=3, F=2, D=2, seed=6, shapes=[(3, 2), (1, 2)])
     leaves = [t.requires_grad_() for t in (c.value, c.locations, c.weights)]
     run = lambda *t: st_deform_attn(t[0], c.shapes, *t[1:], c.frame_index)  # noqa: E731
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
-    locations = c.locations.detach()[:, :, :, 0].contiguous().requires_grad_()
-    weights = c.weights.detach()[:, :, :, 0].contiguous().requires_grad_()
-    tau = (torch.rand(weights.shape, dtype=torch.float64) * 3 - 0.5).requires_grad_()
-    run = lambda *t: st_deform_attn_continuous(t[0], c.shapes, *t[1:])  # noqa: E731
-    assert torch.autograd.gradcheck(run, [c.value, locations, weights, tau])
-
-
-def test_tau_has_a_slope_at_the_last_frame_and_none_outside():
-    value = torch.tensor([1.0, 5.0], dtype=torch.float64).view(1, 2, 1, 1, 1)
-    locations = torch.full((1, 1, 1, 1, 1, 2), 0.5, dtype=torch.float64)
-    weights = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
-    for time, slope in ((0.5, 4.0), (1.0, 4.0), (0.0, 4.0), (1.5, 0.0), (-0.5, 0.0)):
-        tau = torch.full((1, 1, 1, 1, 1), time, dtype=torch.float64, requires_grad=True)
-        st_deform_attn_continuous(value, [(1, 1)], locations, weights, tau).sum().backward()
-        assert tau.grad.item() == pytest.approx(slope)

@@ -7,7 +7,7 @@ import torch
 from torch.library import opcheck
 
 from stdetr.ops import registration as registered
-from stdetr.ops import st_deform_attn, st_deform_attn_continuous, st_deform_attn_fused, use_backend
+from stdetr.ops import st_deform_attn, st_deform_attn_fused, st_deform_attn_temporal, use_backend
 
 FLAT = [5, 7, 3, 2]
 
@@ -33,14 +33,6 @@ def test_opcheck_fused(kernels, small):
     opcheck(kernels.st_deform_attn_fused_forward, arguments)
     out, lse = (t.detach() for t in kernels.st_deform_attn_fused_forward(*arguments))
     opcheck(kernels.st_deform_attn_fused_backward, (*leaf(small.grad_out), out, lse, *arguments, True))
-
-
-def test_opcheck_continuous(kernels, small):
-    weights = small.weights[:, :, :, 0]
-    inputs = leaf(small.value, small.locations[:, :, :, 0], weights, torch.rand_like(weights) * 3)
-    arguments = (*inputs, torch.tensor([[True, True, False], [True] * 3]), FLAT)
-    opcheck(kernels.st_deform_attn_continuous_forward, arguments)
-    opcheck(kernels.st_deform_attn_continuous_backward, (*leaf(small.grad_out), *arguments, False))
 
 
 @pytest.mark.parametrize("backend", ["kernels", "reference"])
@@ -125,11 +117,52 @@ def test_second_derivatives(kernels, case):
     inputs = leaf(c.value, c.locations, c.weights)
     run = lambda *t: st_deform_attn(t[0], c.shapes, *t[1:], c.frame_index)  # noqa: E731
     assert torch.autograd.gradgradcheck(run, inputs)
-    weights = c.weights[:, :, :, 0]
-    inputs = leaf(c.value, c.locations[:, :, :, 0], weights, torch.rand_like(weights))
-    run = lambda *t: st_deform_attn_continuous(t[0], c.shapes, *t[1:])  # noqa: E731
-    assert torch.autograd.gradcheck(run, inputs)
-    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def _forms(c):
+    """Each op with its differentiable arguments."""
+    offsets, logits = c.offsets[:, :, :, 0], c.logits[:, :, :, 0]
+    made = torch.Generator().manual_seed(3)
+    tables = [torch.randn(4, *logits.shape[2:], *end, generator=made, dtype=torch.float64) for end in ((2,), ())]
+    dt = torch.randint(-3, 4, c.reference.shape[:3], generator=made).double()
+    return {
+        "plain": (lambda v, x, w: st_deform_attn(v, c.shapes, x, w, c.frame_index), (c.value, c.locations, c.weights)),
+        "fused": (
+            lambda v, r, x, a: st_deform_attn_fused(v, c.shapes, r, x, a, c.frame_index, c.valid_ratios),
+            (c.value, c.reference, c.offsets, c.logits),
+        ),
+        "temporal": (
+            lambda v, r, *t: st_deform_attn_temporal(v, c.shapes, r, *t, dt, c.frame_index, c.valid_ratios),
+            (c.value, c.reference, offsets, 0.1 * offsets, logits, *tables),
+        ),
+    }
+
+
+@pytest.mark.parametrize("form", ["plain", "fused", "temporal"])
+def test_forward_mode_derivatives(kernels, case, form):
+    """A Jacobian times a vector equals the vector's products with the rows that backward gives."""
+    run, inputs = _forms(case(B=1, Q=3, F=2, H=2, D=2, masked=True, reference_size=4, shapes=[(3, 2)]))[form]
+    generator = torch.Generator().manual_seed(1)
+    tangents = tuple(torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in inputs)
+    out, tangent = torch.func.jvp(run, inputs, tangents)
+    assert torch.equal(out, _with_reference(run, inputs))
+    leaves = leaf(*inputs)
+    rows = run(*leaves).flatten()
+    pulled = [torch.autograd.grad(row, leaves, retain_graph=True) for row in rows]
+    products = [sum((g * t).sum() for g, t in zip(grads, tangents, strict=True)) for grads in pulled]
+    torch.testing.assert_close(tangent.flatten(), torch.stack(products))
+    assert tangent.abs().min() > 0
+    # One argument with a tangent is enough, also without torch.func.
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(inputs[-1], tangents[-1])
+        alone = torch.autograd.forward_ad.unpack_dual(run(*inputs[:-1], dual)).tangent
+    zeros = tuple(torch.zeros_like(t) for t in tangents[:-1])
+    torch.testing.assert_close(alone, torch.func.jvp(run, inputs, (*zeros, tangents[-1]))[1])
+
+
+def _with_reference(run, inputs):
+    with use_backend("reference"):
+        return run(*inputs)
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2, 3), (0, 1, 2, 3)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stdetr.ops import ms_deform_attn, st_deform_attn, st_deform_attn_continuous, st_deform_attn_fused
+from stdetr.ops import ms_deform_attn, st_deform_attn, st_deform_attn_fused
 
 SHAPES = [(5, 7), (3, 2)]  # S = 41
 
@@ -33,19 +33,8 @@ def fused(**changed):
     return st_deform_attn_fused(**{**arguments, **changed})
 
 
-def continuous(**changed):
-    arguments = {
-        "value": torch.zeros(2, 3, 41, 2, 4),
-        "spatial_shapes": SHAPES,
-        "sampling_locations": torch.zeros(2, 5, 2, 2, 1, 2),
-        "attention_weights": torch.zeros(2, 5, 2, 2, 1),
-        "tau": torch.zeros(2, 5, 2, 2, 1),
-    }
-    return st_deform_attn_continuous(**{**arguments, **changed})
-
-
 def test_the_arguments_that_the_others_change_are_right():
-    assert plain().shape == fused().shape == continuous().shape == (2, 5, 8)
+    assert plain().shape == fused().shape == (2, 5, 8)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +83,6 @@ def test_the_arguments_that_the_others_change_are_right():
         (fused, {"logits": torch.zeros(2, 5, 2, 3, 1, 1)}, ["logits", "(2, 5, 2, 3, 2, 1)", "(2, 5, 2, 3, 1, 1)"]),
         (fused, {"valid_ratios": torch.ones(2, 3, 2)}, ["valid_ratios", "(2, 2, 2)", "(2, 3, 2)"]),
         (fused, {"valid_ratios": torch.ones(2, 2, 2).long()}, ["valid_ratios", "int64"]),
-        (continuous, {"tau": torch.zeros(2, 5, 2, 2, 2)}, ["tau", "(2, 5, 2, 2, 1)", "(2, 5, 2, 2, 2)"]),
-        (continuous, {"frame_mask": torch.ones(2, 3)}, ["frame_mask", "bool", "float32"]),
-        (continuous, {"frame_mask": torch.ones(2, 4).bool()}, ["frame_mask", "(2, 3)", "(2, 4)"]),
     ],
 )
 def test_mistakes_are_named(call, changed, texts):

@@ -22,16 +22,6 @@
   "Tensor? valid_ratios, int[] spatial_shapes, bool deterministic) "                       \
   "-> (Tensor, Tensor, Tensor, Tensor)"
 
-#define STDETR_SCHEMA_CONTINUOUS_FORWARD                                                   \
-  "st_deform_attn_continuous_forward(Tensor value, Tensor sampling_locations, "            \
-  "Tensor attention_weights, Tensor tau, Tensor? frame_mask, int[] spatial_shapes) "       \
-  "-> Tensor"
-
-#define STDETR_SCHEMA_CONTINUOUS_BACKWARD                                                  \
-  "st_deform_attn_continuous_backward(Tensor grad_out, Tensor value, "                     \
-  "Tensor sampling_locations, Tensor attention_weights, Tensor tau, Tensor? frame_mask, "  \
-  "int[] spatial_shapes, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)"
-
 #define STDETR_SCHEMA_TEMPORAL_FORWARD                                                     \
   "st_deform_attn_temporal_forward(Tensor value, Tensor reference, Tensor offsets, "       \
   "Tensor velocity, Tensor logits, Tensor offset_table, Tensor logit_table, Tensor dt, "   \

@@ -36,7 +36,6 @@ void forward_of(const Problem& a, int64_t begin, int64_t end) {
     case Kind::plain: return forward_discrete<St, Const, Kind::plain>(a, begin, end);
     case Kind::fused: return forward_discrete<St, Const, Kind::fused>(a, begin, end);
     case Kind::temporal: return forward_discrete<St, Const, Kind::temporal>(a, begin, end);
-    case Kind::continuous: return forward_continuous<St, Const>(a, begin, end);
   }
 }
 
@@ -46,7 +45,6 @@ void backward_of(const Problem& a, int64_t begin, int64_t end) {
     case Kind::plain: return backward_discrete<St, Const, false>(a, begin, end);
     case Kind::fused: return backward_discrete<St, Const, true>(a, begin, end);
     case Kind::temporal: return backward_temporal<St, Const>(a, begin, end);
-    case Kind::continuous: return backward_continuous<St, Const>(a, begin, end);
   }
 }
 

@@ -91,17 +91,17 @@ void read_value(Call& call, const Tensor& value, const Shapes& shapes) {
   a.value = call.hold("value", value, value.scalar_type(), {a.B, a.T, a.S, a.H, a.D});
 }
 
-// points: B,Q,H,F,L,K,2 (plain, fused) or B,Q,H,L,K,2 (continuous, temporal; F of the latter is dt's).
+// points: B,Q,H,F,L,K,2 (plain, fused) or B,Q,H,L,K,2 (temporal, whose F is dt's).
 void read_points(Call& call, Kind kind, const Tensor& points, const Tensor& weights, ScalarType dtype) {
   Problem& a = call.problem;
   a.kind = kind;
-  const bool continuous = kind == Kind::continuous || kind == Kind::temporal;
-  STD_TORCH_CHECK(points.dim() == (continuous ? 6 : 7), "sampling points have the wrong number of axes");
+  const bool temporal = kind == Kind::temporal;
+  STD_TORCH_CHECK(points.dim() == (temporal ? 6 : 7), "sampling points have the wrong number of axes");
   a.Q = points.size(1);
-  a.F = continuous ? 1 : points.size(3);
-  a.K = points.size(continuous ? 4 : 5);
+  a.F = temporal ? 1 : points.size(3);
+  a.K = points.size(temporal ? 4 : 5);
   std::vector<int64_t> shape{a.B, a.Q, a.H};
-  if (!continuous) shape.push_back(a.F);
+  if (!temporal) shape.push_back(a.F);
   shape.insert(shape.end(), {a.L, a.K});
   a.weights = call.hold("weights", weights, dtype, shape);
   shape.push_back(2);
@@ -192,13 +192,9 @@ void run_forward(const Problem& a) {
 
 void run_backward(const Problem& a) {
   const Kernels& kernel = kernels();
-  const bool continuous = a.kind == Kind::continuous;
-  const bool all_frames = continuous || a.kind == Kind::temporal;
-  const int64_t prepare_work = a.H * a.D;
-  if (!continuous) {
-    torch::stable::parallel_for(0, a.B * a.Q, grain(prepare_work),
-                                [&](int64_t begin, int64_t end) { kernel.backward_prepare(a, begin, end); });
-  }
+  const bool all_frames = a.kind == Kind::temporal;
+  torch::stable::parallel_for(0, a.B * a.Q, grain(a.H * a.D),
+                              [&](int64_t begin, int64_t end) { kernel.backward_prepare(a, begin, end); });
   const int64_t tasks = has_points(a) ? a.B * a.H * a.L * (all_frames ? 1 : a.T) : 0;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { kernel.backward(a, begin, end); });
   if (a.kind == Kind::fused || a.kind == Kind::temporal) {
@@ -212,7 +208,7 @@ void run_backward(const Problem& a) {
 Tensor make_grad_value(Problem& a, const Tensor& value) {
   const bool half = a.storage == Storage::bf16 || a.storage == Storage::f16;
   const int64_t updates = 4 * a.Q * a.F * a.L * a.K / std::max<int64_t>(1, a.T);
-  a.grad_value_zeroed = !has_points(a) || (!half && (a.kind == Kind::continuous || updates < a.S));
+  a.grad_value_zeroed = !has_points(a) || (!half && updates < a.S);
   Tensor grad = empty_as(value);
   if (a.grad_value_zeroed) torch::stable::zero_(grad);
   a.grad_value = grad.mutable_data_ptr();
@@ -378,45 +374,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> temporal_back
   return {grad_value, grad_reference, grad_offsets, grad_velocity, grad_logits, grad_offset_table, grad_logit_table};
 }
 
-void read_continuous(Call& call, const Tensor& value, const Tensor& tau, const MaybeTensor& frame_mask) {
-  Problem& a = call.problem;
-  a.tau = call.hold("tau", tau, coord_of(value), {a.B, a.Q, a.H, a.L, a.K});
-  if (frame_mask.has_value()) {
-    a.frame_mask = static_cast<const uint8_t*>(call.hold("frame_mask", *frame_mask, ScalarType::Bool, {a.B, a.T}));
-  }
-}
-
-Tensor continuous_forward(
-    Tensor value, Tensor locations, Tensor weights, Tensor tau, MaybeTensor frame_mask, Shapes shapes) {
-  Call call;
-  Problem& a = call.problem;
-  read_value(call, value, shapes);
-  read_points(call, Kind::continuous, locations, weights, coord_of(value));
-  read_continuous(call, value, tau, frame_mask);
-  Tensor out = empty(value, {a.B, a.Q, a.H * a.D}, value.scalar_type());
-  a.out = out.mutable_data_ptr();
-  run_forward(a);
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> continuous_backward(
-    Tensor grad_out, Tensor value, Tensor locations, Tensor weights, Tensor tau, MaybeTensor frame_mask, Shapes shapes,
-    bool /*deterministic: always*/) {
-  Call call;
-  Problem& a = call.problem;
-  read_value(call, value, shapes);
-  read_points(call, Kind::continuous, locations, weights, coord_of(value));
-  read_continuous(call, value, tau, frame_mask);
-  a.grad_out = call.hold("grad_out", grad_out, value.scalar_type(), {a.B, a.Q, a.H * a.D});
-  Tensor grad_locations = empty_as(locations), grad_weights = empty_as(weights), grad_tau = empty_as(tau);
-  a.grad_locations = grad_locations.mutable_data_ptr();
-  a.grad_weights = grad_weights.mutable_data_ptr();
-  a.grad_tau = grad_tau.mutable_data_ptr();
-  Tensor grad_value = make_grad_value(a, value);
-  run_backward(a);
-  return {grad_value, grad_locations, grad_weights, grad_tau};
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY(stdetr, m) {
@@ -426,8 +383,6 @@ STABLE_TORCH_LIBRARY(stdetr, m) {
   m.def(STDETR_SCHEMA_FUSED_BACKWARD);
   m.def(STDETR_SCHEMA_TEMPORAL_FORWARD);
   m.def(STDETR_SCHEMA_TEMPORAL_BACKWARD);
-  m.def(STDETR_SCHEMA_CONTINUOUS_FORWARD);
-  m.def(STDETR_SCHEMA_CONTINUOUS_BACKWARD);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(stdetr, CPU, m) {
@@ -437,8 +392,6 @@ STABLE_TORCH_LIBRARY_IMPL(stdetr, CPU, m) {
   m.impl("st_deform_attn_fused_backward", TORCH_BOX(&fused_backward));
   m.impl("st_deform_attn_temporal_forward", TORCH_BOX(&temporal_forward));
   m.impl("st_deform_attn_temporal_backward", TORCH_BOX(&temporal_backward));
-  m.impl("st_deform_attn_continuous_forward", TORCH_BOX(&continuous_forward));
-  m.impl("st_deform_attn_continuous_backward", TORCH_BOX(&continuous_backward));
 }
 
 }  // namespace stdetr_cpu

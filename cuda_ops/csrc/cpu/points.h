@@ -106,32 +106,3 @@ STDETR_INLINE Placement<C> place(const Problem& a, int64_t b, int64_t q, int64_t
   }
   return placement;
 }
-
-// The two frames that time tau lies between (SCHEMA.md, rule 6).
-template <class C>
-struct Pair {
-  int64_t first, second;
-  C share;     // of the second
-  bool reads;  // the point counts
-  bool slope;  // tau gets a gradient
-};
-
-template <class C>
-STDETR_INLINE Pair<C> frames_around(const Problem& a, int64_t b, C tau) {
-  const C last = C(a.T - 1);
-  const C time = tau > C(0) ? (tau < last ? tau : last) : C(0);
-  int64_t first = int64_t(time);
-  const int64_t highest = a.T > 2 ? a.T - 2 : 0;
-  first = first > highest ? highest : first;
-  const int64_t second = first + 1 < a.T ? first + 1 : first;
-  Pair<C> pair{first, second, time - C(first), tau == tau, second > first && tau >= C(0) && tau <= last};
-  if (a.frame_mask) {
-    const bool has_first = a.frame_mask[b * a.T + first], has_second = a.frame_mask[b * a.T + second];
-    if (!(has_first && has_second)) {
-      pair.share = has_second ? C(1) : C(0);
-      pair.slope = false;
-      pair.reads = pair.reads && (has_first || has_second);
-    }
-  }
-  return pair;
-}

@@ -9,7 +9,7 @@
 namespace stdetr_cpu {
 
 enum class Storage : int { f32, f64, bf16, f16 };
-enum class Kind : int { plain, fused, continuous, temporal };
+enum class Kind : int { plain, fused, temporal };
 
 struct Level {
   int32_t height;
@@ -23,14 +23,12 @@ struct Problem {
   int64_t B, T, S, H, D, Q, F, L, K;
   const Level* levels;        // L
   const void* value;          // B,T,S,H,D storage
-  const void* locations;      // plain, continuous: locations (coord); fused, temporal: offsets (storage)
-  const void* weights;        // plain, continuous: weights (coord); fused, temporal: logits (storage)
+  const void* locations;      // plain: locations (coord); fused, temporal: offsets (storage)
+  const void* weights;        // plain: weights (coord); fused, temporal: logits (storage)
   const int32_t* frame_index; // B,Q,F or null
   const void* reference;      // B,Q,F,reference_size coord (fused, temporal)
   int reference_size;         // 2 or 4
   const void* valid_ratios;   // B,L,2 coord or null
-  const void* tau;            // B,Q,H,L,K coord (continuous)
-  const uint8_t* frame_mask;  // B,T or null (continuous)
   // Temporal: offsets, velocity B,Q,H,L,K,2 and logits B,Q,H,L,K have no frame axis; the tables are R,H,L,K(,2).
   const void* velocity;      // storage
   const void* offset_table;  // coord
@@ -50,7 +48,6 @@ struct Problem {
   void* grad_locations;   // like locations
   void* grad_weights;     // like weights
   void* grad_reference;   // coord
-  void* grad_tau;         // coord
   void* grad_velocity;    // storage
   double* grad_tables;    // temporal: B,R,H,L,K,3, a clip's share of the gradients of offset_table (x, y) and logit_table
   void* grad_references;  // temporal: coord, H*L shares of B,Q,F,reference_size, holding zeros; or null: not wanted
@@ -67,7 +64,7 @@ struct Kernels {
   const char* name;
   void (*forward)(const Problem&, int64_t begin, int64_t end);         // tasks: B*Q
   void (*backward_prepare)(const Problem&, int64_t begin, int64_t end);  // tasks: B*Q
-  void (*backward)(const Problem&, int64_t begin, int64_t end);        // tasks: B*T*H*L; continuous, temporal: B*H*L
+  void (*backward)(const Problem&, int64_t begin, int64_t end);        // tasks: B*T*H*L; temporal: B*H*L
   void (*backward_finish)(const Problem&, int64_t begin, int64_t end);   // tasks: B*Q (fused)
 };
 

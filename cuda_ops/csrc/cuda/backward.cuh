@@ -1,5 +1,5 @@
-// Backward kernel: gradients of locations (offsets), weights (logits), tau, the reference's share of each head, and,
-// for levels below direct_levels, of value.  The temporal rules have a kernel of their own, temporal_backward.cuh.
+// Backward kernel: gradients of locations (offsets), weights (logits), the reference's share of each head, and, for
+// levels below direct_levels, of value.  The temporal rules have a kernel of their own, temporal_backward.cuh.
 //
 // The softmax needs no stored probabilities: p = exp(logit - lse) and, with delta = sum_c grad_out * out (the identity
 // that FlashAttention's backward pass uses), grad_logit = p * (grad_out . sample - delta).
@@ -23,18 +23,7 @@ __device__ __forceinline__ void finish_point(const Problem& p, const LevelEntry<
   if (detail.packed < 0) return;
   const int64_t index = frame_points + j;
   const LevelEntry<A> level = table[detail.packed >> kLevelShift];
-  Slopes<A> slopes = slopes_of(stage.dots[slot], detail);
-  if constexpr (R == Rule::continuous) {
-    const PointDetail<A> second = stage.detail[slot + 1];
-    const Slopes<A> late = slopes_of(stage.dots[slot + 1], second);
-    const A share = second.probability;
-    const A change = late.sample - slopes.sample;
-    // Every point has its tau, so a gradient is written even where it is zero.
-    static_cast<A*>(p.grad_tau)[index] = detail.packed & kSlope ? detail.probability * change : A(0);
-    slopes.sample += share * change;
-    slopes.x += share * (late.x - slopes.x);
-    slopes.y += share * (late.y - slopes.y);
-  }
+  const Slopes<A> slopes = slopes_of(stage.dots[slot], detail);
   const A x = detail.probability * slopes.x, y = detail.probability * slopes.y;
   if constexpr (!is_fused(R)) {
     static_cast<A*>(p.grad_weights)[index] = slopes.sample;
@@ -74,28 +63,26 @@ __global__ void __launch_bounds__(kBlockThreads, Channels > 0 && R != Rule::fuse
   }
 
   const int per_frame = p.levels * p.points;
-  const int records_per_point = R == Rule::continuous ? 2 : 1;
-  const int points_per_group = stage.slots / records_per_point;
-  const int points_per_chunk = points_per_group << team.point_shift;
+  const int points_per_chunk = stage.slots << team.point_shift;
   for (int round = 0; round < p.frames; round += p.split_frames) {
     const int f = round + team.frame_part;
     const bool has_frame = f < p.frames && team.active;
-    const int frame = !has_frame ? -1 : (R == Rule::continuous ? 0 : frame_of(p, row, f));
+    const int frame = has_frame ? frame_of(p, row, f) : -1;
     const int end = has_frame ? per_frame : 0;
     const Anchor<A> anchor = anchor_of<T, R>(p, row, has_frame ? f : 0);
     const int64_t frame_points = row.first_point<R>(p, f);
     A reference_sum[4] = {0, 0, 0, 0};
     for (int base = 0; base < per_frame; base += points_per_chunk) {
       const int first = base + team.point_part;
-      stage_backward<T, R>(p, table, row, anchor, frame_points, frame, first, p.split_points, end, team.lane, team.lanes,
+      stage_backward<T, R>(p, table, anchor, frame_points, frame, first, p.split_points, end, team.lane, team.lanes,
                            lse, stage);
       __syncwarp();
       const int left = min(per_frame - base, points_per_chunk);
-      piece.visit(stage, team.share(left) * records_per_point, team.lane, team.lanes);
+      piece.visit(stage, team.share(left), team.lane, team.lanes);
       __syncwarp();
-      for (int i = team.lane; i < points_per_group; i += team.lanes) {
-        finish_point<T, R>(p, table, anchor, frame_points, first + i * p.split_points, i * records_per_point, delta,
-                           stage, reference_sum);
+      for (int i = team.lane; i < stage.slots; i += team.lanes) {
+        finish_point<T, R>(p, table, anchor, frame_points, first + i * p.split_points, i, delta, stage,
+                           reference_sum);
       }
       __syncwarp();
     }

@@ -148,12 +148,6 @@ class Call {
     for (int axis = 0; axis < 3; ++axis) p.frame_stride[axis] = index->stride(axis);
   }
 
-  void read_frame_mask(const MaybeTensor& mask) {
-    if (!mask.has_value()) return;
-    problem.frame_mask =
-        static_cast<const uint8_t*>(read("frame_mask", *mask, ScalarType::Bool, {problem.batch, problem.clip}));
-  }
-
   void read_reference(const Tensor& reference, const MaybeTensor& valid_ratios) {
     Problem& p = problem;
     STD_TORCH_CHECK(reference.dim() == 4 && (reference.size(3) == 2 || reference.size(3) == 4),

@@ -29,40 +29,31 @@ inline size_t forward_shared_bytes(int lanes, int levels, int piece) {
 // lies inside its frame; returns their number, the same for all lanes of the group.  The whole warp calls it together.
 template <typename T, Rule R>
 __device__ __forceinline__ int stage_forward(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
-                                             const Row& row, const Anchor<accumulator_t<T>>& anchor,
-                                             int64_t frame_points, int frame, int first, int stride, int end,
-                                             int lane, int lanes, int slots, accumulator_t<T> lse,
+                                             const Anchor<accumulator_t<T>>& anchor, int64_t frame_points,
+                                             int frame, int first, int stride, int end, int lane, int lanes, int slots, accumulator_t<T> lse,
                                              CornerWeights<accumulator_t<T>>* weights, CornerOffsets* offsets) {
   using A = accumulator_t<T>;
-  constexpr int sides = R == Rule::continuous ? 2 : 1;
   const int shift = static_cast<int>(threadIdx.x) & 31 & ~(lanes - 1);
   const unsigned int before = (1u << lane) - 1u;
   const unsigned int group = lanes == 32 ? kWholeWarp : (1u << lanes) - 1u;
   int filled = 0;
-  for (int base = 0; base * sides < slots; base += lanes) {
+  for (int base = 0; base < slots; base += lanes) {
     const int i = base + lane;
     const int j = first + i * stride;
     // Without a point a lane prepares the last one of the frame and does not count it: no branch around the loads.
-    const bool exists = i * sides < slots && j < end && frame >= 0;
+    const bool exists = i < slots && j < end && frame >= 0;
     const int k = min(j, end - 1);
     const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + k, k, true, lse);
     const LevelEntry<A> level = table[placed.level];
     const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
-    Moment<A> moment;
-    if constexpr (R == Rule::continuous) moment = moment_of<T>(p, row, k);
-#pragma unroll
-    for (int side = 0; side < sides; ++side) {
-      const int read = R == Rule::continuous ? moment.frame[side] : frame;
-      const bool counts = exists && spot.inside && read >= 0;
-      const unsigned int votes = (__ballot_sync(kWholeWarp, counts) >> shift) & group;
-      if (counts) {
-        const int slot = filled + __popc(votes & before);
-        weights[slot] =
-            weights_of(spot, R == Rule::continuous ? placed.probability * moment.share[side] : placed.probability);
-        offsets[slot] = offsets_of<T>(p, spot, level, read);
-      }
-      filled += __popc(votes);
+    const bool counts = exists && spot.inside;
+    const unsigned int votes = (__ballot_sync(kWholeWarp, counts) >> shift) & group;
+    if (counts) {
+      const int slot = filled + __popc(votes & before);
+      weights[slot] = weights_of(spot, placed.probability);
+      offsets[slot] = offsets_of<T>(p, spot, level, frame);
     }
+    filled += __popc(votes);
   }
   return filled;
 }
@@ -120,19 +111,18 @@ __global__ void __launch_bounds__(kBlockThreads, Channels > 0 ? 3 : 2) forward_k
   for (int c = 0; c < PieceSize; ++c) sum[c] = 0;
 
   const int per_frame = p.levels * p.points;
-  const int points_per_chunk = (R == Rule::continuous ? slots / 2 : slots) << team.point_shift;
+  const int points_per_chunk = slots << team.point_shift;
   // Every thread makes the same number of steps, so that warps stay whole.
   for (int round = 0; round < p.frames; round += p.split_frames) {
     const int f = round + team.frame_part;
     const bool has_frame = f < p.frames && team.active;
-    const int frame = !has_frame ? -1 : (R == Rule::continuous ? 0 : frame_of(p, row, f));
+    const int frame = has_frame ? frame_of(p, row, f) : -1;
     const int entry = min(f, p.frames - 1);
     const Anchor<A> anchor = anchor_of<T, R>(p, row, entry);
     const int64_t frame_points = row.first_point<R>(p, entry);
     for (int base = 0; base < per_frame; base += points_per_chunk) {
-      const int count = stage_forward<T, R>(p, table, row, anchor, frame_points, frame, base + team.point_part,
-                                            p.split_points, per_frame, team.lane, team.lanes, slots, lse, weights,
-                                            offsets);
+      const int count = stage_forward<T, R>(p, table, anchor, frame_points, frame, base + team.point_part, p.split_points,
+                                            per_frame, team.lane, team.lanes, slots, lse, weights, offsets);
       __syncwarp();
       for (int i = 0; i < count; ++i) add_sample<T, PieceSize>(value, weights[i], load_offsets(offsets + i), sum);
       __syncwarp();

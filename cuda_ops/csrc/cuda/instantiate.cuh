@@ -21,7 +21,6 @@ inline void with_rule(const Problem& p, Body body) {
     case Mode::fused:
       return boxes ? body(std::integral_constant<Rule, Rule::fused_boxes>{})
                    : body(std::integral_constant<Rule, Rule::fused_points>{});
-    case Mode::continuous: return body(std::integral_constant<Rule, Rule::continuous>{});
     case Mode::temporal:
       return boxes ? body(std::integral_constant<Rule, Rule::temporal_boxes>{})
                    : body(std::integral_constant<Rule, Rule::temporal_points>{});

@@ -90,48 +90,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
   return {grad_value, grad_reference, grad_offsets, grad_logits};
 }
 
-Call continuous_call(const Tensor& value, const Tensor& locations, const Tensor& weights, const Tensor& tau,
-                     const MaybeTensor& frame_mask, const Sizes& shapes) {
-  const auto size = [&](int64_t axis) { return axis_of("sampling_locations", locations, 6, axis); };
-  Call call(Mode::continuous, value, shapes, size(1), 1, size(4));
-  call.problem.locations = call.read("sampling_locations", locations, call.real, call.pairs_shape());
-  call.problem.weights = call.read("attention_weights", weights, call.real, call.points_shape());
-  call.problem.tau = call.read("tau", tau, call.real, call.points_shape());
-  call.read_frame_mask(frame_mask);
-  return call;
-}
-
-Tensor continuous_forward(const Tensor& value, const Tensor& locations, const Tensor& weights, const Tensor& tau,
-                          const MaybeTensor& frame_mask, const Sizes& shapes) {
-  Call call = continuous_call(value, locations, weights, tau, frame_mask, shapes);
-  if (call.empty()) return call.zeros(call.out_shape(), call.storage());
-  Tensor out = call.make(call.out_shape(), call.storage());
-  call.problem.out = out.mutable_data_ptr();
-  call.forward();
-  return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> continuous_backward(const Tensor& grad_out, const Tensor& value,
-                                                               const Tensor& locations, const Tensor& weights,
-                                                               const Tensor& tau, const MaybeTensor& frame_mask,
-                                                               const Sizes& shapes, bool deterministic) {
-  Call call = continuous_call(value, locations, weights, tau, frame_mask, shapes);
-  Problem& p = call.problem;
-  if (call.empty()) {
-    return {call.zeros(call.value_shape(), call.storage()), call.zeros(call.pairs_shape(), call.real),
-            call.zeros(call.points_shape(), call.real), call.zeros(call.points_shape(), call.real)};
-  }
-  Tensor grad_value = call.make(call.value_shape(), call.storage());
-  Tensor grad_locations = call.make(call.pairs_shape(), call.real);
-  Tensor grad_weights = call.make(call.points_shape(), call.real);
-  Tensor grad_tau = call.make(call.points_shape(), call.real);
-  p.grad_locations = grad_locations.mutable_data_ptr();
-  p.grad_weights = grad_weights.mutable_data_ptr();
-  p.grad_tau = grad_tau.mutable_data_ptr();
-  call.backward(grad_out, grad_value, deterministic);
-  return {grad_value, grad_locations, grad_weights, grad_tau};
-}
-
 }  // namespace
 }  // namespace stdetr
 
@@ -140,6 +98,4 @@ STABLE_TORCH_LIBRARY_IMPL(stdetr, CUDA, library) {
   library.impl("st_deform_attn_backward", TORCH_BOX(&stdetr::backward));
   library.impl("st_deform_attn_fused_forward", TORCH_BOX(&stdetr::fused_forward));
   library.impl("st_deform_attn_fused_backward", TORCH_BOX(&stdetr::fused_backward));
-  library.impl("st_deform_attn_continuous_forward", TORCH_BOX(&stdetr::continuous_forward));
-  library.impl("st_deform_attn_continuous_backward", TORCH_BOX(&stdetr::continuous_backward));
 }

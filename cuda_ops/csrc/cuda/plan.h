@@ -161,8 +161,8 @@ inline void plan_fixed(Problem& p, const Device& device) {
   p.coarse_parts = static_cast<int>(parts < most ? parts : most);
   if (device.coarse_parts > 0) p.coarse_parts = device.coarse_parts;
   plan_walk(p, p.levels * p.points);
-  // A point adds to a pixel once; a continuous one twice, once a frame.
-  const double contributions = 2.0 * p.queries * p.frames * p.points;
+  // A point adds to a pixel once.
+  const double contributions = static_cast<double>(p.queries) * p.frames * p.points;
   p.fixed_bits = 0;
   while (static_cast<double>(int64_t{1} << p.fixed_bits) < contributions) ++p.fixed_bits;
   if (p.fixed_bits > 40) refuse("Q * F * K is too large for the deterministic backward pass");

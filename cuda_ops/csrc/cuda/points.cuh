@@ -203,36 +203,6 @@ __device__ __forceinline__ Placed<accumulator_t<T>> place(const Problem& p, cons
   return placed;
 }
 
-// The two frames of a continuous point and the share of the second.
-template <typename A>
-struct Moment {
-  int frame[2];     // -1: masked, not read
-  A share[2];       // add up to 1
-  bool has_slope;   // tau gets a gradient
-};
-
-template <typename T>
-__device__ __forceinline__ Moment<accumulator_t<T>> moment_of(const Problem& p, const Row& row, int j) {
-  using A = accumulator_t<T>;
-  const A tau = __ldg(static_cast<const A*>(p.tau) + row.head * static_cast<int>(p.per_frame.divisor) + j);
-  Moment<A> moment{{-1, -1}, {A(1), A(0)}, false};
-  if (tau != tau) return moment;
-  const A last = static_cast<A>(p.clip - 1);
-  const A time = tau < A(0) ? A(0) : (tau > last ? last : tau);
-  const int first = min(static_cast<int>(time), max(p.clip - 2, 0));
-  const int second = min(first + 1, p.clip - 1);
-  const uint8_t* mask = p.frame_mask;
-  const bool has_first = mask == nullptr || mask[static_cast<int64_t>(row.b) * p.clip + first] != 0;
-  const bool has_second = mask == nullptr || mask[static_cast<int64_t>(row.b) * p.clip + second] != 0;
-  const A share = has_first && has_second ? time - static_cast<A>(first) : (has_second ? A(1) : A(0));
-  moment.frame[0] = has_first ? first : -1;
-  moment.frame[1] = has_second ? second : -1;
-  moment.share[0] = A(1) - share;
-  moment.share[1] = share;
-  moment.has_slope = has_first && has_second && tau >= A(0) && tau <= last;
-  return moment;
-}
-
 // A point inside its level, as the bilinear rule sees it.
 template <typename A>
 struct Spot {

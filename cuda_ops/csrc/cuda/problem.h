@@ -6,11 +6,10 @@
 //   R rows of the temporal tables, even
 //
 // Modes (all pixel coordinates: location * size - 0.5, bilinear, zero outside)
-//   plain       locations B,Q,H,F,L,K,2 and weights B,Q,H,F,L,K are given
-//   fused       locations = reference + offset, weights = softmax of logits over P, both formed in the kernel
-//   continuous  F = 1; each point has a time tau and takes two bilinear samples on neighbouring frames
-//   temporal    fused, with offsets and logits formed in the kernel too: a query gives them once for all frames, with a
-//               velocity, and two tables add what belongs to a distance in time
+//   plain     locations B,Q,H,F,L,K,2 and weights B,Q,H,F,L,K are given
+//   fused     locations = reference + offset, weights = softmax of logits over P, both formed in the kernel
+//   temporal  fused, with offsets and logits formed in the kernel too: a query gives them once for all frames, with a
+//             velocity, and two tables add what belongs to a distance in time
 #pragma once
 
 #include <cstdint>
@@ -18,11 +17,11 @@
 namespace stdetr {
 
 enum class DType : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
-enum class Mode : int { plain = 0, fused = 1, continuous = 2, temporal = 3 };
+enum class Mode : int { plain = 0, fused = 1, temporal = 2 };
 constexpr bool is_fused(Mode mode) { return mode == Mode::fused || mode == Mode::temporal; }
 
 // What kernels are compiled for: the fused modes know whether their references are points or boxes.
-enum class Rule : int { plain, fused_points, fused_boxes, continuous, temporal_points, temporal_boxes };
+enum class Rule : int { plain, fused_points, fused_boxes, temporal_points, temporal_boxes };
 constexpr bool is_temporal(Rule rule) { return rule == Rule::temporal_points || rule == Rule::temporal_boxes; }
 constexpr bool has_boxes(Rule rule) { return rule == Rule::fused_boxes || rule == Rule::temporal_boxes; }
 // Reference, softmax and log-sum-exp.
@@ -57,10 +56,8 @@ struct Problem {
 
   // Inputs; T is value's type, A the accumulation type (float, or double for double).
   const void* value;            // T  B,T,S,H,D
-  const void* locations;        // plain: A  B,Q,H,F,L,K,2   fused: offsets, T   continuous: A  B,Q,H,L,K,2
-  const void* weights;          // plain: A  B,Q,H,F,L,K     fused: logits, T    continuous: A  B,Q,H,L,K
-                                // temporal: as continuous, but T
-  const void* tau;              // A  continuous: B,Q,H,L,K, in frames
+  const void* locations;        // plain: A  B,Q,H,F,L,K,2   fused: offsets, T   temporal: offsets, T  B,Q,H,L,K,2
+  const void* weights;          // plain: A  B,Q,H,F,L,K     fused: logits, T    temporal: logits, T  B,Q,H,L,K
   const void* reference;        // A  fused, temporal: B,Q,F,2|4
   const void* valid_ratios;     // A  fused, temporal: B,L,2 or null
   const void* velocity;         // T  temporal: B,Q,H,L,K,2
@@ -68,7 +65,6 @@ struct Problem {
   const void* logit_table;      // A  temporal: R,H,L,K
   const void* dt;               // A  temporal: B,Q,F, signed distance in time
   const int32_t* frame_index;   // B,Q,F by the strides below, or null for frame f = f
-  const uint8_t* frame_mask;    // continuous: B,T, nonzero = may be read, or null
   int64_t frame_stride[3];
 
   // Results of the forward pass, inputs of the backward pass.
@@ -83,7 +79,6 @@ struct Problem {
   unsigned long long* largest;  // 2: bits of the largest |grad_out| and |weight| (deterministic)
   void* grad_locations;         // like locations
   void* grad_weights;           // like weights
-  void* grad_tau;               // like tau
   void* grad_reference;         // A  B,Q,F,2|4
   void* grad_reference_heads;   // A  B,Q,H,F,2|4: the share of each head, summed afterwards in a fixed order; temporal:
                                 // null where the gradient is not wanted

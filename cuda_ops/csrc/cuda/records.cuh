@@ -11,20 +11,19 @@
 
 namespace stdetr {
 
-// Records of a group: two a lane, at most 8.  Always even: continuous points need two.
+// Records of a group: two a lane, at most 8.
 constexpr int kBackwardRecordsPerLane = 2, kBackwardRecords = 8;
 
 // What the lane that finishes a point needs of it.
 template <typename A>
 struct alignas(16) PointDetail {
-  A probability;   // second record of a continuous point: share of the second frame
+  A probability;
   A right, bottom;
-  int packed;      // flags below and the level; -1: no such point
+  int packed;  // flags below and the level; -1: no such point
 };
 
 // All corner flags are 0 where the sample adds nothing.
 constexpr int kLeft = 1, kRight = 2, kTop = 4, kBottom = 8, kCorners = 15;
-constexpr int kSlope = 16;  // tau gets a gradient
 constexpr int kLevelShift = 8;
 
 // Set in CornerOffsets::right, a multiple of 2, where another kernel adds the gradient of value.
@@ -68,20 +67,16 @@ struct Stage {
 
 template <typename T, Rule R>
 __device__ __forceinline__ void stage_backward(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
-                                               const Row& row, const Anchor<accumulator_t<T>>& anchor,
-                                               int64_t frame_points, int frame, int first, int stride, int end,
-                                               int lane, int lanes, accumulator_t<T> lse,
+                                               const Anchor<accumulator_t<T>>& anchor, int64_t frame_points,
+                                               int frame, int first, int stride, int end, int lane, int lanes,
+                                               accumulator_t<T> lse,
                                                const Stage<accumulator_t<T>>& stage) {
   using A = accumulator_t<T>;
-  constexpr bool twice = R == Rule::continuous;
-  const int count = twice ? stage.slots / 2 : stage.slots;
-  for (int i = lane; i < count; i += lanes) {
-    const int j = first + i * stride;
-    const int slot = twice ? 2 * i : i;
+  for (int slot = lane; slot < stage.slots; slot += lanes) {
+    const int j = first + slot * stride;
     if (j >= end) {
       stage.detail[slot].packed = -1;
       stage.offsets[slot] = {-1, 0, 0};
-      if (twice) stage.offsets[slot + 1] = {-1, 0, 0};
       continue;
     }
     const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + j, j, frame >= 0, lse);
@@ -89,27 +84,16 @@ __device__ __forceinline__ void stage_backward(const Problem& p, const LevelEntr
     const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
     const int corners = (spot.has_left ? kLeft : 0) | (spot.has_right ? kRight : 0) | (spot.has_top ? kTop : 0) |
                         (spot.has_bottom ? kBottom : 0);
-    const bool elsewhere = placed.level >= p.direct_levels;
-    const auto put = [&](int at, int t, A probability, A kept, int extra) {
-      CornerOffsets offsets{-1, 0, 0};
-      int flags = placed.level << kLevelShift;
-      if (spot.inside && t >= 0) {
-        offsets = offsets_of<T>(p, spot, level, t);
-        if (elsewhere) offsets.right |= kElsewhere;
-        stage.weights[at] = weights_of(spot, probability);
-        flags |= corners | extra;
-      }
-      stage.offsets[at] = offsets;
-      stage.detail[at] = {kept, spot.right_share, spot.bottom_share, flags};
-    };
-    if constexpr (!twice) {
-      put(slot, frame, placed.probability, placed.probability, 0);
-    } else {
-      const Moment<A> moment = moment_of<T>(p, row, j);
-      const int slope = moment.has_slope ? kSlope : 0;
-      put(slot, moment.frame[0], placed.probability * moment.share[0], placed.probability, slope);
-      put(slot + 1, moment.frame[1], placed.probability * moment.share[1], moment.share[1], slope);
+    CornerOffsets offsets{-1, 0, 0};
+    int flags = placed.level << kLevelShift;
+    if (spot.inside && frame >= 0) {
+      offsets = offsets_of<T>(p, spot, level, frame);
+      if (placed.level >= p.direct_levels) offsets.right |= kElsewhere;
+      stage.weights[slot] = weights_of(spot, placed.probability);
+      flags |= corners;
     }
+    stage.offsets[slot] = offsets;
+    stage.detail[slot] = {placed.probability, spot.right_share, spot.bottom_share, flags};
   }
 }
 

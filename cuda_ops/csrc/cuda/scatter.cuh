@@ -86,32 +86,23 @@ struct Patch {
   int b, h, t, first_level, begin, end;
 };
 
-// Point j of frame entry f for one side (a continuous point has two), as two columns; false: it adds nothing.
+// Point j of frame entry f as two columns; false: it adds nothing.
 template <typename T, Rule R, typename Sink>
 __device__ __forceinline__ bool columns_of(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
-                                           const Patch& patch, const Sink& sink, int query, int f, int j, int side,
+                                           const Patch& patch, const Sink& sink, int query, int f, int j,
                                            column_t<accumulator_t<T>, Sink> (&columns)[2]) {
   using A = accumulator_t<T>;
   using Offset = typename Sink::Offset;
   const Row row(p, patch.b, query, patch.h);
-  A share = 1;
-  int frame;
-  if constexpr (R == Rule::continuous) {
-    const Moment<A> moment = moment_of<T>(p, row, j);
-    frame = moment.frame[side];
-    share = moment.share[side];
-  } else {
-    frame = frame_of(p, row, f);
-  }
+  const int frame = frame_of(p, row, f);
   if (frame < 0 || (patch.t >= 0 && frame != patch.t)) return false;
   const A lse = is_fused(R) ? static_cast<const A*>(p.lse)[row.head] : A(0);
   const Anchor<A> anchor = anchor_of<T, R>(p, row, f);
   const Placed<A> placed = place<T, R>(p, table, anchor, row.first_point<R>(p, f) + j, j, true, lse);
   const LevelEntry<A> level = table[placed.level];
   const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
-  const A weight = placed.probability * share;
-  if (!spot.inside || weight == A(0)) return false;
-  const CornerWeights<A> weights = weights_of(spot, weight);
+  if (!spot.inside || placed.probability == A(0)) return false;
+  const CornerWeights<A> weights = weights_of(spot, placed.probability);
   const int64_t base = sink.first + (patch.t >= 0 ? int64_t{0} : frame_start(p, frame));
   const CornerOffsets offsets = offsets_in(spot, level, base, sink.step);
   const Offset left = static_cast<Offset>(offsets.first), right = static_cast<Offset>(offsets.first + offsets.right);
@@ -137,10 +128,9 @@ __device__ __forceinline__ void scatter_patch(const Problem& p, const LevelEntry
   const int begin = min(patch.begin + warp * share, patch.end), end = min(begin + share, patch.end);
   const int skipped = patch.first_level * p.points;
   // Without an index only entry t reads frame t.
-  const bool in_order = patch.t >= 0 && p.frame_index == nullptr && R != Rule::continuous;
+  const bool in_order = patch.t >= 0 && p.frame_index == nullptr;
   const int points = static_cast<int>(p.per_entry.divisor);
   const int items = (end - begin) * points * (in_order ? 1 : p.frames);
-  constexpr int sides = R == Rule::continuous ? 2 : 1;
   const int channels = Channels > 0 ? Channels : p.channels;
   const int first_channel = (lane & 15) * 2;
   const T* grad_out = static_cast<const T*>(p.grad_out) + first_channel;
@@ -150,38 +140,36 @@ __device__ __forceinline__ void scatter_patch(const Problem& p, const LevelEntry
     const int j = skipped + item - entry * points;
     const int turn = in_order ? entry : divide(entry, p.per_query);
     const int f = in_order ? patch.t : entry - turn * p.frames;
-    for (int side = 0; side < sides; ++side) {
-      Stored made[2];
-      const bool counts =
-          columns_of<T, R>(p, table, patch, sink, begin + turn, f, j, side, made) && base + lane < items;
-      const unsigned int votes = __ballot_sync(kWholeWarp, counts);
-      if (counts) {
-        const int slot = __popc(votes & ((1u << lane) - 1u));
-        columns[2 * slot] = made[0];
-        columns[2 * slot + 1] = made[1];
-        rows[slot] = Row(p, patch.b, begin + turn, patch.h).head * channels;
-      }
-      __syncwarp();
-      const int count = __popc(votes);
-      for (int i = 0; i < count; ++i) {
-        const Stored column = columns[2 * i + (lane >> 4)];
-        const T* grad = grad_out + rows[i];
-        for (int channel = first_channel; channel < channels; channel += 32) {
-          const bool has_second = Channels > 0 || channel + 1 < channels;
-          const T* from = grad + (channel - first_channel);
-          A first, second = 0;
-          if (Channels > 0 || (channels & 1) == 0) {
-            load_two<T>(from, 0, first, second);
-          } else {
-            first = widen(__ldg(from));
-            if (has_second) second = widen(__ldg(from + 1));
-          }
-          sink.add(sink.sums + column.top + channel, column.top_weight * first, column.top_weight * second,
-                   sink.sums + column.low + channel, column.low_weight * first, column.low_weight * second, has_second);
-        }
-      }
-      __syncwarp();
+    Stored made[2];
+    const bool counts =
+        columns_of<T, R>(p, table, patch, sink, begin + turn, f, j, made) && base + lane < items;
+    const unsigned int votes = __ballot_sync(kWholeWarp, counts);
+    if (counts) {
+      const int slot = __popc(votes & ((1u << lane) - 1u));
+      columns[2 * slot] = made[0];
+      columns[2 * slot + 1] = made[1];
+      rows[slot] = Row(p, patch.b, begin + turn, patch.h).head * channels;
     }
+    __syncwarp();
+    const int count = __popc(votes);
+    for (int i = 0; i < count; ++i) {
+      const Stored column = columns[2 * i + (lane >> 4)];
+      const T* grad = grad_out + rows[i];
+      for (int channel = first_channel; channel < channels; channel += 32) {
+        const bool has_second = Channels > 0 || channel + 1 < channels;
+        const T* from = grad + (channel - first_channel);
+        A first, second = 0;
+        if (Channels > 0 || (channels & 1) == 0) {
+          load_two<T>(from, 0, first, second);
+        } else {
+          first = widen(__ldg(from));
+          if (has_second) second = widen(__ldg(from + 1));
+        }
+        sink.add(sink.sums + column.top + channel, column.top_weight * first, column.top_weight * second,
+                 sink.sums + column.low + channel, column.low_weight * first, column.low_weight * second, has_second);
+      }
+    }
+    __syncwarp();
   }
 }
 

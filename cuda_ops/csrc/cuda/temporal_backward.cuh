@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) temporal_backward_kernel(con
         const Anchor<A> anchor = anchor_of<T, R>(p, row, min(f, p.frames - 1));
         A reference_sum[4] = {0, 0, 0, 0};
         // A masked frame has no points at all.
-        stage_backward<T, R>(p, table, row, anchor, first_point, frame, first, p.split_points,
+        stage_backward<T, R>(p, table, anchor, first_point, frame, first, p.split_points,
                              frame >= 0 ? per_frame : 0, team.lane, team.lanes, lse, stage);
         __syncwarp();
         piece.visit(stage, team.share(count), team.lane, team.lanes);

@@ -41,8 +41,12 @@ class Optimisation:
             raise ValueError(f"optim.lr={self.lr} must be positive")
 
     def groups(self, model: nn.Module) -> list[dict]:
-        """Named parameter groups; vectors, norms and embeddings are not decayed."""
+        """Named parameter groups; only the weights of linear maps and convolutions are decayed.
+
+        Biases, norms, embeddings and the tables over time are not.
+        """
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -52,7 +56,7 @@ class Optimisation:
                 kind = "offsets"
             else:
                 kind = "main"
-            decayed = parameter.ndim > 1 and "embed" not in name and "table" not in name
+            decayed = parameter.ndim > 1 and name.endswith("weight") and id(parameter) not in embeddings
             groups.setdefault((kind, decayed), []).append(parameter)
         factor = {"main": 1.0, "backbone": self.backbone_factor, "offsets": self.offset_factor}
         return [

@@ -28,6 +28,7 @@ def run(cfg: DictConfig) -> float:
     """Train as ``cfg`` says, together with the other processes of the run; returns the monitored metric, for
     sweepers.
     """
+    _refuse_idle_window(cfg)
     with processes.together(cpu=bool(cfg.trainer.cpu)):
         return _train(cfg)
 
@@ -81,6 +82,15 @@ def _train(cfg: DictConfig) -> float:
     value = metrics.get(trainer.monitor)
     processes.say(f"run: {paths.root}")
     return float("nan") if value is None else float(value)
+
+
+def _refuse_idle_window(cfg: DictConfig) -> None:
+    window, layers = (OmegaConf.select(cfg, f"model.{key}") for key in ("window", "encoder_layers"))
+    if window is not None and layers == 0:
+        raise ValueError(
+            f"model.window={window} is the window of the encoder, which has no layers (model.encoder_layers=0): "
+            "set model.window=null, or model.decoder_window for the decoder's"
+        )
 
 
 def _loader(cfg: DictConfig, data: DataModule) -> Callable[[int, int, bool], Iterable[ClipBatch]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -83,18 +84,14 @@ class Trainer:
             eval_start,
             save_every,
         )
-        if threads:
-            torch.set_num_threads(threads)
-        # Weights that decay towards zero turn into denormals, which CPUs multiply many times slower.
-        torch.set_flush_denormal(True)
-        if deterministic:
-            # Gathers are differentiated into sums whose order would otherwise depend on the threads.
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        self.threads, self.deterministic = threads, deterministic
         if precision == "auto":
             usable = torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported()
             precision = "bf16" if usable else "no"
+        if precision == "fp16" and (cpu or not torch.accelerator.is_available()):
+            raise ValueError("trainer.precision=fp16 needs a GPU; on the CPU choose no or bf16")
+        # One process may train several times, as a sweep does, each time in another precision.
+        AcceleratorState._reset_state()
         parallel = DistributedDataParallelKwargs(
             # Some parameters get no gradient: the temporal ones from single frames, the labels' embedding from a batch
             # without a track.  As frames and tracks are counted over all processes, they are the same on each.
@@ -109,6 +106,18 @@ class Trainer:
             cpu=cpu,
             kwargs_handlers=[parallel],
         )
+
+    def _set_process_flags(self) -> None:
+        """Settings of PyTorch that hold for the whole process, so that they are set by training and not before."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        # Weights that decay towards zero turn into denormals, which CPUs multiply many times slower.
+        torch.set_flush_denormal(True)
+        # Gathers are differentiated into sums whose order would otherwise depend on the threads.
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
+        if self.deterministic:
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +143,7 @@ class Trainer:
         resume: a checkpoint folder with state to go on from
         returns the metrics of the last evaluation
         """
+        self._set_process_flags()
         accelerator = self.accelerator
         if processes.count() > 1:
             share_statistics(model)

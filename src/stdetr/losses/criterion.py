@@ -1,11 +1,12 @@
-"""The training criterion: everything a clip's tubes are told.
+"""The training criterion: the weighted sum of the losses of tubes, denoising queries and tokens.
 
-Shape legend: B clips, Q tubes, T frames, N tracks, K classes.  Boxes cxcywh normalised.
+Shape legend: B clips, Q tubes, T frames, N tracks, K classes, M matched pairs of a batch.  Boxes cxcywh normalised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,15 +23,17 @@ from stdetr.structures import ClipTargets, ModelOutput
 
 
 class TubeCriterion:
-    """Sum of weighted losses over all decoder layers, the denoising queries and the tokens.
+    """Sum of weighted losses over all decoder layers, the denoising queries and the tokens, in float32.
 
     For each matched tube: class (``classification``: focal or varifocal; the target is 1 or, with ``quality``, the mean
     IoU of the tube), L1 and GIoU on the frames where the track is counted, presence on every frame that is not ignored.
     ``weight_frame_class`` adds the class loss of each frame's own state, so that a clip teaches as many class samples
-    as its frames would; a frame where the track is absent teaches "nothing".  Unmatched tubes are told "nothing",
-    except those that mostly cover ignore regions.  Box losses are divided by the number of counted boxes, class losses
-    by the number of matched tubes (frames for the frame class).  A causal tube has a class on each frame: its loss is
-    the mean over them, and frames before it begins take no part in any.
+    as its frames would; where the track is absent, the target is "no class".  The target of an unmatched tube is "no
+    class" as well; tubes that mostly cover ignore regions are left out.  Box losses are divided by the number of
+    counted boxes, class losses by the number of matched tubes (counted boxes for the frame class).  A causal tube has
+    a class on each frame: its loss is the mean over them, and frames before it begins take no part in any.
+
+    auxiliary: layers before the last have losses, too
     """
 
     def __init__(
@@ -67,105 +70,170 @@ class TubeCriterion:
         training = output.losses_input
         assert isinstance(training, TrainingOutput), "call the model with targets to train it"
         packed = PackedTargets.pack(targets)
+        mask = training.frame_mask
         terms: dict[str, Tensor] = {}
-        last = len(training.layers) - 1
-        for i, prediction in enumerate(training.layers):
-            if i < last and not self.auxiliary:
-                continue
+
+        def add(losses: dict[str, Tensor], prefix: str = "", suffix: str = "", weight: float = 1.0) -> None:
+            for name, value in losses.items():
+                terms[prefix + name + suffix] = weight * self.weights[name] * value
+
+        for suffix, prediction in self._layers(training.layers):
             matches = self.matcher(prediction.logits, prediction.boxes, packed)
-            suffix = "" if i == last else f"_{i}"
-            for name, value in self.tubes(prediction, matches, packed, training.frame_mask).items():
-                terms[name + suffix] = self.weights[name] * value
+            add(self.tubes(prediction, matches, packed, mask), suffix=suffix)
         if training.denoising_track is not None and training.denoising_positive is not None:
             matches = denoising_matches(training.denoising_track, training.denoising_positive)
-            real = training.denoising_track >= 0
-            for i, prediction in enumerate(training.denoising):
-                suffix = "" if i == last else f"_{i}"
-                found = self.tubes(prediction, matches, packed, training.frame_mask, counted=real)
-                for name, value in found.items():
-                    terms["dn_" + name + suffix] = self.weight_denoising * self.weights[name] * value
-        if self.dense is not None and training.dense is not None:
-            found = self.dense(
-                training.dense, training.token_valid, training.token_centres, training.frame_mask, packed
-            )
-            for name, value in found.items():
-                terms["dense_" + name] = self.weight_dense * self.weights[name] * value
+            exists = training.denoising_track >= 0
+            for suffix, prediction in self._layers(training.denoising):
+                losses = self.tubes(prediction, matches, packed, mask, exists)
+                add(losses, "dn_", suffix, self.weight_denoising)
+        if self.dense is not None:
+            if training.dense is None:
+                raise ValueError(
+                    "criterion.dense needs the predictions of tokens, which learned queries do not make; "
+                    "set criterion.dense=null"
+                )
+            losses = self.dense(training.dense, training.token_valid, training.token_centres, mask, packed)
+            add(losses, "dense_", weight=self.weight_dense)
         return torch.stack(list(terms.values())).sum(), terms
+
+    def _layers(self, predictions: Sequence[TubePrediction]) -> list[tuple[str, TubePrediction]]:
+        """The layers that have losses, each with the suffix of its terms' names: none for the last."""
+        *before, last = predictions
+        auxiliary = [(f"_{i}", prediction) for i, prediction in enumerate(before)] if self.auxiliary else []
+        return [*auxiliary, ("", last)]
 
     def tubes(
         self,
         prediction: TubePrediction,
         matches: Matches,
         targets: PackedTargets,
-        frame_mask: Tensor,
-        counted: Tensor | None = None,
+        frame_mask_BT: Tensor,
+        exists_BQ: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Unweighted losses of one layer.  counted: B,Q bool, tubes that exist at all (None = every one)."""
-        clip, tube, track = matches.clip, matches.tube, matches.track
-        boxes, valid = targets.boxes[clip, track], targets.valid[clip, track]  # M,T,4 and M,T
-        exists = (
-            torch.ones_like(prediction.presence, dtype=torch.bool) if prediction.exists is None else prediction.exists
-        )
-        valid = valid & exists[clip, tube]
-        ignored, labels = targets.ignored[clip, track], targets.labels[clip, track]
-        predicted = prediction.boxes[clip, tube]
-        iou, giou = paired_iou(to_xyxy(predicted), to_xyxy(boxes))
-        frames = valid.float()
-        boxes_count = reduce_count(frames.sum())
-        tubes_count = reduce_count(frames.new_tensor(len(matches)))
-
-        weight = self._not_ignored(prediction.boxes, targets) * exists
-        if counted is not None:
-            weight = weight * counted[..., None]
-        tube_weight = (weight.sum(-1) > 0).float()
-        tube_weight[clip, tube] = 1.0
-        target = torch.zeros_like(prediction.logits)
-        if target.ndim == 3:
-            mean_iou = (iou.detach() * frames).sum(1) / frames.sum(1).clamp(min=1)
-            target[clip, tube, labels] = mean_iou.clamp(min=0.01) if self.quality else torch.ones_like(mean_iou)
-            class_loss = self.loss(prediction.logits, target).sum(-1)
-        else:
-            # On each frame what the frames up to it have shown: nothing until the track was there once.
-            seen = frames.cumsum(1)
-            mean_iou = (iou.detach() * frames).cumsum(1) / seen.clamp(min=1)
-            soft = mean_iou.clamp(min=0.01) if self.quality else torch.ones_like(mean_iou)
-            target[clip, tube, :, labels] = soft * (seen > 0)
-            counted_frames = weight * frame_mask[:, None]
-            counted_frames[clip, tube] = (exists[clip, tube] & frame_mask[clip]).float()
-            class_loss = (self.loss(prediction.logits, target).sum(-1) * counted_frames).sum(-1)
-            class_loss = class_loss / counted_frames.sum(-1).clamp(min=1)
-        result = {"class": (class_loss * tube_weight).sum() / tubes_count}
+        """Unweighted losses of one layer.  exists_BQ: bool, False for slots that hold no tube (None: all do)."""
+        pairs = _Pairs.gather(prediction, matches, targets, frame_mask_BT)
+        weight_BQT = _outside_ignore_regions(prediction.boxes, targets)
+        if exists_BQ is not None:
+            weight_BQT = weight_BQT * exists_BQ[..., None]
+        if prediction.exists is not None:
+            weight_BQT = weight_BQT * prediction.exists
+        counts = (pairs.counted.sum(), pairs.counted.new_tensor(len(matches)), pairs.has_presence.sum())
+        boxes, tubes, presences = reduce_count(torch.stack(counts))
+        result = {"class": self._class(prediction, pairs, weight_BQT, frame_mask_BT) / tubes}
         if self.weights["frame_class"] > 0:
-            wanted = torch.zeros_like(prediction.frame_logits)  # B,Q,T,K
-            soft = iou.detach().clamp(min=0.01) if self.quality else torch.ones_like(iou)
-            m, t = torch.nonzero(valid, as_tuple=True)
-            wanted[clip[m], tube[m], t, labels[m]] = soft[m, t]
-            frame_weight = weight * frame_mask[:, None]
-            frame_weight[clip, tube] = (~ignored).float() * frame_mask[clip] * exists[clip, tube]
-            frame_loss = self.loss(prediction.frame_logits, wanted).sum(-1)
-            result["frame_class"] = (frame_loss * frame_weight).sum() / boxes_count
-        result["box"] = ((predicted - boxes).abs().sum(-1) * frames).sum() / boxes_count
-        result["giou"] = ((1 - giou) * frames).sum() / boxes_count
-        asked = (~ignored) & frame_mask[clip] & exists[clip, tube]
-        presence = functional.binary_cross_entropy_with_logits(
-            prediction.presence[clip, tube], frames, reduction="none"
-        )
-        result["presence"] = (presence * asked).sum() / reduce_count(asked.sum())
+            result["frame_class"] = self._frame_class(prediction, pairs, weight_BQT, frame_mask_BT) / boxes
+        result["box"] = self._box(pairs) / boxes
+        result["giou"] = self._giou(pairs) / boxes
+        result["presence"] = self._presence(prediction, pairs) / presences
         return result
 
+    def _class(self, prediction: TubePrediction, pairs: _Pairs, weight_BQT: Tensor, frame_mask_BT: Tensor) -> Tensor:
+        """Sum over the tubes that are matched or, on some frame, outside ignore regions."""
+        weight_BQ = (weight_BQT.sum(-1) > 0).float()
+        weight_BQ[pairs.clip, pairs.tube] = 1.0
+        target = torch.zeros_like(prediction.logits)  # B,Q,K, or B,Q,T,K of a causal tube
+        if target.ndim == 3:
+            quality = (pairs.iou * pairs.counted).sum(1) / pairs.counted.sum(1).clamp(min=1)
+            target[pairs.clip, pairs.tube, pairs.labels] = self._target(quality)
+            return (self.loss(prediction.logits, target).sum(-1) * weight_BQ).sum()
+        # The target on a frame is what the frames up to it have shown: "no class" until the track was there once.
+        seen = pairs.counted.cumsum(1)
+        quality = (pairs.iou * pairs.counted).cumsum(1) / seen.clamp(min=1)
+        target[pairs.clip, pairs.tube, :, pairs.labels] = self._target(quality) * (seen > 0)
+        frames_BQT = weight_BQT * frame_mask_BT[:, None]
+        frames_BQT[pairs.clip, pairs.tube] = pairs.has_class.float()
+        loss = (self.loss(prediction.logits, target).sum(-1) * frames_BQT).sum(-1) / frames_BQT.sum(-1).clamp(min=1)
+        return (loss * weight_BQ).sum()
+
+    def _frame_class(
+        self, prediction: TubePrediction, pairs: _Pairs, weight_BQT: Tensor, frame_mask_BT: Tensor
+    ) -> Tensor:
+        """Sum over the frames of all tubes: of matched ones where their track is not ignored."""
+        weight_BQT = weight_BQT * frame_mask_BT[:, None]
+        weight_BQT[pairs.clip, pairs.tube] = pairs.has_presence.float()
+        target_BQTK = torch.zeros_like(prediction.frame_logits)
+        m, t = torch.nonzero(pairs.counted, as_tuple=True)
+        target_BQTK[pairs.clip[m], pairs.tube[m], t, pairs.labels[m]] = self._target(pairs.iou)[m, t]
+        return (self.loss(prediction.frame_logits, target_BQTK).sum(-1) * weight_BQT).sum()
+
+    def _target(self, iou: Tensor) -> Tensor:
+        """What the class logit of a matched tube should tell; never 0, which would mean "no class"."""
+        return iou.clamp(min=0.01) if self.quality else torch.ones_like(iou)
+
     @staticmethod
-    @torch.no_grad()
-    def _not_ignored(boxes_BQT4: Tensor, targets: PackedTargets) -> Tensor:
-        """B,Q,T float: 0 where more than half of the tube's box lies in an ignore region of that frame."""
-        if not bool(targets.ignored.any()):
-            return torch.ones(boxes_BQT4.shape[:3], device=boxes_BQT4.device)
-        predicted, wanted = to_xyxy(boxes_BQT4)[:, :, None], to_xyxy(targets.boxes)[:, None]
-        low = torch.maximum(predicted[..., :2], wanted[..., :2])
-        high = torch.minimum(predicted[..., 2:], wanted[..., 2:])
-        shared = (high - low).clamp(min=0).prod(-1)
-        area = (predicted[..., 2:] - predicted[..., :2]).clamp(min=1e-6).prod(-1)
-        covered = (shared / area > 0.5) & targets.ignored[:, None]
-        return (~covered.any(2)).float()
+    def _box(pairs: _Pairs) -> Tensor:
+        return ((pairs.predicted - pairs.boxes).abs().sum(-1) * pairs.counted).sum()
+
+    @staticmethod
+    def _giou(pairs: _Pairs) -> Tensor:
+        return ((1 - pairs.giou) * pairs.counted).sum()
+
+    @staticmethod
+    def _presence(prediction: TubePrediction, pairs: _Pairs) -> Tensor:
+        """Cross-entropy of "the track can be seen on this frame"."""
+        logits = prediction.presence[pairs.clip, pairs.tube]
+        loss = functional.binary_cross_entropy_with_logits(logits, pairs.counted, reduction="none")
+        return (loss * pairs.has_presence).sum()
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Matched tubes beside their tracks.
+
+    clip, tube, labels: M int64; predicted, boxes: M,T,4; iou (without gradient), giou: M,T
+    counted: M,T float, 1 where the track has a box that counts and the tube exists
+    has_class: M,T bool, real frames where the tube exists; has_presence: those where the track is not ignored, so that
+        it is known to be there or not
+    """
+
+    clip: Tensor
+    tube: Tensor
+    labels: Tensor
+    predicted: Tensor
+    boxes: Tensor
+    iou: Tensor
+    giou: Tensor
+    counted: Tensor
+    has_class: Tensor
+    has_presence: Tensor
+
+    @classmethod
+    def gather(
+        cls, prediction: TubePrediction, matches: Matches, targets: PackedTargets, frame_mask_BT: Tensor
+    ) -> _Pairs:
+        clip, tube, track = matches.clip, matches.tube, matches.track
+        predicted, boxes = prediction.boxes[clip, tube], targets.boxes[clip, track]
+        iou, giou = paired_iou(to_xyxy(predicted), to_xyxy(boxes))
+        valid, real = targets.valid[clip, track], frame_mask_BT[clip]
+        if prediction.exists is not None:
+            exists = prediction.exists[clip, tube]
+            valid, real = valid & exists, real & exists
+        return cls(
+            clip=clip,
+            tube=tube,
+            labels=targets.labels[clip, track],
+            predicted=predicted,
+            boxes=boxes,
+            iou=iou.detach(),
+            giou=giou,
+            counted=valid.float(),
+            has_class=real,
+            has_presence=~targets.ignored[clip, track] & real,
+        )
+
+
+@torch.no_grad()
+def _outside_ignore_regions(boxes_BQT4: Tensor, targets: PackedTargets) -> Tensor:
+    """B,Q,T float: 0 where more than half of the tube's box lies in an ignore region of that frame."""
+    if not bool(targets.ignored.any()):
+        return torch.ones(boxes_BQT4.shape[:3], device=boxes_BQT4.device)
+    predicted, regions = to_xyxy(boxes_BQT4)[:, :, None], to_xyxy(targets.boxes)[:, None]
+    low = torch.maximum(predicted[..., :2], regions[..., :2])
+    high = torch.minimum(predicted[..., 2:], regions[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    area = (predicted[..., 2:] - predicted[..., :2]).clamp(min=1e-6).prod(-1)
+    covered = (shared / area > 0.5) & targets.ignored[:, None]
+    return (~covered.any(2)).float()
 
 
 def denoising_matches(track_BQ: Tensor, positive_Q: Tensor) -> Matches:

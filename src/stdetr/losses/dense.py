@@ -37,19 +37,23 @@ class DenseLoss:
         frame_mask_BT: Tensor,
         targets: PackedTargets,
     ) -> dict[str, Tensor]:
-        """returns ``class``, ``box``, ``giou``: scalars, each normalised by the summed quality of the positives"""
-        track, score = self.assign(dense.logits, dense.boxes, valid_BS, centres_BS2, targets)
+        """returns ``class``, ``box``, ``giou``: float32 scalars, each normalised by the summed quality of the positives
+
+        ``dense`` may be of any precision: the loss is computed in float32.
+        """
+        logits, boxes = dense.logits.float(), dense.boxes.float()
+        track, score = self.assign(logits, boxes, valid_BS, centres_BS2, targets)
         b, t, s = torch.nonzero(track >= 0, as_tuple=True)
         chosen, weight = track[b, t, s], score[b, t, s]
-        quality = torch.zeros_like(dense.logits)
+        quality = torch.zeros_like(logits)
         quality[b, t, s, targets.labels[b, chosen]] = weight
         counted = valid_BS[:, None] & frame_mask_BT[..., None]
         if bool(targets.ignored.any()):
             hidden = _inside(centres_BS2, targets.boxes) & targets.ignored[..., None]
             counted = counted & ~(hidden.any(1) & (track < 0))
         norm = reduce_count(weight.sum())
-        loss = varifocal_loss(dense.logits, quality).sum(-1)
-        predicted, wanted = dense.boxes[b, t, s], targets.boxes[b, chosen, t]
+        loss = varifocal_loss(logits, quality).sum(-1)
+        predicted, wanted = boxes[b, t, s], targets.boxes[b, chosen, t]
         giou = paired_iou(to_xyxy(predicted), to_xyxy(wanted))[1]
         return {
             "class": (loss * counted).sum() / norm,

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 def reduce_count(count: Tensor) -> Tensor:
     """The normaliser of a loss that this process sums over its clips: max(count of all processes, 1) / processes.
 
-    count: scalar, any dtype; returns a float32 scalar without gradient.
+    count: one count or several, any shape and dtype; returns float32 of that shape, without gradient.
 
     Gradients are averaged over processes.  The mean of ``local sum / reduce_count(local count)`` is thus
     ``global sum / max(global count, 1)``: loss and gradient are those of one process that holds the whole batch, also

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal
-from stdetr.ops.reference import form_samples, locate, masked_softmax
+from stdetr.ops.reference import form_samples, sampled_points
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class STDeformableAttention(nn.Module):
             frame only (F = 1), which leaves the temporal terms out
         returns B,Q,C
         """
-        clips, queries, _ = query_BQC.shape
+        (clips, queries, _), clip = query_BQC.shape, value_BTSHD.shape[1]
         head_shape = (clips, queries, self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query_BQC).view(*head_shape, 2)
         logits = self.attention_weights(query_BQC).view(head_shape)
@@ -123,8 +123,8 @@ class STDeformableAttention(nn.Module):
             output = st_deform_attn_temporal(value_BTSHD, shapes, reference, *formed, **given)
         if self.recorder is not None:
             offsets, logits = formed if dt_BQF is None else form_samples(*formed)
-            locations = locate(reference, offsets, valid_ratios, shapes, torch.float32)
+            clip = value_BTSHD.shape[1]
+            locations, weights = sampled_points(reference, offsets, logits, frames_BQF, valid_ratios, shapes, clip)
             locations = locations / valid_ratios[:, None, None, None, :, None]
-            weights = masked_softmax(logits, frames_BQF, value_BTSHD.shape[1], torch.float32)
-            self.recorder(Samples(locations, weights, reference, frames_BQF))
+            self.recorder(Samples(locations.detach(), weights.detach(), reference.detach(), frames_BQF))
         return self.output_proj(output)

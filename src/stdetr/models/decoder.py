@@ -191,6 +191,8 @@ class Decoder(nn.Module):
             raise ValueError(f"model.decoder.position must be 'boxes' or 'fixed', got {position!r}")
         if width % heads:
             raise ValueError(f"model.width={width} must be a multiple of model.heads={heads}")
+        if look_forward_twice and not refine:
+            raise ValueError("model.detector.decoder.look_forward_twice=true has no effect with refine=false")
         self.layers = nn.ModuleList(
             DecoderLayer(
                 width=width,

@@ -83,9 +83,18 @@ class ClipDetector(nn.Module):
             neck = neck(channels=backbone.channels)
         if neck.width != decoder.width:
             raise ValueError(f"model.neck.width={neck.width} but model.decoder.width={decoder.width}; make them equal")
+        if isinstance(queries, LearnedQueries) and denoising is not None:
+            raise ValueError(
+                "model.detector.denoising starts from boxes, learned queries from points: "
+                "set model.detector.denoising=null, or use TokenQueries"
+            )
+        if isinstance(queries, TokenQueries) and decoder.position_head is None:
+            raise ValueError("model.detector.decoder.position=fixed needs LearnedQueries; set it to boxes")
         for name, part in (("encoder", encoder), ("queries", queries), ("decoder", decoder), ("denoising", denoising)):
             if getattr(part, "causal", causal) != causal:
                 raise ValueError(f"model.{name}.causal={not causal} but model.causal={causal}; make them equal")
+        if not encoder.layers:
+            neck.level_embed = None
         self.causal = causal
         self.backbone, self.neck, self.encoder = backbone, neck, encoder
         self.queries, self.decoder, self.denoising = queries, decoder, denoising
@@ -146,7 +155,7 @@ class ClipDetector(nn.Module):
 
         noised = None
         states, references, exists, blocked = queries.states, queries.references, queries.exists, None
-        if targets is not None and self.denoising is not None and queries.position is None:
+        if targets is not None and self.denoising is not None:
             noised = self.denoising(targets, states.shape[1])
             if noised is not None:
                 states = torch.cat((noised.states.to(states.dtype), states), 1)

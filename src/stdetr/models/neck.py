@@ -71,7 +71,8 @@ class Neck(nn.Module):
             inputs = width
         self.projections = nn.ModuleList(projections)
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1) for _ in range(levels - 1)) if top_down else None
-        self.level_embed = nn.Parameter(torch.empty(levels, width))
+        # None in a model without encoder layers, where nothing reads it.
+        self.level_embed: nn.Parameter | None = nn.Parameter(torch.empty(levels, width))
         self.width, self.levels = width, levels
         nn.init.normal_(self.level_embed)
         for module in self.projections.modules():
@@ -99,7 +100,10 @@ class Neck(nn.Module):
         for level, (h, w) in enumerate(shapes):
             valid = functional.interpolate(pixel_valid[None].float(), size=(h, w))[0].bool()
             ratio = torch.stack((valid[:, 0, :].sum(1) / w, valid[:, :, 0].sum(1) / h), -1).float()
-            positions.append((sine_map(valid, self.width) + self.level_embed[level]).flatten(1, 2))
+            position = sine_map(valid, self.width)
+            if self.level_embed is not None:
+                position = position + self.level_embed[level]
+            positions.append(position.flatten(1, 2))
             valids.append(valid.flatten(1))
             ratios.append(ratio)
             centres.append(_centres(h, w, valid.device)[None] / ratio[:, None])

@@ -92,12 +92,20 @@ class TokenQueries(nn.Module):
             raise ValueError(f"model.queries.content must be 'token' or 'learned', got {content!r}")
         self.project = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.class_head, self.box_head = ClassHead(width, classes), BoxHead(width)
-        self.content = nn.Linear(width, width) if content == "token" else None
-        self.embedding = nn.Embedding(queries, width)
-        self.norm = nn.LayerNorm(width)
+        from_token = content == "token"
+        self.content = nn.Linear(width, width) if from_token else None
+        self.norm = nn.LayerNorm(width) if from_token else None
+        self.embedding = None if from_token else nn.Embedding(queries, width)
         self.queries, self.candidates, self.anchor = queries, candidates, anchor
         self.pool, self.overlap = pool, overlap
         self.linker = TubeLinker() if linker is None else linker
+        if self.linker.seeds < queries:
+            raise ValueError(
+                f"model.queries={queries} tubes need as many seeds, but model.detector.queries.linker.seeds="
+                f"{self.linker.seeds}"
+            )
+        if candidates > pool:
+            raise ValueError(f"model.detector.queries.candidates={candidates} are drawn from pool={pool}; raise pool")
         self.causal, self.births = causal, max(1, queries // 5) if births is None else births
 
     def dense(self, memory_BTSC: Tensor, tokens: Tokens) -> tuple[Tensor, DenseOutput]:
@@ -138,7 +146,7 @@ class TokenQueries(nn.Module):
         else:
             linked = self.linker(found, self.queries)
         tubes, frames = linked.scores.shape[1], memory_BTSC.shape[1]
-        if self.content is not None:
+        if self.content is not None and self.norm is not None:
             # On frames that do not show the object the state starts from the tube's mean over those (before) that do.
             seen = torch.einsum("bptm,btmc->bptc", linked.assignment.to(features.dtype), found.features)
             share = linked.visible[..., None].to(features.dtype)
@@ -149,6 +157,7 @@ class TokenQueries(nn.Module):
                 mean = seen.sum(2, keepdim=True) / share.sum(2, keepdim=True).clamp(min=1e-6)
             states = self.norm(self.content(seen + (1 - share) * mean))
         else:
+            assert self.embedding is not None
             weight = self.embedding.weight[:tubes]
             if self.causal:
                 # Tubes that begin on later frames start as those of the first: the best from the first embedding.

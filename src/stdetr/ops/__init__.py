@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from stdetr.ops.attention import (
-    ms_deform_attn,
-    st_deform_attn,
-    st_deform_attn_continuous,
-    st_deform_attn_fused,
-)
+from stdetr.ops.attention import ms_deform_attn, st_deform_attn, st_deform_attn_fused
 from stdetr.ops.backends import Backend, backend, use_backend
 from stdetr.ops.temporal import st_deform_attn_temporal
 
@@ -16,7 +11,6 @@ __all__ = [
     "backend",
     "ms_deform_attn",
     "st_deform_attn",
-    "st_deform_attn_continuous",
     "st_deform_attn_fused",
     "st_deform_attn_temporal",
     "use_backend",

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from stdetr.ops import reference as plain
 from stdetr.ops import validate
@@ -34,6 +35,18 @@ def _autocast(value: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
+def runs_kernels(value: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernels take these arguments.
+
+    The kernels have no forward-mode derivative: where an argument has a tangent, the reference runs.
+    """
+    if not use_kernels(value.device.type):
+        return False
+    return torch.compiler.is_compiling() or all(
+        tensor is None or forward_ad.unpack_dual(tensor).tangent is None for tensor in (value, *others)
+    )
 
 
 def _flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
@@ -78,7 +91,7 @@ def st_deform_attn(
     index = validate.check_frame_index(frame_index, value, queries, frames)
     (value,) = _autocast(value)
     tensors = (value, sampling_locations.to(precise), attention_weights.to(precise), index)
-    if use_kernels(value.device.type):
+    if runs_kernels(*tensors):
         return torch.ops.stdetr.st_deform_attn_forward(*tensors, _flat(shapes))
     return plain.st_deform_attn_reference(*tensors, shapes)
 
@@ -171,62 +184,7 @@ def st_deform_attn_fused(
         validate.check_device(name, tensor, value)
     index = validate.check_frame_index(frame_index, value, queries, frames)
     tensors = (value, reference, offsets, logits, index, valid_ratios)
-    if use_kernels(value.device.type):
+    if runs_kernels(*tensors):
         out, _ = torch.ops.stdetr.st_deform_attn_fused_forward(*tensors, _flat(shapes))
         return out
     return plain.st_deform_attn_fused_reference(*tensors, shapes)
-
-
-def st_deform_attn_continuous(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    tau: Tensor,
-    frame_mask: Tensor | None = None,
-) -> Tensor:
-    """K points a head and level, each with its own time: two bilinear samples, linear between neighbouring frames.
-
-    The cost does not grow with T.  ``tau`` is clamped to [0, T-1].  Where one of the two frames is masked the other
-    takes all the weight (and tau gets no gradient); where both are, or tau is NaN, the point adds nothing.
-
-    Args:
-        value: B,T,S,H,D float32, float16, bfloat16 or float64.
-        spatial_shapes: L pairs (h, w) of host integers with S = sum of h * w.
-        sampling_locations: B,Q,H,L,K,2 (x, y) in [0,1].
-        attention_weights: B,Q,H,L,K, already normalised.
-        tau: B,Q,H,L,K time in frames of value.
-        frame_mask: B,T bool, True for frames that may be read, or None.
-
-    Returns:
-        B,Q,H*D in value's dtype.
-
-    Raises:
-        ValueError: a shape, dtype or device does not fit.
-    """
-    value = validate.check_value(value)
-    shapes = validate.check_spatial_shapes(spatial_shapes, value)
-    validate.check_tensor("sampling_locations", sampling_locations, "B,Q,H,L,K,2")
-    validate.check_tensor("attention_weights", attention_weights, "B,Q,H,L,K")
-    validate.check_tensor("tau", tau, "B,Q,H,L,K")
-    batch, clip, _, heads, _ = value.shape
-    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    axes = (batch, queries, heads, len(shapes), points)
-    validate.check_shape("sampling_locations", sampling_locations, "B,Q,H,L,K,2", (*axes, 2), value)
-    precise = accumulation_dtype(value.dtype)
-    named = (("sampling_locations", sampling_locations), ("attention_weights", attention_weights), ("tau", tau))
-    for name, tensor in named:
-        if name != "sampling_locations":
-            validate.check_shape(name, tensor, "B,Q,H,L,K", axes, value)
-        validate.check_device(name, tensor, value)
-        validate.check_dtype(name, tensor, (value.dtype, precise), value)
-    if frame_mask is not None:
-        validate.check_tensor("frame_mask", frame_mask, "B,T")
-        validate.check_shape("frame_mask", frame_mask, "B,T", (batch, clip), value)
-        validate.check_dtype("frame_mask", frame_mask, (torch.bool,), value)
-        validate.check_device("frame_mask", frame_mask, value)
-    (value,) = _autocast(value)
-    tensors = (value, sampling_locations.to(precise), attention_weights.to(precise), tau.to(precise), frame_mask)
-    if use_kernels(value.device.type):
-        return torch.ops.stdetr.st_deform_attn_continuous_forward(*tensors, _flat(shapes))
-    return plain.st_deform_attn_continuous_reference(*tensors, shapes)

@@ -19,8 +19,8 @@ from stdetr.ops.registration import register_operators
 
 CHOICES = ("auto", "reference", "kernels")
 _VARIABLE = "STDETR_OPS_BACKEND"
-# The operator that was added last: an installation without it was built from an older source.
-NEWEST = "st_deform_attn_temporal_forward"
+# The stdetr-ops whose operators this source calls; another version may define others.
+OPS_VERSION = "0.2.0"
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ def _load() -> dict[str, Backend]:
     except ModuleNotFoundError:
         missing = Backend("reference", "stdetr-ops is not installed; build it with: make ops")
         return {"cpu": missing, "cuda": missing}
+    if stdetr_ops.__version__ != OPS_VERSION:
+        other = f"stdetr-ops {stdetr_ops.__version__} is installed, but this stdetr needs {OPS_VERSION}; run: make ops"
+        return {part: Backend("reference", other) for part in ("cpu", "cuda")}
     found: dict[str, Backend] = {}
     for part in ("cpu", "cuda"):
         if part == "cuda" and torch.version.cuda is None:
@@ -60,9 +63,6 @@ def _load() -> dict[str, Backend]:
             continue
         detail = f"stdetr-ops {stdetr_ops.__version__}"
         if part == "cpu":
-            if not hasattr(torch.ops.stdetr, NEWEST):
-                stale = Backend("reference", f"stdetr-ops lacks {NEWEST}, it is of an older source; run: make ops")
-                return {"cpu": stale, "cuda": stale}
             register_operators()
             try:
                 detail += f", {stdetr_ops.cpu_isa()}"

@@ -174,6 +174,24 @@ def masked_softmax(logits: Tensor, frame_index: Tensor | None, clip: int, precis
     return torch.where(dead, 0.0, torch.where(dead, 0.0, flat).softmax(-1)).view(logits.shape)
 
 
+def sampled_points(
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    frame_index: Tensor | None,
+    valid_ratios: Tensor | None,
+    spatial_shapes: Shapes,
+    clip: int,
+) -> tuple[Tensor, Tensor]:
+    """Where and how strongly the fused op samples a clip of ``clip`` frames.
+
+    Returns locations B,Q,H,F,L,K,2 in [0,1] of the padded frame and weights B,Q,H,F,L,K, float32 (float64 for float64).
+    """
+    precise = accumulation_dtype(offsets.dtype)
+    locations = locate(reference, offsets, valid_ratios, spatial_shapes, precise)
+    return locations, masked_softmax(logits, frame_index, clip, precise)
+
+
 def st_deform_attn_fused_reference(
     value: Tensor,
     reference: Tensor,
@@ -184,10 +202,10 @@ def st_deform_attn_fused_reference(
     spatial_shapes: Shapes,
 ) -> Tensor:
     """``st_deform_attn_fused`` on checked arguments; ``frame_index`` is B,Q,F or None.  Returns B,Q,H*D."""
-    precise = accumulation_dtype(value.dtype)
     with without_autocast(value.device.type):
-        locations = locate(reference, offsets, valid_ratios, spatial_shapes, precise)
-        weights = masked_softmax(logits, frame_index, value.shape[1], precise)
+        locations, weights = sampled_points(
+            reference, offsets, logits, frame_index, valid_ratios, spatial_shapes, value.shape[1]
+        )
         return st_deform_attn_reference(value, locations, weights, frame_index, spatial_shapes)
 
 
@@ -226,40 +244,3 @@ def form_samples(
         placed = placed + (offset_table[row] * has_row[..., None, None, None, None]).movedim(2, 3)
         weighed = weighed + (logit_table[row] * has_row[..., None, None, None]).movedim(2, 3)
     return placed, weighed
-
-
-def st_deform_attn_continuous_reference(
-    value: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    tau: Tensor,
-    frame_mask: Tensor | None,
-    spatial_shapes: Shapes,
-) -> Tensor:
-    """``st_deform_attn_continuous`` on checked arguments.  Returns B,Q,H*D."""
-    precise = accumulation_dtype(value.dtype)
-    clip = value.shape[1]
-    with without_autocast(value.device.type):
-        tau = tau.to(precise)
-        usable = ~tau.isnan()
-        if clip == 0:
-            tokens, corners = _corners(sampling_locations.to(precise), usable, spatial_shapes)
-            return _sum_rows(value.to(precise), torch.zeros_like(tokens), tokens, corners).flatten(2).to(value.dtype)
-        time = torch.where(usable, tau, 0.0).clamp(0, clip - 1)
-        # The last frame belongs to the pair before it, so that tau = T - 1 still has a slope.
-        first = time.detach().floor().clamp(max=max(clip - 2, 0))
-        share = time - first
-        first = first.long()
-        second = (first + 1).clamp(max=clip - 1)
-        if frame_mask is not None:
-            read = lambda frames: frame_mask.gather(1, frames.reshape(frames.shape[0], -1)).view(frames.shape)  # noqa: E731
-            has_first, has_second = read(first), read(second)
-            share = torch.where(has_first & has_second, share, has_second.to(precise))
-            usable = usable & (has_first | has_second)
-        tokens, corners = _corners(sampling_locations.to(precise), usable, spatial_shapes)
-        weights = attention_weights.to(precise)[..., None] * corners
-        pair_tokens = torch.cat([tokens, tokens], -1)
-        pair_frames = torch.cat([first[..., None].expand(tokens.shape), second[..., None].expand(tokens.shape)], -1)
-        pair_weights = torch.cat([weights * (1 - share)[..., None], weights * share[..., None]], -1)
-        out = _sum_rows(value.to(precise), pair_frames, pair_tokens, pair_weights)
-        return out.flatten(2).to(value.dtype)

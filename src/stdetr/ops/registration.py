@@ -153,45 +153,6 @@ def _register_fused() -> None:
     register_autograd("stdetr::st_deform_attn_fused_backward", second, setup_context=save_first)
 
 
-def _register_continuous() -> None:
-    ops = torch.ops.stdetr
-
-    @register_fake("stdetr::st_deform_attn_continuous_forward")
-    def _(value, sampling_locations, attention_weights, tau, frame_mask, spatial_shapes):
-        return _out_like(value, sampling_locations.shape[1])
-
-    @register_fake("stdetr::st_deform_attn_continuous_backward")
-    def _(grad_out, value, sampling_locations, attention_weights, tau, frame_mask, spatial_shapes, deterministic):
-        return tuple(t.new_empty(t.shape) for t in (value, sampling_locations, attention_weights, tau))
-
-    def save(ctx, inputs, output):
-        *tensors, ctx.shapes = inputs
-        ctx.save_for_backward(*tensors)
-
-    def backward(ctx, grad_out):
-        grads = ops.st_deform_attn_continuous_backward(grad_out, *ctx.saved_tensors, ctx.shapes, _deterministic())
-        return _only_needed(ctx, (*grads, None, None))
-
-    register_autograd("stdetr::st_deform_attn_continuous_forward", backward, setup_context=save)
-
-    def save_first(ctx, inputs, output):
-        *tensors, ctx.shapes, _ = inputs
-        ctx.save_for_backward(*tensors)
-
-    def second(ctx, *upstream):
-        grad_out, value, locations, weights, tau, frame_mask = ctx.saved_tensors
-        shapes = _pairs(ctx.shapes)
-        grads = _second(
-            lambda v, x, w, t: plain.st_deform_attn_continuous_reference(v, x, w, t, frame_mask, shapes),
-            (value, locations, weights, tau),
-            grad_out,
-            upstream,
-        )
-        return _only_needed(ctx, (*grads, None, None, None))
-
-    register_autograd("stdetr::st_deform_attn_continuous_backward", second, setup_context=save_first)
-
-
 def _register_temporal() -> None:
     ops = torch.ops.stdetr
 
@@ -241,5 +202,4 @@ def register_operators() -> None:
     """Adds fake kernels and autograd.  Called once, after the library that defines the schemas is loaded."""
     _register_plain()
     _register_fused()
-    _register_continuous()
     _register_temporal()

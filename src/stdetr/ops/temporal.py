@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from stdetr.ops import attention, validate
-from stdetr.ops.backends import use_kernels
 from stdetr.ops.reference import accumulation_dtype, form_samples, reference_at
 
 # Device types whose kernel measured better than the composition.
@@ -124,7 +123,7 @@ def st_deform_attn_temporal(
     index = validate.check_frame_index(frame_index, value, queries, frames)
     dt = dt.detach().to(precise)
     tensors = (value, reference, offsets, velocity, logits, offset_table, logit_table, dt, index, valid_ratios)
-    if value.device.type in _inside and use_kernels(value.device.type):
+    if value.device.type in _inside and attention.runs_kernels(*tensors):
         out, _ = torch.ops.stdetr.st_deform_attn_temporal_forward(*tensors, attention._flat(shapes))
         return out
     reference = reference_at(reference, dt)
