@@ -35,7 +35,7 @@ def save(
     *,
     step: int,
     metrics: Mapping[str, float | None],
-    save_state: Callable[[Path], None] | None = None,
+    save_state: Callable[[Path], object] | None = None,
 ) -> None:
     """Write the folder beside its final place and swap it in: a kill at any moment leaves a whole checkpoint."""
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
