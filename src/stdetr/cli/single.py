@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from stdetr.cli.inputs import check_inputs
 from stdetr.cli.verbs import Verb
 from stdetr.config import compose
 
@@ -25,6 +26,7 @@ def run_once(verb: Verb, overrides: Sequence[str]) -> int:
         if text.startswith(("hydra.run.", "hydra.sweep.")):
             raise ValueError(f"{text}: one run writes where output_dir=... says; hydra.sweep.* needs -m")
     cfg = compose(verb.name, overrides)
+    check_inputs(cfg, verb.inputs)
     place(cfg, verb.name)
     return exit_code(verb.load()(cfg))
 

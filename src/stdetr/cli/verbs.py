@@ -18,6 +18,8 @@ class Verb:
     module: str
     summary: str
     example: str
+    inputs: tuple[str, ...] = ()
+    """Keys that name something which must exist."""
 
     def load(self) -> Callable[[DictConfig], Any]:
         """The verb's ``run``, imported only now so that help and mistakes in overrides do not wait for torch."""
@@ -27,22 +29,48 @@ class Verb:
 VERBS = {
     verb.name: verb
     for verb in (
-        Verb("train", "stdetr.engine.train", "train a detector", "experiment=toy output_dir=runs/a"),
-        Verb("eval", "stdetr.engine.evaluate", "evaluate a checkpoint on a data set", "checkpoint=runs/a data=toy"),
+        Verb(
+            "train",
+            "stdetr.engine.train",
+            "train a detector",
+            "experiment=toy output_dir=runs/a",
+            ("init_from", "resume"),
+        ),
+        Verb(
+            "eval",
+            "stdetr.engine.evaluate",
+            "evaluate a checkpoint on a data set",
+            "checkpoint=runs/a data=toy",
+            ("checkpoint", "annotations", "predictions", "tubes", "timestamps"),
+        ),
         Verb(
             "predict",
             "stdetr.inference.predict",
             "detect and track in a video, a folder of frames or a glob",
             "checkpoint=runs/a source=street.mp4 output_dir=out",
+            ("checkpoint", "source", "annotations"),
         ),
         Verb(
             "data",
             "stdetr.cli.data",
             "convert, validate, count or show a data set",
-            "action=validate data=mot_pets",
+            "action=validate path=train.json",
+            ("path", "source", "root"),
         ),
-        Verb("export", "stdetr.engine.export", "write a checkpoint as ONNX", "checkpoint=runs/a format=onnx"),
-        Verb("bench", "stdetr.bench", "measure the op, the model or the loader", "suite=op output=result.json"),
+        Verb(
+            "export",
+            "stdetr.engine.export",
+            "write a checkpoint as ONNX",
+            "checkpoint=runs/a format=onnx",
+            ("checkpoint",),
+        ),
+        Verb(
+            "bench",
+            "stdetr.bench",
+            "measure the op, the model or the loader",
+            "suite=op output=result.json",
+            ("loader.video",),
+        ),
         Verb("doctor", "stdetr.doctor", "tell whether this installation works, and what is missing", ""),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,6 +19,15 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """``"; did you mean 'x'?"``, or an empty string where no candidate is close."""
     match = nearest(name, candidates)
     return f"; did you mean '{match}'?" if match else ""
+
+
+def nearest_file(path: Path) -> str:
+    """What to say behind "does not exist": the closest name in the same folder, or that the folder is missing too."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f", nor does {folder}"
+    match = nearest(path.name, (item.name for item in folder.iterdir()))
+    return f"; did you mean {folder / match}?" if match else ""
 
 
 def key_paths(cfg: DictConfig) -> list[str]:
