@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from stdetr import config as configs
-from stdetr.config import RunPaths
 from stdetr.atomic import write_text
 from stdetr.config import RunPaths
 from stdetr.data.module import DataModule

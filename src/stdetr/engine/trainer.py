@@ -22,7 +22,6 @@ from tqdm import tqdm
 from stdetr import checkpoint
 from stdetr.config import RunPaths
 from stdetr.data.collate import pad_batch
-from stdetr.config import RunPaths
 from stdetr.engine import processes
 from stdetr.engine.average import WeightAverage
 from stdetr.engine.batch_norm import share_statistics
