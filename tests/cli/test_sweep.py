@@ -142,3 +142,11 @@ def test_launchers_with_processes_of_their_own(conf: Path, tmp_path: Path, launc
         ("2", "done", "2.4"),
     ]
     assert "2 jobs: " in result.stdout
+
+
+def test_a_sweep_does_not_run_under_torchrun(
+    recorder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "-m", "seed=1,2"]) == 2
+    assert "cannot run under torchrun: use launcher=submitit_slurm" in capsys.readouterr().err
