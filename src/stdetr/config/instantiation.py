@@ -71,7 +71,7 @@ def _find(path: str, node: DictConfig) -> Any:
     try:
         target = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:
-        if not isinstance(error.value, ImportError):
+        if error.value is not None and not isinstance(error.value, ImportError):
             raise error.value from None
         raise ValueError(f"{_name(node)}: _target_ {path}: {error.value}") from error
     if target is None:

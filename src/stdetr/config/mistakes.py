@@ -70,8 +70,9 @@ def _unknown_key(verb: str, items: Sequence[Override], groups: Sequence[str], fo
         # A group, an addition or a deletion is at fault: judge the keys against the verb's own defaults.
         defaults = compose_raw(verb, [], folder, with_hydra=True)
     chosen = set(defaults.hydra.runtime.choices)
-    del defaults._content["hydra"]
-    known = list(key_paths(OmegaConf.to_container(defaults)))
+    plain = OmegaConf.to_container(defaults)
+    assert isinstance(plain, dict)
+    known = list(key_paths({key: value for key, value in plain.items() if key != "hydra"}))
     for item in items:
         key, value = item.key_or_group, str(item.input_line).partition("=")[2]
         if key in groups and not (item.is_add() or item.is_delete()) and key not in chosen:
