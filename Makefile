@@ -7,7 +7,7 @@ BOOTSTRAP = sh scripts/bootstrap.sh
 RUN = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format mutants gpu-check ops lock doctor clean clean-env
+.PHONY: help env demo test check lint format mutants gpu-check ops lock doctor clean clean-env
 
 help: ## this list
 	@echo "usage: make <target> [PYTHON=python3.12] [ARGS='...']"
@@ -19,8 +19,11 @@ env: ## the environment .venv, from requirements.lock
 demo: env ## environment, toy benchmark, training, evaluation, a rendered video (ARGS: more overrides for training)
 	@$(RUN) scripts/demo.py $(ARGS)
 
-test: env ## environment and the whole test suite (ARGS: arguments for pytest)
+test: env ## environment and the tests that take seconds each (ARGS: arguments for pytest)
 	@$(RUN) -m pytest $(ARGS)
+
+check: env ## the tests that take longer (marked slow: learning by heart, rehearsals, compilers; ARGS as for test)
+	@$(RUN) -m pytest -m slow $(ARGS)
 
 lint: env ## ruff and pyright
 	@$(RUN) -m ruff check

@@ -8,19 +8,19 @@ here: no checkpoint can run code.
 
 from __future__ import annotations
 
-import difflib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from stdetr.config.names import nearest_file
 
-from stdetr.structures import ClassNames
+if TYPE_CHECKING:  # what is wrong with a path is told before torch is imported
+    from torch import Tensor, nn
+
+    from stdetr.structures import ClassNames
 
 WEIGHTS, META, STATE, CONFIG = "model.safetensors", "meta.json", "state", "config.yaml"
 _SHOWN = 4
@@ -38,6 +38,8 @@ def save(
     save_state: Callable[[Path], object] | None = None,
 ) -> None:
     """Write the folder beside its final place and swap it in: a kill at any moment leaves a whole checkpoint."""
+    from safetensors.torch import save_file
+
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -97,7 +99,7 @@ def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
     """The weights file behind ``path``, as ``find_checkpoint`` finds it, whatever else is there."""
     where = Path(path).expanduser()
     if not where.exists():
-        raise FileNotFoundError(f"{key}={path} does not exist{_nearest(where)}")
+        raise FileNotFoundError(f"{key}={path} does not exist{nearest_file(where)}")
     if where.is_file():
         if where.suffix != ".safetensors":
             raise ValueError(f"{key}={path} is not a .safetensors file; give a run folder or a checkpoint folder")
@@ -127,6 +129,9 @@ def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ValueError where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(file)
     except SafetensorError as error:
@@ -135,6 +140,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def read_classes(file: Path) -> ClassNames:
     """The classes of a checkpoint's ``meta.json``; ValueError where it is damaged."""
+    from stdetr.structures import ClassNames
+
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
         return ClassNames(tuple(int(i) for i in meta["class_ids"]), tuple(str(name) for name in meta["class_names"]))
@@ -174,11 +181,3 @@ class Difference:
 def _some(names: Sequence[str]) -> str:
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _nearest(path: Path) -> str:
-    parent = path.parent
-    if not parent.is_dir():
-        return f", nor does {parent}"
-    near = difflib.get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1)
-    return f"; did you mean {parent / near[0]}?" if near else ""

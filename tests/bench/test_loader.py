@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
+from omegaconf import DictConfig
 
 from stdetr.bench.loader import _Pass, _summary, run, table
+from stdetr.config import compose
 
-SMALL = {"size": [48, 32], "length": 12, "gop": 6, "frames": 3, "workers": [0], "reads": 6, "limit": 12, "repeats": 1}
+SMALL = ["size=[48,32]", "length=12", "gop=6", "frames=3", "workers=[0]", "reads=6", "limit=12", "repeats=1"]
+
+
+def settings(keys: list[str]) -> DictConfig:
+    return compose("bench", ["suite=loader", *(f"loader.{key}" for key in keys)])
 
 
 def test_a_small_run_gives_json() -> None:
-    result = run({"loader": SMALL})
+    result = run(settings(SMALL))
     assert json.loads(json.dumps(result)) == result
     assert result["video"] == {"name": "made", "size": [48, 32], "frames": 12, "gop": 6}
     assert set(result["backends"]) == {"decord", "av", "frames"}
@@ -58,11 +64,11 @@ def test_figures_are_medians_of_turns_and_workers_have_no_cpu_figure() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"read": 3}, r"loader\.read is no key; there are .*reads"),
-        ({"reads": 0}, r"loader\.reads must be at least 1, got 0"),
-        ({"backends": ["decrod"]}, r"loader\.backends has 'decrod'"),
+        (["read=3"], r"loader\.read=3: no such key; did you mean 'loader\.reads'"),
+        (["reads=0"], r"loader\.reads must be at least 1, got 0"),
+        (["backends=[decrod]"], r"loader\.backends has 'decrod'"),
     ],
 )
-def test_mistakes(keys: dict, message: str) -> None:
+def test_mistakes(keys: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run({"loader": keys})
+        run(settings(keys))

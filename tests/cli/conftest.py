@@ -6,7 +6,6 @@ import json
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +93,7 @@ def recorder(conf: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
     module.run = recorder.run  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "verb_for_tests", module)
     for name, verb in list(verbs.VERBS.items()):
-        monkeypatch.setitem(verbs.VERBS, name, replace(verb, module="verb_for_tests"))
+        monkeypatch.setitem(verbs.VERBS, name, verb._replace(module="verb_for_tests"))
     return recorder
 
 

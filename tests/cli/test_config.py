@@ -121,7 +121,7 @@ def test_interpolations_reach_outside_the_node(box: str) -> None:
     ("node", "message"),
     [
         ({"a": 1, "bb": 2}, r"model: .*unexpected keyword argument 'bb'.*did you mean 'b'\?"),
-        ({}, r"model: .*missing 1 required positional argument: 'a'"),
+        ({}, r"model: .*missing a required argument: 'a'"),
         ({"a": 1, "inner": {"_target_": "BOX", "a": 1, "bb": 3}}, r"model.inner: .*'bb'.*did you mean 'b'\?"),
         ({"a": "bad"}, r"^a=bad is not good$"),
         ({"a": 1, "inner": {"_target_": "BOX", "a": "bad"}}, r"^a=bad is not good$"),

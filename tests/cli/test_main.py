@@ -110,3 +110,23 @@ def test_closed_pipe_is_quiet(conf: Path) -> None:
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert result.stderr == ""
     assert result.stdout.startswith("stdetr train")
+
+
+def test_info_and_shell_completion_are_hydras(
+    conf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-sc", "install=bash"]) == 0
+    assert "complete " in capsys.readouterr().out
+
+    def query(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_LINE", line)
+        assert main(["-sc", "query=bash"]) == 0
+        return capsys.readouterr().out.split()
+
+    assert query("stdetr ") == list(VERBS)
+    assert query("stdetr pr") == ["predict"]
+    assert query("stdetr train model=") == ["model=large", "model=small"]
+    assert query("stdetr train trainer.max") == ["trainer.max_steps="]
+    assert "source=" in query("stdetr predict s")
+    assert main(["train", "model=large", "--info", "defaults"]) == 0
+    assert "model/large" in capsys.readouterr().out

@@ -45,9 +45,11 @@ from stdetr.cli import main
         (["train", "--max-steps=3"], ["--max-steps=3", "max_steps=3"]),
         (["train", "--multrun"], ["--multrun", "'--multirun'"]),
         (["train", "--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]),
-        (["train", "--config-dir"], ["--config-dir", "needs a value"]),
+        (["train", "--config-dir"], ["--config-dir", "expected one argument"]),
         (["train", "hydra.run.dir=x"], ["hydra.run.dir=x", "output_dir"]),
         (["train", "--cfg", "--package", "zzz"], ["--package zzz", "no such section"]),
+        (["train", "--cfg=jop"], ["--cfg", "'jop'", "job", "hydra"]),
+        (["train", "--package", "model"], ["--package", "--cfg"]),
         (["eval"], ["eval"]),
     ],
 )

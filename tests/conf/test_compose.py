@@ -11,7 +11,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from stdetr.cli.single import place
+from stdetr.cli.run import place
 from stdetr.cli.verbs import VERBS
 from stdetr.config import compose, config_dir, instantiate
 from stdetr.config.folder import list_options

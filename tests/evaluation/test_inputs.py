@@ -296,6 +296,12 @@ def test_bad_tube(scene, change: dict, message: str) -> None:
     refuse(message, scene.document, scene.predictions, [tube | change])
 
 
+def test_a_tube_of_a_video_without_frames(scene) -> None:
+    scene.videos.append(scene.videos[0] | {"id": 3, "name": "empty"})
+    tube = {"video_id": 3, "category_id": 1, "score": 0.3, "bboxes": [[1, 2, 3, 4]]}
+    refuse("tubes record 0: 1 bboxes, but video_id 3 has 0 frames", *both(scene), [tube])
+
+
 def test_mot_text(scene, tmp_path: Path) -> None:
     folder = tmp_path / "tracks"
     folder.mkdir()

@@ -63,6 +63,18 @@ def test_duplicate_is_a_false_positive(new_scene) -> None:
     assert score(scene, VidMegaEvaluator())["AP50"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("evaluator", [CocoEvaluator(), VidEvaluator(), VidMegaEvaluator()], ids=lambda e: e.name)
+def test_a_detection_takes_the_object_of_highest_iou(new_scene, evaluator) -> None:
+    # The first detection overlaps both objects (0.67 and 0.9).  Only if it takes the second one, the first one is left
+    # for the second detection, which does not overlap the other by half.
+    scene = new_scene([1])
+    scene.truth(1, [50, 50, 40, 40], instance=1)
+    scene.truth(1, [60, 50, 40, 40], instance=2)
+    scene.found(1, [58, 50, 40, 40], 0.9)
+    scene.found(1, [42, 50, 40, 40], 0.8)
+    assert score(scene, evaluator)["AP50"] == pytest.approx(1)
+
+
 def test_equal_boxes_stay_two(new_scene) -> None:
     # Two detections, and the two tubes made of them, with the same boxes, class and score: one is right, one is wrong.
     scene = new_scene([2])

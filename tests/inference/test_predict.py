@@ -12,7 +12,7 @@ from PIL import Image
 
 from stdetr import config as configs
 from stdetr.data.coco_vid_reader import read_coco_vid
-from stdetr.inference import Detector
+from stdetr.inference.detector import Detector
 from stdetr.inference.predict import run
 from stdetr.inference.samples import draw_samples
 from stdetr.inference.sampling import most_confident_window

@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 
 from stdetr.bench.report import draw_table, machine
+from stdetr.config import instantiate
 from stdetr.data.coco_vid_reader import read_coco_vid
 from stdetr.data.dataset import ClipDataset
 from stdetr.data.loader import ClipLoader, build_loader
@@ -48,13 +50,13 @@ class LoaderBench:
     """
 
     video: str | None = None
-    size: tuple[int, int] = (640, 360)
+    size: Sequence[int] = (640, 360)
     length: int = 600
     gop: int = 24
-    backends: tuple[str, ...] = ("av", "decord", "frames")
+    backends: Sequence[str] = ("av", "decord", "frames")
     frames: int = 5
     batch_size: int = 1
-    workers: tuple[int, ...] = (0, 1, 2)
+    workers: Sequence[int] = (0, 1, 2)
     reads: int = 1000
     limit: int = 600
     repeats: int = 3
@@ -69,18 +71,12 @@ class LoaderBench:
                 raise ValueError(f"loader.backends has {backend!r}; it may have {', '.join(known)}")
 
 
-def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure and return a JSON-ready dictionary; ``cfg["loader"]`` holds the keys of :class:`LoaderBench`.
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Measure and return a JSON-ready dictionary; ``cfg.loader`` holds the keys of :class:`LoaderBench`.
 
     Raises ValueError for keys that do not fit.
     """
-    keys: dict[str, Any] = {
-        str(key): tuple(value) if _is_list(value) else value for key, value in dict(cfg.get("loader") or {}).items()
-    }
-    unknown = sorted(set(keys) - set(LoaderBench.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"loader.{unknown[0]} is no key; there are {', '.join(LoaderBench.__dataclass_fields__)}")
-    settings = LoaderBench(**keys)
+    settings: LoaderBench = instantiate(cfg.loader)
     with tempfile.TemporaryDirectory(prefix="stdetr-bench-") as name:
         folder = Path(name)
         video = Path(settings.video) if settings.video else _make_film(folder, settings)
@@ -107,10 +103,6 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "caches": caches,
         "memory": memory,
     }
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _make_film(folder: Path, settings: LoaderBench) -> Path:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from stdetr.bench.allocations import addresses, peak_allocated, saved_bytes
@@ -46,13 +47,13 @@ class ModelBench:
     """
 
     config: str = "small"
-    overrides: tuple[str, ...] = ("model.encoder_layers=2",)
+    overrides: Sequence[str] = ("model.encoder_layers=2",)
     window: int = 1
-    frames: tuple[int, ...] = (1, 2, 4, 8, 16)
-    size: tuple[int, int] = (256, 320)
+    frames: Sequence[int] = (1, 2, 4, 8, 16)
+    size: Sequence[int] = (256, 320)
     batch: int = 1
-    parts: tuple[str, ...] = PARTS
-    backends: tuple[str, ...] = BACKENDS
+    parts: Sequence[str] = PARTS
+    backends: Sequence[str] = BACKENDS
     repeats: int = 5
     seconds: float = 10.0
 
@@ -80,25 +81,25 @@ class Part:
     given: set[int]  # storages that exist before
 
 
-def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure and return a JSON-ready dictionary; ``cfg["model"]`` holds the keys of :class:`ModelBench`.
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Measure and return a JSON-ready dictionary; ``cfg.model`` holds the keys of :class:`ModelBench`.
 
     Raises ValueError for keys that do not fit.
     """
-    settings = _settings(cfg.get("model") or {})
-    name = str(cfg.get("device", "auto"))
+    settings: ModelBench = instantiate(cfg.model)
+    name = str(cfg.device)
     if name not in {"auto", "cpu", "cuda"}:
         raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch sees no GPU; use device=cpu")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    if cfg.get("threads") is not None:
-        torch.set_num_threads(int(cfg["threads"]))
+    if cfg.threads is not None:
+        torch.set_num_threads(int(cfg.threads))
     have = backend(device)
     used = [one for one in settings.backends if one == "reference" or have.name != "reference"]
     if not used:
         raise ValueError(f"model.backends={list(settings.backends)}, but there are no kernels: {have.reason}")
-    torch.manual_seed(int(cfg.get("seed", 0)))
+    torch.manual_seed(int(cfg.seed))
     detector = build_detector(settings).to(device)
 
     rows = []
@@ -121,15 +122,6 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _settings(keys: Mapping[str, Any]) -> ModelBench:
-    is_list = lambda value: isinstance(value, Sequence) and not isinstance(value, str)  # noqa: E731
-    given: dict[str, Any] = {str(key): tuple(value) if is_list(value) else value for key, value in dict(keys).items()}
-    unknown = sorted(set(given) - set(ModelBench.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"model.{unknown[0]} is no key; there are {', '.join(ModelBench.__dataclass_fields__)}")
-    return ModelBench(**given)
-
-
 def build_detector(settings: ModelBench) -> ClipDetector:
     """The detector of ``stdetr train model=...``, without dropout, which would blur the comparison."""
     window = [f"model.window={settings.window}", f"model.decoder_window={settings.window}", f"model.classes={CLASSES}"]
@@ -150,12 +142,13 @@ def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBen
             return found.logits.sum() + found.boxes.sum() + found.presence.sum()
 
         return Part(whole, [], addresses(clips))
+    height, width = settings.size
     sizes = torch.tensor([settings.size], device=device).expand(settings.batch, -1)
     mask = torch.ones(settings.batch, frames, dtype=torch.bool, device=device)
     index = torch.arange(frames, device=device).expand(settings.batch, -1)
     with torch.no_grad():
         maps = detector.backbone(clips.flatten(0, 1))
-        tokens = detector.neck(maps, sizes, settings.size, settings.batch)
+        tokens = detector.neck(maps, sizes, (height, width), settings.batch)
     features = tokens.features.detach().requires_grad_()
     tokens = replace(tokens, features=features)
     given = addresses(features, tokens.position, tokens.valid, tokens.valid_ratios, tokens.centres)

@@ -14,8 +14,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 Row = Sequence[object]
 
 
@@ -31,6 +29,8 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on: processor, cores, GPU, versions, and how busy the machine was."""
+    import torch
+
     facts: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),

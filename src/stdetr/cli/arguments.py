@@ -1,70 +1,65 @@
-"""The flags beside ``key=value``: few, and Hydra's names for them."""
+"""The flags beside ``key=value``: Hydra's own, read by argparse so that a wrong one gets one line."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from stdetr.config.names import did_you_mean
 
-FLAGS = {
-    "-m, --multirun": "sweep: one job for each combination of comma-separated values, with a summary table at the end",
-    "--cfg": "print the configuration of the run and stop",
-    "--resolve": "with --cfg: interpolations resolved",
-    "--package KEY": "with --cfg: only this section",
-    "--config-dir DIR": "look for groups and options in this folder as well",
-    "-h, --help": "this text",
-}
-
 LISTS = ("compare",)
 """Keys whose value is a list even where it is written without brackets, ``compare=RUN_A,RUN_B``: Hydra alone would
 read the comma as a sweep."""
+CFG = ("job", "hydra", "all")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
-@dataclass
-class Arguments:
-    """A verb's command line taken apart."""
+def _or(choices: Sequence[str]) -> str:
+    return f"{choices[0]} (default), {', '.join(choices[1:])}"
 
-    overrides: list[str] = field(default_factory=list)
-    multirun: bool = False
-    help: bool = False
-    show: bool = False
-    resolve: bool = False
-    package: str | None = None
 
-    @classmethod
-    def parse(cls, words: Sequence[str]) -> Arguments:
-        """Separate flags from overrides.
+class Parser(argparse.ArgumentParser):
+    """Flags and overrides of one verb; mistakes are ValueErrors."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+        add = self.add_argument_group("flags").add_argument
+        sweep = "one job for each combination of comma-separated values, with a summary table at the end"
+        add("-m", "--multirun", action="store_true", help=sweep)
+        add("-c", "--cfg", nargs="?", const="job", choices=CFG, metavar="PART", help=f"print it and stop: {_or(CFG)}")
+        add("-p", "--package", metavar="KEY", help="with --cfg: only this section")
+        add("--resolve", action="store_true", help="with --cfg: interpolations resolved")
+        add("-i", "--info", nargs="?", const="all", choices=INFO, metavar="WHAT", help=f"Hydra's account: {_or(INFO)}")
+        add("-cd", "--config-dir", metavar="DIR", help="look for groups and options in this folder as well")
+        add("-h", "--help", action="store_true", help="this text")
+        self.add_argument("overrides", nargs="*", help=argparse.SUPPRESS)
+
+    def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise ValueError(message.removeprefix("argument "))
+
+    def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The flags, and the overrides with ``--config-dir`` as one of them.
 
         Raises:
             ValueError: an unknown flag, or one whose value is missing or wrong.
         """
-        parsed = cls()
-        rest = iter(words)
-        for word in rest:
-            flag, _, value = word.partition("=")
-            if word in {"-m", "--multirun"}:
-                parsed.multirun = True
-            elif word in {"-h", "--help"}:
-                parsed.help = True
-            elif word in {"--resolve"}:
-                parsed.resolve = True
-            elif flag in {"-c", "--cfg"}:
-                parsed.show = True
-            elif flag in {"-p", "--package"}:
-                parsed.package = value or _value(flag, rest)
-            elif flag in {"-cd", "--config-dir"}:
-                parsed.overrides.append(_search_path(value or _value(flag, rest)))
-            elif word.startswith("-"):
-                raise ValueError(_unknown(word))
-            elif parsed.show and word in {"job", "all"} and "=" not in word:
-                continue  # `--cfg job`, as Hydra writes it
-            else:
-                parsed.overrides.append(_as_list(word))
-        if (parsed.resolve or parsed.package) and not parsed.show:
+        flags, unknown = self.parse_known_intermixed_args(words)
+        for word in unknown:
+            name, equals, value = word.partition("=")
+            hint = did_you_mean(name, self._option_string_actions)
+            key = name.lstrip("-").replace("-", "_")
+            dashes = f"options are key=value without dashes: {key}={value if equals else '...'}"
+            raise ValueError(f"{word}: no such flag{hint}" if hint else f"{word}: {dashes}")
+        if (flags.resolve or flags.package) and not flags.cfg:
             raise ValueError("--resolve and --package need --cfg")
-        return parsed
+        overrides = [_as_list(word) for word in flags.overrides]
+        if flags.config_dir is not None:
+            path = Path(flags.config_dir).expanduser().resolve()
+            if not path.is_dir():
+                raise ValueError(f"--config-dir {flags.config_dir}: no such folder")
+            overrides.append(f"hydra.searchpath=[{quote(f'file://{path}')}]")
+        return flags, overrides
 
 
 def _as_list(word: str) -> str:
@@ -72,29 +67,10 @@ def _as_list(word: str) -> str:
     key, _, value = word.partition("=")
     if key not in LISTS or "," not in value or value.lstrip().startswith(("[", '"', "'", "$")):
         return word
-    escaped = (item.strip().replace("\\", "\\\\").replace('"', '\\"') for item in value.split(","))
-    return f"{key}=[" + ",".join(f'"{item}"' for item in escaped) + "]"
+    return f"{key}=[" + ",".join(quote(item.strip()) for item in value.split(",")) + "]"
 
 
-def _value(flag: str, rest: object) -> str:
-    value = next(rest, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    if value is None:
-        raise ValueError(f"{flag} needs a value")
-    return value
-
-
-def _search_path(folder: str) -> str:
-    path = Path(folder).expanduser().resolve()
-    if not path.is_dir():
-        raise ValueError(f"--config-dir {folder}: no such folder")
-    return f'hydra.searchpath=["file://{path}"]'
-
-
-def _unknown(word: str) -> str:
-    name, equals, value = word.partition("=")
-    flags = [part.split()[0] for names in FLAGS for part in names.split(", ")]
-    hint = did_you_mean(name, flags)
-    if hint:
-        return f"{word}: no such flag{hint}"
-    key = name.lstrip("-").replace("-", "_")
-    return f"{word}: options are key=value without dashes: {key}={value if equals else '...'}"
+def quote(text: str) -> str:
+    """``text`` as a quoted string of Hydra's grammar."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,21 +1,20 @@
-"""``stdetr --help``, ``stdetr <verb> --help``, ``stdetr <verb> --cfg``."""
+"""``stdetr --help`` and ``stdetr <verb> --help``."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from stdetr.cli.arguments import FLAGS, Arguments
-from stdetr.cli.single import place
+from stdetr.cli.arguments import Parser
 from stdetr.cli.verbs import VERBS, Verb
 from stdetr.config import compose, config_dir
 from stdetr.config.folder import list_options
 
-HIDDEN_GROUPS = ("hydra/", "hydra")
 COLLAPSE_BELOW = 2
 """Sections nested deeper than this many names are shown as one line."""
 
@@ -31,7 +30,7 @@ def overview() -> str:
         f"examples:\n{examples}\n  stdetr train -m experiment=toy model.points=2,4,8\n\n"
         "'stdetr <verb> --help' lists the groups and keys of a verb; 'stdetr --version' tells the version.\n"
         "STDETR_TRACEBACK=1 shows the traceback of every error; STDETR_DATA and STDETR_OUTPUTS move the data and the\n"
-        "runs; STDETR_CONF names another folder of configurations."
+        'runs; STDETR_CONF names another folder of configurations.  Completion: eval "$(stdetr -sc install=bash)"'
     )
 
 
@@ -45,12 +44,12 @@ def verb_help(verb: Verb, overrides: Sequence[str]) -> str:
     choices = {
         str(group): option
         for group, option in reversed(cfg.hydra.runtime.choices.items())
-        if not str(group).startswith(HIDDEN_GROUPS)
+        if not str(group).startswith("hydra")
     }
     sections = [
         f"stdetr {verb.name}: {verb.summary}\n\nusage: stdetr {verb.name} [group=option ...] [key=value ...]\n"
         f"example: stdetr {verb.name} {verb.example}".rstrip(),
-        "flags:\n" + "\n".join(f"  {names:<18}{text}" for names, text in FLAGS.items()),
+        Parser().format_help().strip(),
     ]
     if choices:
         sections.append("groups (group=option, the chosen one first):\n" + "\n".join(_group_lines(folder, choices)))
@@ -59,23 +58,6 @@ def verb_help(verb: Verb, overrides: Sequence[str]) -> str:
     sections.append(f"keys (key=value):\n{keys}" if keys else "keys: none")
     sections.append(f"Everything: stdetr {verb.name} --cfg.  New keys: +key=value.  Files: {folder}")
     return "\n\n".join(sections)
-
-
-def show_config(verb: str, arguments: Arguments) -> str:
-    """What ``--cfg`` prints: the configuration as YAML.
-
-    Raises:
-        ValueError: ``--package`` names no section.
-    """
-    cfg: DictConfig | ListConfig = compose(verb, arguments.overrides)
-    assert isinstance(cfg, DictConfig)
-    place(cfg, verb)
-    if arguments.package:
-        section = OmegaConf.select(cfg, arguments.package)
-        if not isinstance(section, DictConfig | ListConfig):
-            raise ValueError(f"--package {arguments.package}: no such section")
-        cfg = section
-    return OmegaConf.to_yaml(cfg, resolve=arguments.resolve)
 
 
 def _group_lines(folder: Path, choices: dict[str, str | None]) -> Iterator[str]:
@@ -110,15 +92,8 @@ def _flatten(node: dict, prefix: str = "", depth: int = 1) -> Iterator[tuple[str
             names = [str(name) for name in value if not str(name).startswith("_")]
             yield path, textwrap.shorten(f"{{{', '.join(names)}}}", 76, placeholder=" ...}")
         else:
-            yield path, textwrap.shorten(_show(value), 76, placeholder=" ...")
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+            text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+            yield path, textwrap.shorten(text, 76, placeholder=" ...")
 
 
 def _comments(path: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ mistake in the command, its files or its values (one line ``error: ...``), 130 i
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -45,42 +44,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     from stdetr.cli.verbs import VERBS
 
-    if not words or words[0] in {"-h", "--help", "help"}:
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in {"-h", "--help", "help"}:
         from stdetr.cli.help import overview, verb_help
 
-        topics = [word for word in words[1:] if word in VERBS]
+        topics = [word for word in rest if word in VERBS]
         print(verb_help(VERBS[topics[0]], []) if topics else overview())
         return 0
-    if words[0] in {"-V", "--version", "version"}:
+    if name in {"-V", "--version", "version"}:
         print(f"stdetr {stdetr.__version__}")
         return 0
-    name, rest = words[0], words[1:]
+    if name in {"-sc", "--shell-completion"}:
+        return _complete(rest)
     if name not in VERBS:
-        known = ", ".join(VERBS)
-        match = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"; did you mean '{match[0]}'?" if match else ""
-        raise ValueError(f"stdetr {name}: no such verb{hint} (verbs: {known})")
-    return _run_verb(name, rest)
+        from stdetr.config.names import did_you_mean
 
+        raise ValueError(f"stdetr {name}: no such verb{did_you_mean(name, VERBS)} (verbs: {', '.join(VERBS)})")
 
-def _run_verb(name: str, rest: list[str]) -> int:
-    from stdetr.cli.arguments import Arguments
-    from stdetr.cli.help import show_config, verb_help
-    from stdetr.cli.verbs import VERBS
+    from stdetr.cli.arguments import Parser
 
-    arguments = Arguments.parse(rest)
-    if arguments.help:
-        print(verb_help(VERBS[name], arguments.overrides))
-        return 0
-    if arguments.show:
-        print(show_config(name, arguments), end="")
+    flags, overrides = Parser().read(rest)
+    if flags.help:
+        from stdetr.cli.help import verb_help
+
+        print(verb_help(VERBS[name], overrides))
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("stdetr").setLevel(logging.INFO)
 
-    from stdetr.cli.single import run_once
-    from stdetr.cli.sweep import is_sweep, run_sweep
+    from stdetr.cli.run import run
 
-    if is_sweep(name, arguments):
-        return run_sweep(VERBS[name], arguments.overrides)
-    return run_once(VERBS[name], arguments.overrides)
+    return run(VERBS[name], flags, overrides)
+
+
+def _complete(words: list[str]) -> int:
+    """``eval "$(stdetr -sc install=bash)"`` once, then Hydra completes groups, options and keys behind a verb."""
+    from stdetr.cli.run import job, through_hydra
+    from stdetr.cli.verbs import VERBS
+
+    verb = next(iter(VERBS))
+    if any(word.startswith("query=") for word in words):
+        program, *typed = os.environ.get("COMP_LINE", "").split(" ")
+        if len(typed) < 2 or typed[0] not in VERBS:
+            print(" ".join(name for name in VERBS if name.startswith("".join(typed[:1]))))
+            return 0
+        verb = typed[0]
+        os.environ["COMP_LINE"] = " ".join([program, *typed[1:]])
+    through_hydra(verb, job, ["--shell-completion", *words])
+    return 0

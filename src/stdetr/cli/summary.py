@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stdetr.cli.table import to_markdown, to_text
+from stdetr.bench.report import draw_table
 
 JOB_FILE = "job.json"
 METRICS_FILE = Path("eval") / "metrics.json"
@@ -28,9 +28,9 @@ def summarise(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     shown = shown_columns(rows, columns)
-    table = [[row.get(column) for column in shown] for row in rows]
-    (folder / "summary.md").write_text(to_markdown(shown, table), encoding="utf-8")
-    return f"{to_text(shown, table)}\n\n{len(rows)} jobs: {folder / 'summary.csv'}, {folder / 'summary.md'}"
+    table = draw_table(shown, [[row.get(column) for column in shown] for row in rows])
+    (folder / "summary.md").write_text(f"{table}\n", encoding="utf-8")
+    return f"{table}\n\n{len(rows)} jobs: {folder / 'summary.csv'}, {folder / 'summary.md'}"
 
 
 def read_jobs(folder: Path, *, since: float = 0.0) -> list[dict[str, Any]]:
@@ -46,9 +46,7 @@ def read_jobs(folder: Path, *, since: float = 0.0) -> list[dict[str, Any]]:
             continue
         record = json.loads(path.read_text(encoding="utf-8"))
         row: dict[str, Any] = {"job": record["job"]}
-        for override in record["overrides"]:
-            key, _, value = override.partition("=")
-            row[key] = value
+        row |= {key: value for key, _, value in (text.partition("=") for text in record["overrides"])}
         row |= {name: record[name] for name in ("status", "objective", "seconds", "error")}
         metrics = path.parent / METRICS_FILE
         if metrics.is_file():
@@ -59,31 +57,22 @@ def read_jobs(folder: Path, *, since: float = 0.0) -> list[dict[str, Any]]:
 
 def shown_columns(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
     """The columns worth a terminal's width: what differs between jobs, and the first headline metrics."""
-    fixed = {"job", "status", "objective", "seconds", "error"}
-    metrics = [column for column in columns if "/" in column and _is_number_column(rows, column)]
-    headline = [column for column in metrics if any(row.get(column) is not None for row in rows)]
-    headline = sorted((column for column in headline if column.count("/") == 1), key=_rank)[:SHOWN_METRICS]
-    shown = []
-    for column in columns:
-        values = [row.get(column) for row in rows]
-        if column in fixed:
-            keep = column == "job" or any(value is not None for value in values)
-        elif column in metrics:
-            keep = column in headline
-        else:
-            keep = len(rows) == 1 or len(set(map(str, values))) > 1
-        if keep:
-            shown.append(column)
-    return shown
+    values = {column: [row.get(column) for row in rows] for column in columns}
+    numbers = [name for name in columns if "/" in name and all(isinstance(v, int | float | None) for v in values[name])]
+    told = [name for name in numbers if name.count("/") == 1 and any(v is not None for v in values[name])]
+    headline = sorted(told, key=_rank)[:SHOWN_METRICS]
+
+    def is_shown(column: str) -> bool:
+        if column in numbers:
+            return column in headline
+        if column in {"job", "status", "objective", "seconds", "error"}:
+            return any(value is not None for value in values[column])
+        return len(rows) == 1 or len(set(map(str, values[column]))) > 1
+
+    return [column for column in columns if is_shown(column)]
 
 
 def _rank(column: str) -> int:
     """Headline figures first, then their splits (``AP50_degraded``), then the rest."""
     name = column.rpartition("/")[2]
-    if name in HEADLINES:
-        return 0
-    return 1 if name.startswith(("AP50_", "AP_")) else 2
-
-
-def _is_number_column(rows: Sequence[dict[str, Any]], column: str) -> bool:
-    return all(isinstance(row.get(column), int | float | None) for row in rows)
+    return 0 if name in HEADLINES else 1 if name.startswith(("AP50_", "AP_")) else 2

@@ -9,10 +9,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from stdetr.config.folder import config_dir
+from stdetr.config.folder import compose_raw, config_dir, list_groups
 from stdetr.config.mistakes import explain
-from stdetr.config.raw import compose_raw
-from stdetr.config.values import check_values
+from stdetr.config.values import check_values, parse, single_values
 
 
 def compose(
@@ -41,4 +40,22 @@ def compose(
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises a few plain ValueErrors
         raise ValueError(explain(error, verb, overrides, root)) from error
     check_values(verb, overrides, root)
+    return cfg
+
+
+def compose_sweep(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration, ``hydra`` node included, of the first job of a sweep, after looking at every value of it.
+
+    Raises:
+        ValueError: as ``compose``, also for a mistake in a later value.
+    """
+    folder = config_dir()
+    items, groups = parse(overrides), list_groups(folder)
+    values = [single_values(item, groups) for item in items]
+    first = [texts[0] for texts in values]
+    for place, texts in enumerate(values):
+        for text in texts[1:]:
+            compose(verb, [*first[:place], text, *first[place + 1 :]])
+    cfg = compose(verb, first, with_hydra=True)
+    check_values(verb, overrides, folder)
     return cfg

@@ -1,11 +1,17 @@
-"""The folder of configurations: where it is, its groups and their options."""
+"""The folder of configurations: where it is, its groups and options, and Hydra's compose call on it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import hydra
+from omegaconf import DictConfig
+
 CONFIG_DIR_VARIABLE = "STDETR_CONF"
+# Hydra 1.3 asks whose defaults to follow; from 1.4 on asking is deprecated.
+VERSION_OPTIONS: dict[str, str] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
 def config_dir() -> Path:
@@ -40,3 +46,9 @@ def list_groups(folder: Path) -> list[str]:
 def list_options(folder: Path, group: str) -> list[str]:
     """The options of ``group``: its files' names without extension."""
     return sorted(path.stem for path in (folder / group).glob("*.yaml"))
+
+
+def compose_raw(verb: str, overrides: Sequence[str], folder: Path, *, with_hydra: bool = False) -> DictConfig:
+    """``<folder>/<verb>.yaml`` composed by Hydra, with Hydra's and OmegaConf's own exceptions."""
+    with hydra.initialize_config_dir(config_dir=str(folder), job_name=verb, **VERSION_OPTIONS):
+        return hydra.compose(config_name=verb, overrides=list(overrides), return_hydra_config=with_hydra)

@@ -5,39 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from stdetr.config.folder import list_groups, list_options
+from stdetr.config.folder import compose_raw, list_groups, list_options
 from stdetr.config.names import did_you_mean, key_paths, nearest, nearest_path
-from stdetr.config.raw import compose_raw
-from stdetr.config.values import first_choice, is_plain_value
-
-_PLUGINS = ("hydra/launcher/", "hydra/sweeper/")
+from stdetr.config.values import is_plain_value, parse, single_values
 
 
 def explain(error: Exception, verb: str, overrides: Sequence[str], folder: Path) -> str:
-    """Why ``overrides`` do not compose, found by looking at them one at a time; else ``error`` on one line."""
-    parsed: list[Override] = []
-    for text in overrides:
-        if ("=" not in text.lstrip("~") and not text.startswith("~")) or text.startswith("="):
-            return f"'{text}' is not of the form key=value"
-        try:
-            parsed += OverridesParser.create().parse_overrides([text])
-        except OverrideParseException:
-            return _malformed(text)
-    groups = list_groups(folder)
-    for item in parsed:
-        if item.key_or_group in groups and (line := wrong_option(item, folder)) is not None:
+    """Why ``overrides`` do not compose, where one of them is at fault; else ``error`` on one line.
+
+    Raises:
+        ValueError: an override is malformed, which is the reason.
+    """
+    items, groups = parse(overrides), list_groups(folder)
+    for item in items:
+        if item.key_or_group in groups and (line := _wrong_option(item, folder)) is not None:
             return line
-    wanted = getattr(error, "missing_cfg_file", None) or ""
-    if isinstance(error, MissingConfigException) and wanted.startswith(_PLUGINS):
-        return f"{wanted.replace('hydra/', '', 1)} is not installed; pip install 'stdetr[sweep]'"
-    if (line := _unknown_key(verb, parsed, groups, folder)) is not None:
+    missing = getattr(error, "missing_cfg_file", None) or ""
+    if isinstance(error, MissingConfigException) and missing.startswith(("hydra/launcher/", "hydra/sweeper/")):
+        return f"{missing.replace('hydra/', '', 1)} is not installed; pip install 'stdetr[sweep]'"
+    if (line := _unknown_key(verb, items, groups, folder)) is not None:
         return line
-    for item in parsed:
+    for item in items:
         if item.is_sweep_override() and "multirun" in str(error):
             key, _, value = str(item.input_line).partition("=")
             return f"{key}={value} has several values; add -m to run each, or write '{key}=[{value}]' for a list"
@@ -55,52 +48,38 @@ def one_line(error: BaseException) -> str:
     return " ".join(kept) or type(error).__name__
 
 
-def _malformed(text: str) -> str:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip() or key != key.strip():
-        return f"'{text}' is not of the form key=value"
-    quote = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f"'{text}': the value has characters that need quotes: '{key}=\"{quote}\"'"
-
-
-def wrong_option(item: Override, folder: Path) -> str | None:
-    """What is wrong with the option, or with one option of a sweep, of a group override; None where all exist."""
+def _wrong_option(item: Override, folder: Path) -> str | None:
+    """What is wrong with the option of a group override, or None."""
     group = item.key_or_group
-    options = list_options(folder, group)
-    try:
-        value = item.value()
-    except (ValueError, HydraException):
+    if item.is_delete() or item.is_sweep_override():
         return None
-    if value is None and not item.is_delete() and not item.is_add():
-        return f"{group}=null: to leave the group out write ~{group}"
-    choices = [str(choice) for choice in getattr(value, "list", [value])] if not item.is_delete() else []
-    for choice in choices:
-        known = (folder / group / f"{choice}.yaml").is_file() or choice in {"None", "null"} or "*" in choice
-        if not known and not choice.startswith("["):
-            return f"{group}={choice}: no such option{did_you_mean(choice, options)} (options: {', '.join(options)})"
-    return None
+    option, options = item.value(), list_options(folder, group)
+    if option is None:
+        return None if item.is_add() else f"{group}=null: to leave the group out write ~{group}"
+    if isinstance(option, list) or (folder / group / f"{option}.yaml").is_file():
+        return None
+    return f"{group}={option}: no such option{did_you_mean(str(option), options)} (options: {', '.join(options)})"
 
 
-def _unknown_key(verb: str, parsed: Sequence[Override], groups: Sequence[str], folder: Path) -> str | None:
-
-    usable = [first_choice(item) for item in parsed if not is_plain_value(item, groups)]
+def _unknown_key(verb: str, items: Sequence[Override], groups: Sequence[str], folder: Path) -> str | None:
+    """The first key that the configuration, composed without the plain values, does not have."""
+    others = [text for item in items if not is_plain_value(item, groups) for text in single_values(item, groups)[:1]]
     try:
-        defaults = compose_raw(verb, usable, folder)
+        defaults = compose_raw(verb, others, folder, with_hydra=True)
     except (HydraException, OmegaConfBaseException):
         # A group, an addition or a deletion is at fault: judge the keys against the verb's own defaults.
-        try:
-            defaults = compose_raw(verb, [], folder)
-        except (HydraException, OmegaConfBaseException):
-            return None
-    known = key_paths(defaults)
-    for item in parsed:
+        defaults = compose_raw(verb, [], folder, with_hydra=True)
+    chosen = set(defaults.hydra.runtime.choices)
+    plain = OmegaConf.to_container(defaults)
+    assert isinstance(plain, dict)
+    known = list(key_paths({key: value for key, value in plain.items() if key != "hydra"}))
+    for item in items:
         key, value = item.key_or_group, str(item.input_line).partition("=")[2]
-        if item.is_delete() and key not in known and key not in groups:
-            return f"~{key}: no such key{_suggest(verb, key, known, groups)}"
-        if key in groups and not item.is_add() and not item.is_delete() and key not in _chosen(verb, folder):
+        if key in groups and not (item.is_add() or item.is_delete()) and key not in chosen:
             return f"{key}={value}: 'stdetr {verb}' has no group '{key}'; +{key}={value} adds it"
-        if is_plain_value(item, groups) and key not in known:
-            return f"{key}={value}: no such key{_suggest(verb, key, known, groups)}"
+        if key not in known and key not in groups and (item.is_delete() or is_plain_value(item, groups)):
+            shown = f"~{key}" if item.is_delete() else f"{key}={value}"
+            return f"{shown}: no such key{_suggest(verb, key, known, groups)}"
     return None
 
 
@@ -109,14 +88,8 @@ def _suggest(verb: str, key: str, known: Sequence[str], groups: Sequence[str]) -
     if match:
         return f"; did you mean '{match}'?"
     section = key.rpartition(".")[0]
-    keys = [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
-    keys = [name for name in keys if not name.startswith("_")]
+    leaves = [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == section]
+    keys = [name for name in leaves if not name.startswith("_")]
     if section and keys:
         return f"; '{section}' has {', '.join(keys)}"
     return f"; 'stdetr {verb} --help' lists the keys, +key=value adds one"
-
-
-def _chosen(verb: str, folder: Path) -> set[str]:
-    """The groups in the defaults of ``verb`` (with ``null`` options, which a composed configuration does not show)."""
-
-    return set(compose_raw(verb, [], folder, with_hydra=True).hydra.runtime.choices)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-
-from omegaconf import DictConfig, OmegaConf
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 
 def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
@@ -20,22 +20,21 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean '{match}'?" if match else ""
 
 
-def key_paths(cfg: DictConfig) -> list[str]:
-    """Every key of ``cfg`` as a dotted path, sections included, without resolving anything."""
-    paths: list[str] = []
+def nearest_file(path: Path) -> str:
+    """What to say behind "does not exist": the closest name in the same folder, or that the folder is missing too."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f", nor does {folder}"
+    match = nearest(path.name, (item.name for item in folder.iterdir()))
+    return f"; did you mean {folder / match}?" if match else ""
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            path = f"{prefix}{key}"
-            paths.append(path)
-            if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
-                continue
-            child = node[key]
-            if isinstance(child, DictConfig):
-                walk(child, f"{path}.")
 
-    walk(cfg, "")
-    return paths
+def key_paths(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of nested mappings as a dotted path, sections included."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from key_paths(value, f"{prefix}{key}.")
 
 
 def nearest_path(path: str, paths: Iterable[str]) -> str | None:

@@ -13,18 +13,49 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, RangeSweep
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from stdetr.config.folder import list_groups
-from stdetr.config.names import did_you_mean, key_paths
-from stdetr.config.raw import compose_raw
+from stdetr.config.folder import compose_raw, list_groups
+from stdetr.config.names import did_you_mean
 
 
-def is_plain_value(override: Override, groups: Sequence[str]) -> bool:
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """The overrides taken apart by Hydra's grammar.
+
+    Raises:
+        ValueError: one is malformed.
+    """
+    parsed: list[Override] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not key.strip() or key != key.strip() or (not equals and not key.startswith("~")):
+            raise ValueError(f"'{text}' is not of the form key=value")
+        try:
+            parsed += OverridesParser.create().parse_overrides([text])
+        except OverrideParseException as error:
+            quote = value.replace("\\", "\\\\").replace('"', '\\"')
+            raise ValueError(f"'{text}': the value has characters that need quotes: '{key}=\"{quote}\"'") from error
+    return parsed
+
+
+def is_plain_value(item: Override, groups: Sequence[str]) -> bool:
     """True for ``key=value`` on an existing key; False for groups, additions, deletions and Hydra's own keys."""
-    key = override.key_or_group
-    prefixed = override.is_add() or override.is_force_add() or override.is_delete()
-    return not prefixed and override.package is None and key not in groups and key.split(".")[0] != "hydra"
+    key = item.key_or_group
+    prefixed = item.is_add() or item.is_force_add() or item.is_delete()
+    return not prefixed and item.package is None and key not in groups and key.split(".")[0] != "hydra"
+
+
+def single_values(item: Override, groups: Sequence[str]) -> list[str]:
+    """The override as jobs of a sweep see it: each option of a group, else the first value; itself without a sweep."""
+    text = str(item.input_line)
+    if not item.is_sweep_override():
+        return [text]
+    key = text.partition("=")[0]
+    if not item.is_discrete_sweep():
+        return [f"{key}=null"] if key not in groups else []
+    texts = [f"{key}={value}" for value in item.sweep_string_iterator()]
+    return texts if key in groups else texts[:1]
 
 
 def check_values(verb: str, overrides: Sequence[str], folder: Path) -> None:
@@ -33,60 +64,44 @@ def check_values(verb: str, overrides: Sequence[str], folder: Path) -> None:
     Raises:
         ValueError: a value of another type; one line with the key, the value, and what the key takes.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    groups = list_groups(folder)
+    parsed, groups = parse(overrides), list_groups(folder)
     values = [item for item in parsed if is_plain_value(item, groups)]
     if not values:
         return
-    others = [first_choice(item) for item in parsed if not is_plain_value(item, groups)]
+    others = [text for item in parsed if item not in values for text in single_values(item, groups)[:1]]
     defaults = compose_raw(verb, others, folder)
     for item in values:
-        default = OmegaConf.select(defaults, item.key_or_group, throw_on_resolution_failure=False)
+        key = item.key_or_group
+        default = OmegaConf.select(defaults, key, throw_on_resolution_failure=False)
         for value in _values(item):
-            reason = _mismatch(default, value)
-            if reason is not None:
-                raise ValueError(
-                    f"{item.key_or_group}={_show(value)}: {_explain(item.key_or_group, default, value, reason, groups)}"
-                )
+            if (takes := _mismatch(default, value)) is None:
+                continue
+            shown = str(value).lower() if isinstance(value, bool) else str(value)
+            raise ValueError(f"{key}={shown}: {_explain(key, default, shown, takes, groups)}")
 
 
-def first_choice(override: Override) -> str:
-    """The override with a sweep reduced to its first value, so that one configuration can be composed from it."""
-    text = str(override.input_line)
-    if not override.is_sweep_override():
-        return text
-    key = text.partition("=")[0]
-    return f"{key}={next(iter(override.sweep_string_iterator()))}" if override.is_discrete_sweep() else f"{key}=null"
-
-
-def _values(override: Override) -> list[Any]:
-    value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return [_plain(item) for item in value.list]
+def _values(item: Override) -> list[Any]:
+    value = item.value()
     if isinstance(value, RangeSweep):
         return [value.start]
-    return [_plain(value)] if not override.is_sweep_override() else []
-
-
-def _plain(value: Any) -> Any:
-    return value.text if isinstance(value, QuotedString) else value
+    values = value.list if isinstance(value, ChoiceSweep) else [] if item.is_sweep_override() else [value]
+    return [one.text if isinstance(one, QuotedString) else one for one in values]
 
 
 def _mismatch(default: Any, value: Any) -> str | None:
     """What the key takes, where ``value`` is not that; None where it fits."""
     if default is None or value is None or (isinstance(value, str) and value.startswith("${")):
         return None
-    if OmegaConf.is_dict(default):
+    if isinstance(default, DictConfig):
         return None if isinstance(value, dict) else "a section"
-    if OmegaConf.is_list(default):
-        scalar = _is_number(value) and all(_is_number(item) for item in default)
-        return None if isinstance(value, list) or scalar else "a list"
+    if isinstance(default, ListConfig):
+        return None if isinstance(value, list) or (_is_number(value) and all(map(_is_number, default))) else "a list"
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if _is_number(default):
         # One number or several: a stride or a size may be a list to draw from.
-        several = isinstance(value, list) and bool(value) and all(_is_number(_plain(item)) for item in value)
-        return None if _is_number(value) or several else "a number"
+        numbers = value if isinstance(value, list) and value else [value]
+        return None if all(map(_is_number, numbers)) else "a number"
     return "text" if isinstance(value, list | dict) else None
 
 
@@ -94,19 +109,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _explain(key: str, default: Any, value: Any, reason: str, groups: Sequence[str]) -> str:
-    if isinstance(default, DictConfig):
-        group = key.replace(".", "/")
-        if group in groups:
-            return f"{key} is a section; to choose an option of the group write {group}={_show(value)}"
-        keys = [path for path in key_paths(default) if "." not in path and not path.startswith("_")]
-        return f"{key} is a section with the keys {', '.join(keys)}{did_you_mean(str(value), keys)}"
-    if reason == "a list":
-        return f"takes a list, write '{key}=[{_show(value)}]'"
-    return f"takes {reason} (now {_show(default)}); ++{key}=... sets it anyway"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+def _explain(key: str, default: Any, shown: str, takes: str, groups: Sequence[str]) -> str:
+    group = key.replace(".", "/")
+    if takes == "a section" and group in groups:
+        return f"{key} is a section; to choose an option of the group write {group}={shown}"
+    if takes == "a section":
+        keys = [str(name) for name in default if not str(name).startswith("_")]
+        return f"{key} is a section with the keys {', '.join(keys)}{did_you_mean(shown, keys)}"
+    if takes == "a list":
+        return f"takes a list, write '{key}=[{shown}]'"
+    now = str(default).lower() if isinstance(default, bool) else default
+    return f"takes {takes} (now {now}); ++{key}=... sets it anyway"

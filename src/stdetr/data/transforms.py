@@ -6,7 +6,9 @@ Shape legend
 A clip is one ``tv_tensors.Image`` T,3,h,w and one ``tv_tensors.BoundingBoxes`` M,4 (xyxy px); torchvision draws its
 random parameters once a call, so frames and boxes of a clip move together.  (The kernels of ``Image`` take any
 leading dimension, and unlike ``Video`` every transform accepts it.)  Any v2 transform may be listed in a
-configuration.  Boxes that a crop cuts are clipped; those that it removes vanish from ``present``.
+configuration.  torchvision takes longer to import than torch, so it is imported where a clip is transformed: a clip
+that is only normalised does without.  Boxes that a crop cuts are clipped; those that it removes vanish from
+``present``.
 """
 
 from __future__ import annotations
@@ -17,9 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as functional_v2
 
 from stdetr.structures import PixelScale
 
@@ -78,6 +77,8 @@ class ClipTransform(nn.Module):
         moved = boxes
         height, width = frames.shape[-2:]
         if self.transforms:
+            from torchvision import tv_tensors
+
             video: Any = tv_tensors.Image(frames)
             wrapped: Any = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue] - None is a clamping mode
                 boxes, format="XYXY", canvas_size=(height, width), clamping_mode=None
@@ -124,6 +125,8 @@ class ResizeShortSide(nn.Module):
 
     def forward(self, video: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Video T,3,h,w and boxes M,4 resized together."""
+        from torchvision.transforms.v2 import functional
+
         short = self.sizes[int(torch.randint(len(self.sizes), ()))]
         height, width = video.shape[-2:]
         scale = short / min(height, width)
@@ -132,7 +135,7 @@ class ResizeShortSide(nn.Module):
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
         if size == [height, width]:
             return video, boxes
-        return functional_v2.resize(video, size, antialias=True), functional_v2.resize(boxes, size)
+        return functional.resize(video, size, antialias=True), functional.resize(boxes, size)
 
 
 class RandomZoomCrop(nn.Module):
@@ -150,6 +153,8 @@ class RandomZoomCrop(nn.Module):
 
     def forward(self, video: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Video T,3,h,w and boxes M,4 cropped together."""
+        from torchvision.transforms.v2 import functional
+
         if float(torch.rand(())) >= self.p:
             return video, boxes
         height, width = video.shape[-2:]
@@ -160,7 +165,4 @@ class RandomZoomCrop(nn.Module):
         top = int(torch.randint(height - crop_height + 1, ()))
         left = int(torch.randint(width - crop_width + 1, ()))
         window = (top, left, crop_height, crop_width)
-        return functional_v2.crop(video, *window), functional_v2.crop(boxes, *window)
-
-
-__all__ = ["ClipTransform", "RandomZoomCrop", "ResizeShortSide", "v2"]
+        return functional.crop(video, *window), functional.crop(boxes, *window)

@@ -28,29 +28,27 @@ def check_torch() -> Iterator[Check]:
 
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     yield Check("torch", "ok", f"{torch.__version__} ({cuda}, {torch.get_num_threads()} threads)")
-    try:
-        vision = metadata.version("torchvision")
-    except metadata.PackageNotFoundError:
-        yield Check("torchvision", "broken", "not installed", "make env, or pip install torchvision")
-        return
     wanted = matching_torchvision(torch.__version__)
     fix = REINSTALL.format(torch=Version(torch.__version__).public, vision=f"{wanted}.*")
     try:
+        vision = metadata.version("torchvision")
         ops = importlib.import_module("torchvision.ops")
         boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9], [8.0, 8.0, 9.0, 9.0]])
         kept = ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
+    except metadata.PackageNotFoundError:
+        yield Check("torchvision", "broken", "not installed", "make env, or pip install torchvision")
     except (RuntimeError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
         text = f"{vision} does not match torch {torch.__version__} (it needs torchvision {wanted}): {reason}"
         yield Check("torchvision", "broken", text, fix)
-        return
-    if kept != [0, 2]:
-        yield Check("torchvision", "broken", f"{vision}: nms kept boxes {kept} of 3 where it must keep [0, 2]", fix)
-    elif not vision.startswith(f"{wanted}."):
-        text = f"{vision} works, though torch {torch.__version__} belongs with torchvision {wanted}"
-        yield Check("torchvision", "note", text, fix)
     else:
-        yield Check("torchvision", "ok", f"{vision} matches torch; its operators work")
+        if kept != [0, 2]:
+            yield Check("torchvision", "broken", f"{vision}: nms kept boxes {kept} of 3 where it must keep [0, 2]", fix)
+        elif not vision.startswith(f"{wanted}."):
+            text = f"{vision} works, though torch {torch.__version__} belongs with torchvision {wanted}"
+            yield Check("torchvision", "note", text, fix)
+        else:
+            yield Check("torchvision", "ok", f"{vision} matches torch; its operators work")
 
 
 def matching_torchvision(torch_version: str) -> str:
@@ -60,8 +58,7 @@ def matching_torchvision(torch_version: str) -> str:
 
 def check_dependencies() -> Iterator[Check]:
     """Every required package of the project's metadata: installed, and in range."""
-    missing = [problem for item in _requirements() if item.marker is None and (problem := _problem(item))]
-    if missing:
+    if missing := _problems(""):
         yield Check("dependencies", "broken", "; ".join(missing), "make env, or pip install -e .")
         return
     shown = ["hydra-core", "omegaconf", "accelerate", "supervision", "pycocotools"]
@@ -70,33 +67,26 @@ def check_dependencies() -> Iterator[Check]:
 
 def check_extras() -> Iterator[Check]:
     """Which extras are installed."""
-    extras = metadata.metadata("stdetr").get_all("Provides-Extra") or []
-    whole, partial = [], {}
-    for extra in extras:
-        needed = [item for item in _requirements() if item.marker and _belongs(item, extra)]
-        problems = [problem for item in needed if (problem := _problem(item))]
+    extras = {extra: _problems(extra) for extra in metadata.metadata("stdetr").get_all("Provides-Extra") or []}
+    whole = ", ".join(extra for extra, problems in extras.items() if not problems)
+    yield Check("extras", "ok", f"installed: {whole or 'none'}")
+    for extra, problems in extras.items():
         if problems:
-            partial[extra] = problems
-        else:
-            whole.append(extra)
-    yield Check("extras", "ok", f"installed: {', '.join(whole) or 'none'}")
-    for extra, problems in partial.items():
-        yield Check(f"extra {extra}", "note", "; ".join(problems), f"pip install 'stdetr[{extra}]'")
+            yield Check(f"extra {extra}", "note", "; ".join(problems), f"pip install 'stdetr[{extra}]'")
 
 
-def _requirements() -> list[Requirement]:
-    return [Requirement(text) for text in metadata.requires("stdetr") or []]
-
-
-def _belongs(item: Requirement, extra: str) -> bool:
-    return re.search(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]", str(item.marker)) is not None
-
-
-def _problem(item: Requirement) -> str | None:
-    try:
-        found = metadata.version(item.name)
-    except metadata.PackageNotFoundError:
-        return f"{item.name} is missing"
-    if item.specifier.contains(found, prereleases=True):
-        return None
-    return f"{item.name} {found} is not {item.specifier}"
+def _problems(extra: str) -> list[str]:
+    """What the installation lacks of an extra; of the project itself where ``extra`` is empty."""
+    problems = []
+    for item in map(Requirement, metadata.requires("stdetr") or []):
+        named = re.search(r"extra\s*==\s*['\"]([^'\"]*)['\"]", str(item.marker or ""))
+        if (named.group(1) if named else "") != extra:
+            continue
+        try:
+            found = metadata.version(item.name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{item.name} is missing")
+            continue
+        if not item.specifier.contains(found, prereleases=True):
+            problems.append(f"{item.name} {found} is not {item.specifier}")
+    return problems

@@ -122,7 +122,7 @@ class TubeResults:
             start, length = int(starts[v]), int(gt.video_lengths[v])
             frame_ids = gt.frame_ids[start : start + length]
             if len(boxes) != length:
-                if len(boxes) <= frame_ids[-1]:
+                if not length or len(boxes) <= frame_ids[-1]:
                     have = f"video_id {int(gt.video_ids[v])} has {length} frames"
                     raise ValueError(f"tubes record {index}: {len(boxes)} bboxes, but {have}")
                 boxes = [boxes[frame] for frame in frame_ids]

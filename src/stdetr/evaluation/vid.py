@@ -97,17 +97,6 @@ class VidEvaluator(Evaluator):
         """
         return (pairs.gt, -pairs.iou)
 
-    def share_weight(self, share: np.ndarray) -> np.ndarray:
-        """M float64: weight as a false positive of a detection that is as near to ignored ground truth as to other.
-
-        share: M float64, the part of each image's ground truth that is ignored
-        """
-        return share
-
-    def empty_weight(self, split: Split) -> float:
-        """Weight as a false positive of a detection in an image without ground truth."""
-        return 1.0 if split.name == "all" else split.empty_weight
-
     def _classes(self, inputs: Inputs, splits: list[Split]) -> Iterator[list[ScoredMatches]]:
         """For each class in turn, its matches in each split (of ``inputs.gt.objects()``)."""
         gt, images = inputs.gt.objects(), len(inputs.gt.image_ids)
@@ -134,9 +123,10 @@ class VidEvaluator(Evaluator):
                 ignored = split.ignored[near]
                 taker, taken = _assign(candidates, turn, self.preference(candidates, ignored), len(near))
                 share = np.bincount(gt.image[near[ignored]], minlength=images) / np.maximum(join.counts, 1)
-                equal = self.share_weight(share)[found.image]
+                # As near to both: by the share of the image's ground truth that is ignored.
+                equal = share[found.image]
                 false = np.where(inside[s] > outside[s], 1.0, np.where(inside[s] < outside[s], 0.0, equal))
-                false[nothing] = self.empty_weight(split)
+                false[nothing] = split.empty_weight
                 false[taker] = 0.0
                 false[neutral] = 0.0
                 true = np.zeros(n, dtype=bool)

@@ -5,7 +5,7 @@ on its code: a fixed threshold of 0.5, one pixel added twice to every width and 
 ignoring of ground truth outside a motion range, class by class.
 
 Shape legend
-    n detections of one class       g annotations of one class      p pairs of both     M images
+    n detections of one class       g annotations of one class      p pairs of both
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import numpy as np
 
 from .matching import Pairs
-from .motion import Split
 from .vid import VidEvaluator
 
 
@@ -46,12 +45,3 @@ class VidMegaEvaluator(VidEvaluator):
         """On equal IoU the first ground truth in the motion range, otherwise the last one out of it."""
         out = ignored[pairs.gt]
         return (np.where(out, -pairs.gt, pairs.gt), out, -pairs.iou)
-
-    def share_weight(self, share: np.ndarray) -> np.ndarray:
-        """A detection is ignored by this share; one that is not ignored at all counts fully.  What is ignored in part
-        counts, in the public code, as much as it is ignored."""
-        return np.where(share == 1.0, 0.0, np.where(share == 0.0, 1.0, share))
-
-    def empty_weight(self, split: Split) -> float:
-        """The same rule: in the public code a weight that happens to be 0 counts fully."""
-        return 1.0 if split.name == "all" or split.empty_weight == 0.0 else split.empty_weight

@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import feature_extraction
-from torchvision.ops import FrozenBatchNorm2d
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -117,6 +114,9 @@ class ResNet(nn.Module):
         freeze_until: str | None = "layer2",
     ) -> None:
         super().__init__()
+        import torchvision  # takes longer than torch to import, and small models do without it
+        from torchvision.models import feature_extraction
+
         known = [n for n in torchvision.models.list_models(torchvision.models) if "resne" in n]
         if name not in known:
             raise ValueError(f"backbone.name={name!r} is not a torchvision ResNet; known: {', '.join(known)}")
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
         unknown = [s for s in out_strides if s not in layers]
         if unknown:
             raise ValueError(f"backbone.out_strides has {unknown}; a ResNet offers {list(layers)}")
-        norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
+        norm = torchvision.ops.FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
         is_file = weights is not None and "." in str(weights)
         network = torchvision.models.get_model(name, weights=None if is_file else weights, norm_layer=norm)
         if is_file:

@@ -20,10 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.ops import box_iou
 
 from stdetr.stitch.tracks import Tracks, extrapolate, fit_velocity
 from stdetr.structures import Tubes
@@ -189,6 +187,8 @@ def match(similarity: Tensor, least: float, rows: Tensor) -> None:
     allowed = candidates >= max(least, 1e-9)
     if not bool(allowed.any()):
         return
+    from scipy.optimize import linear_sum_assignment  # slow to import, and a detector is built without it
+
     gain = torch.where(allowed, candidates, 0.0).double().numpy()
     for track, tube in zip(*linear_sum_assignment(np.asarray(gain), maximize=True), strict=True):
         if allowed[track, tube]:
@@ -197,6 +197,8 @@ def match(similarity: Tensor, least: float, rows: Tensor) -> None:
 
 def iou_per_frame(first: Tensor, second: Tensor) -> Tensor:
     """M,N,T IoU of M,T,4 and N,T,4 xyxy boxes, frame by frame; 0 where both boxes are empty."""
+    from torchvision.ops import box_iou  # slow to import, and a detector is built without it
+
     return box_iou(first.transpose(0, 1), second.transpose(0, 1)).nan_to_num(0.0).permute(1, 2, 0)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.ops import box_convert
 
 PER_FRAME = ("weights", "scores", "counts")
 
@@ -106,6 +105,8 @@ def extrapolate(boxes: Tensor, velocity: Tensor, gap: Tensor, damping: float) ->
     """
     steps = gap.clamp_min(0).to(boxes.dtype)
     travelled = steps if damping == 1 else damping * (1 - damping**steps) / (1 - damping)
+    from torchvision.ops import box_convert  # slow to import, and a detector is built without it
+
     moved = box_convert(boxes, "xyxy", "cxcywh")[:, None] + velocity[:, None] * travelled[..., None]
     return box_convert(moved, "cxcywh", "xyxy")
 
