@@ -71,7 +71,7 @@ def infos(frames: int, count: int = 2) -> list[ClipInfo]:
 def detections(output: ModelOutput, frames: int, top_k: int = 7) -> list[list[tuple[float, ...]]]:
     """Label, score and box of all that is reported on each frame of all clips, sorted."""
     found: list[list[tuple[float, ...]]] = [[] for _ in range(frames)]
-    for tubes in to_tubes(output, infos(frames, len(output.boxes)), top_k, score_threshold=0.02, presence=0.3):
+    for tubes in to_tubes(output, infos(frames, len(output.boxes)), top_k, score_threshold=0.001, presence=0.3):
         for n, t in tubes.present.nonzero().tolist():
             found[t].append((int(tubes.labels[n]), float(tubes.scores[n, t]), *tubes.boxes[n, t].tolist()))
     return [sorted(rows) for rows in found]

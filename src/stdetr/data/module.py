@@ -38,6 +38,8 @@ class LoaderSettings:
 
     batch_size: clips of one training step, on all processes together
     eval_batch_size: clips of one forward pass of evaluation, on each process
+
+    Raises ValueError for numbers that are too small.
     """
 
     batch_size: int = 4
@@ -48,6 +50,13 @@ class LoaderSettings:
     pin_memory: bool = False
     start_method: str = "forkserver"
     timeout: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "eval_batch_size": 1, "num_workers": 0, "pad_to": 1, "prefetch": 1, "timeout": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value < bound:
+                raise ValueError(f"data.loader.{name} must be at least {bound}, got {value}")
 
 
 class DataModule:

@@ -88,8 +88,10 @@ class TubeAttention(nn.MultiheadAttention):
     ) -> Tensor:
         """attn_mask: Q,Q bool, or N x H,Q,Q, True = not seen; absent: N,Q bool, True = seen by none"""
         if not self.training or self.drop.p == 0:
-            masks = {"attn_mask": attn_mask, "key_padding_mask": absent}
-            return super().forward(query, key, value, need_weights=False, **masks)[0]
+            mixed, _ = super().forward(
+                query, key, value, need_weights=False, attn_mask=attn_mask, key_padding_mask=absent
+            )
+            return mixed
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
             rearrange(functional.linear(x, w, b), "n q (h c) -> n h q c", h=self.num_heads)

@@ -120,7 +120,8 @@ class ToyBenchmark:
         for number in range(self.splits[name].videos):
             scene = self.scene(name, number)
             file_name = f"videos/{name}/{number:05d}.mp4"
-            write_video(folder / file_name, scene.frames, **asdict(self.encoder))
+            coder = self.encoder
+            write_video(folder / file_name, scene.frames, coder.fps, crf=coder.crf, preset=coder.preset, gop=coder.gop)
             size = {"width": self.frame_size, "height": self.frame_size}
             video_id = number + 1
             videos.append(
