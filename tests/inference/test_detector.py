@@ -11,9 +11,9 @@ import torch
 from stdetr.config import compose, instantiate
 from stdetr.data.transforms import ClipTransform, ResizeShortSide
 from stdetr.inference.detector import Detector, choose_device, default_overlap, normalised_to_uint8
-from stdetr.stitch.association import StitchRules
 from stdetr.inference.windows import iterate_windows
 from stdetr.models.postprocess import to_tubes
+from stdetr.stitch.association import StitchRules
 from stdetr.stitch.stitching import best_class_only, visible_frames
 from stdetr.structures import ClassNames, Tubes
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stdetr.atomic import replacing
-from stdetr.data.coco_vid import CocoVid
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import CocoVid, read_coco_vid
 
 # COCO's limits of small and medium, as the side of a square in pixels.
 SMALL, MEDIUM = 32.0, 96.0
