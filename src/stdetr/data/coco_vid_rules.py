@@ -82,7 +82,7 @@ def _misfit(table: Table, number: int) -> str:
 def _categories(file: CocoVidFile) -> Iterator[_Rule]:
     names = file.categories["name"]
     yield _ids_unique(file.categories)
-    yield _Rule(_repeated(_codes(names)), lambda row: f"name {names[row]!r} was already used")
+    yield _Rule(repeated(_codes(names)), lambda row: f"name {names[row]!r} was already used")
 
 
 def _videos(file: CocoVidFile) -> Iterator[_Rule]:
@@ -110,7 +110,7 @@ def _images(file: CocoVidFile) -> Iterator[_Rule]:
         lambda row: f"frame_id {frame[row]} is outside 0..{length[video[row]] - 1} of video {owner[row]}",
     )
     yield _Rule(
-        _repeated(owner, frame, known),
+        repeated(owner, frame, known),
         lambda row: f"frame_id {frame[row]} of video {owner[row]} has a second image record",
     )
     own = np.array([[side or 0 for side in images[key]] for key in ("width", "height")], np.int64)
@@ -155,7 +155,7 @@ def _annotations(file: CocoVidFile) -> Iterator[_Rule]:
     )
     tracked = (track >= 0) & (image >= 0)
     yield _Rule(
-        _repeated(table["image_id"], track, tracked),
+        repeated(table["image_id"], track, tracked),
         lambda row: f"instance_id {track[row]} has a second box on image {table['image_id'][row]}",
     )
     first = _first(held, track)
@@ -192,7 +192,7 @@ def _first(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return first
 
 
-def _repeated(one: np.ndarray, two: np.ndarray | None = None, among: np.ndarray | None = None) -> np.ndarray:
+def repeated(one: np.ndarray, two: np.ndarray | None = None, among: np.ndarray | None = None) -> np.ndarray:
     """Rows (of those in the mask ``among``) whose keys an earlier such row has."""
     rows = np.arange(len(one)) if among is None else np.flatnonzero(among)
     first = _first(one[rows], one[rows] if two is None else two[rows])
@@ -200,7 +200,7 @@ def _repeated(one: np.ndarray, two: np.ndarray | None = None, among: np.ndarray 
 
 
 def _ids_unique(table: Table) -> _Rule:
-    return _Rule(_repeated(table["id"]), lambda row: "this id was already used")
+    return _Rule(repeated(table["id"]), lambda row: "this id was already used")
 
 
 def _unknown(key: str, values: np.ndarray, table: Table, what: str) -> _Rule:

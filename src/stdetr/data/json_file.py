@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import numpy as np
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _DEPTH = 200
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
 
@@ -165,6 +165,8 @@ def explain(error: msgspec.ValidationError, raw: msgspec.Raw) -> str:
         near = difflib.get_close_matches(missing[1], value, n=1)
         return f"{path}{'.' if path else ''}{missing[1]} is missing" + (f"; there is {near[0]!r}" if near else "")
     expected = re.search(r"Expected (.*?)(?:, got .*)?$", message)
+    if expected is None and message != "Number out of range":
+        return message  # of a type's own check
     words = expected[1].replace("`", "") if expected else "number in range"
     for old, new in _PHRASES.items():
         words = words.replace(old, new)

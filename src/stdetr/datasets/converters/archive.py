@@ -10,11 +10,12 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
+from stdetr.data.coco_vid_schema import leaves_folder
 from stdetr.datasets.converters.problems import MalformedInputError
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -58,10 +59,9 @@ def extract(archive: Path, into: Path) -> Path:
 
 
 def _safe_place(archive: Path, member: str, root: Path) -> Path:
-    pure, windows = PurePosixPath(member), PureWindowsPath(member)
-    if pure.is_absolute() or windows.drive or windows.root or ".." in pure.parts or ".." in windows.parts:
+    if leaves_folder(member):
         raise MalformedInputError(f"{archive.name}: member {member!r} points outside the archive; refused")
-    return root / pure
+    return root / member
 
 
 def _check_room(archive: Path, needed: int, root: Path) -> None:

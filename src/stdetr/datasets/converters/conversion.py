@@ -104,7 +104,7 @@ class Conversion:
         names = {category.id: category.name for category in categories}
         assert len(names) == len(categories), "a reader gives each category once"
         try:
-            videos = tqdm(self.reader.videos(), total=self.reader.count(), desc="videos", unit="video", disable=None)
+            videos = tqdm(self.reader.videos(), total=self.reader.total, desc="videos", unit="video", disable=None)
             for video in videos:
                 self._video(video, categories)
             if not any(count.images for count in self.counts.values()):
