@@ -16,7 +16,7 @@ import numpy as np
 from stdetr.data.coco_vid_schema import DEGRADATIONS, SECTIONS, CocoVidFile, Table, leaves_folder
 from stdetr.data.json_file import ABSENT, explain
 
-# Rounded annotations stick out by a fraction of a pixel; that is no mistake worth stopping for.
+# Rounded annotations stick out by a fraction of a pixel; no mistake worth stopping for.
 BORDER_TOLERANCE = 1.0
 
 
@@ -91,7 +91,7 @@ def _videos(file: CocoVidFile) -> Iterator[_Rule]:
     yield _names_inside(videos["file_name"])
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         unknown = [sorted(set(ids or ()) - known) for ids in videos[key]]
-        lost = [f"{key} has {ids[0]}, which is no category" if ids else "" for ids in unknown]
+        lost = [f"{key} has {ids[0]}, which is not among the categories" if ids else "" for ids in unknown]
         yield _Rule(_where(map(bool, lost)), lost.__getitem__)
 
 
@@ -104,7 +104,7 @@ def _images(file: CocoVidFile) -> Iterator[_Rule]:
     length = np.array([*videos["length"], np.iinfo(np.int64).max])
     has_file = np.array([*map(bool, videos["file_name"]), True])
     yield _ids_unique(images)
-    yield _unknown("video_id", owner, videos, "video")
+    yield _unknown("video_id", owner, videos, "videos")
     yield _Rule(
         np.flatnonzero(known & ((frame < 0) | (frame >= length[video]))),
         lambda row: f"frame_id {frame[row]} is outside 0..{length[video[row]] - 1} of video {owner[row]}",
@@ -137,8 +137,8 @@ def _annotations(file: CocoVidFile) -> Iterator[_Rule]:
     held = np.append(images["video_id"], ABSENT)[image]
     size = np.array([[*videos[key], np.nan] for key in ("width", "height")]).T[positions(videos["id"], held)]
     yield _ids_unique(table)
-    yield _unknown("category_id", category, file.categories, "category")
-    yield _unknown("image_id", table["image_id"], images, "image")
+    yield _unknown("category_id", category, file.categories, "categories")
+    yield _unknown("image_id", table["image_id"], images, "images")
     yield _Rule(
         np.flatnonzero((claimed != ABSENT) & (image >= 0) & (claimed != held)),
         lambda row: f"video_id is {claimed[row]}, but its image belongs to video {held[row]}",
@@ -210,7 +210,7 @@ def _unknown(key: str, values: np.ndarray, table: Table, what: str) -> _Rule:
         if values[row] == ABSENT:
             return f"{key} is missing"
         near = f"; the nearest id is {ids[np.argmin(np.abs(ids - values[row]))]}" if len(ids) else ""
-        return f"{key} {values[row]} is no {what}{near}"
+        return f"{key} {values[row]} is not among the {what}{near}"
 
     return _Rule(np.flatnonzero(~np.isin(values, np.append(ids, np.array(table.lost, np.int64)))), tell)
 

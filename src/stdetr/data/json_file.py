@@ -121,7 +121,7 @@ class JsonFile:
         if isinstance(self.value, list):
             return self.value if section == "" else []
         raw = self.value.get(section)
-        if raw is None or bytes(raw) == b"null":
+        if raw is None or memoryview(raw)[:4] == b"null":
             return []
         if memoryview(raw)[:1] != b"[":
             kind = type(msgspec.json.decode(raw)).__name__

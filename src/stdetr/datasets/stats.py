@@ -45,7 +45,7 @@ def measure(path: Path) -> Statistics:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no CocoVID file.
+        ValueError: it is not a CocoVID file.
     """
     index = read_coco_vid(path, strict=False)
     rows = np.repeat(np.arange(index.images), np.diff(index.annotation_start))

@@ -67,7 +67,7 @@ def test_an_exported_file_beside_its_images(tmp_path, write, images, run):
             lambda d: d["annotations"][0].update(image_id=7),
             r"annotations\[0\] \(line 1\): image_id 7 is not among the images",
         ),
-        (lambda d: d["annotations"][0].update(category_id=7), "category_id 7 is no category"),
+        (lambda d: d["annotations"][0].update(category_id=7), "category_id 7 is not among the categories"),
         (lambda d: d["annotations"][0].update(bbox=[1, 2, 0, 4]), "has no area"),
         (lambda d: d["annotations"][0].update(id=3), r"annotations\[1\] \(line 1\): id 3 was already used"),
         (lambda d: d["annotations"].append([]), "must be an object, it is list"),

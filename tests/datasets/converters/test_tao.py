@@ -101,7 +101,10 @@ def test_without_the_frames(source, run):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda d: d["annotations"][2].update(track_id=9), r"annotations\[2\] \(line 1\): track_id 9 is no track"),
+        (
+            lambda d: d["annotations"][2].update(track_id=9),
+            r"annotations\[2\] \(line 1\): track_id 9 is not among the tracks",
+        ),
         (lambda d: d["annotations"][2].update(category_id=5), "category_id is 5, but its track 8 has 41"),
         (lambda d: d["annotations"][2].update(image_id=9), "image_id 9 is not among the images"),
         (lambda d: d["images"][0].update(video_id=9), "video_id 9 is not among the videos"),

@@ -120,7 +120,7 @@ def test_lvvis_is_federated_in_train_only(lvvis_source, run):
             r"annotations\[0\] \(line 1\): video_id 8 is not among the videos",
         ),
         (lambda d: d["annotations"][0]["bboxes"].pop(), "areas must be a list as long as bboxes"),
-        (lambda d: d["annotations"][1].update(category_id=3), "category_id 3 is no category"),
+        (lambda d: d["annotations"][1].update(category_id=3), "category_id 3 is not among the categories"),
         (
             lambda d: d["annotations"][0].update(bboxes=[[1, 2, 3]], areas=[1]),
             r"bboxes\[0\] must be a list of length 4, it is \[1, 2, 3\]",

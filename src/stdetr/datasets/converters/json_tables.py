@@ -206,6 +206,8 @@ class CocoLikeReader(Reader):
         """The box of a COCO annotation; none when its category is unknown."""
         value = stored.value
         if value.category_id not in loaded["categories"]:
-            self.problems.add(loaded.file.shown, stored.where, f"category_id {value.category_id} is no category")
+            self.problems.add(
+                loaded.file.shown, stored.where, f"category_id {value.category_id} is not among the categories"
+            )
             return
         yield Box(value.category_id, value.bbox, track, value.crowd, stored.where, value.area, value.id)

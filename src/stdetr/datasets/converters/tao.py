@@ -106,7 +106,7 @@ class TaoReader(CocoLikeReader):
         value.category_id = merged.get(value.category_id, value.category_id)
         for box in self.box(loaded, stored, value.track_id):
             if value.track_id not in loaded["tracks"]:
-                self.problems.add(shown, stored.where, f"track_id {value.track_id} is no track")
+                self.problems.add(shown, stored.where, f"track_id {value.track_id} is not among the tracks")
                 continue
             kind = loaded["tracks"][value.track_id].value.category_id
             if merged.get(kind, kind) == value.category_id:

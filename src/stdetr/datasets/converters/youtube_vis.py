@@ -90,7 +90,7 @@ class YoutubeVisReader(CocoLikeReader):
         classes: set[int] = set()
         for where, track in loaded["annotations"].children(value.id):
             if track.category_id not in loaded["categories"]:
-                self.problems.add(file.shown, where, f"category_id {track.category_id} is no category")
+                self.problems.add(file.shown, where, f"category_id {track.category_id} is not among the categories")
                 continue
             if len(track.bboxes) != len(names):
                 reason = f"{len(track.bboxes)} bboxes for the {len(names)} frames of video {value.id}"
