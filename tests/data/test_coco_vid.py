@@ -97,9 +97,9 @@ def _drop(section: str, number: int, key: str) -> Callable[[dict[str, Any]], obj
 
 
 MISTAKES = {
-    "unknown class": (_set("annotations", 0, category_id=8), "category_id 8 is not among the categories; the nearest id is 9"),
+    "unknown class": (_set("annotations", 0, category_id=8), "8 is not among the categories; the nearest id is 9"),
     "unknown image": (_set("annotations", 0, image_id=49), "image_id 49 is not among the images; the nearest id is 50"),
-    "unknown video": (_set("images", 0, video_id=6), r"id 100\): video_id 6 is not among the videos; the nearest id is 7"),
+    "unknown video": (_set("images", 0, video_id=6), "video_id 6 is not among the videos; the nearest id is 7"),
     "two frames in one": (_set("images", 0, frame_id=0), r"id 101\): frame_id 0 of video 7 has a second image record"),
     "frame beyond the end": (_set("images", 2, frame_id=9), r"id 50\): frame_id 9 is outside 0\.\.8 of video 3"),
     "negative frame": (_set("images", 0, frame_id=-1), r"id 100\): frame_id -1 is outside 0\.\.2"),

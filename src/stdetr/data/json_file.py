@@ -20,7 +20,7 @@ import numpy as np
 
 _CHUNK = 1 << 20
 _DEPTH = 200
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
 
 # Every number is checked against the range of the columns that will hold it; the smallest one means "absent" there.
 ABSENT = -(2**63)

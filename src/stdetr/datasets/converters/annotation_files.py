@@ -63,7 +63,7 @@ def choose_splits(found: Mapping[str, object], options: Options) -> list[str]:
 
     Raises ValueError for a split that the source does not have.
     """
-    wanted = {split_name(name) for name in options.split}
+    wanted = {name if name in found else split_name(name) for name in options.split}
     for name in sorted(wanted):
         if name not in found:
             raise ValueError(

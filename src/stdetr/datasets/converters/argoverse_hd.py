@@ -81,7 +81,7 @@ class ArgoverseHdReader(CocoLikeReader):
             raise MalformedInputError(f"{loaded.file.shown}: {len(names)} sequences, but {len(folders)} seq_dirs")
         return list(zip(names, folders, strict=True))
 
-    def _frames(self, loaded: Loaded, images: list[Stored[_Image]], folder: str, root: FrameRoot) -> Iterator[Frame]:
+    def _frames(self, loaded: Loaded, images: list[Stored], folder: str, root: FrameRoot) -> Iterator[Frame]:
         shown = loaded.file.shown
         for where, image in images:
             path = self.problems.attempt(shown, where, root.path, f"{folder}/{image.name}", shown, where)

@@ -67,6 +67,6 @@ class CocoReader(CocoLikeReader):
 
     def _boxes(self, loaded: Loaded, image: int) -> Iterator[Box]:
         # A still has no tracks: each box is its own.
-        stored: Stored[Annotation]
+        stored: Stored
         for place, stored in enumerate(loaded["annotations"].children(image), start=1):
             yield from self.box(loaded, stored, track=place)

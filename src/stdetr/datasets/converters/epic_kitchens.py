@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from stdetr.datasets.converters.annotation_files import FrameRoot
-from stdetr.datasets.converters.problems import MalformedField, MalformedInputError
+from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, whole
 from stdetr.datasets.converters.records import Box, Category, Frame, Reader, Video
 from stdetr.datasets.converters.tables import read_records
 
@@ -55,7 +55,7 @@ class EpicKitchensReader(Reader):
         names: dict[int, str] = {}
         for line, row in read_records(self.nouns, shown, ("noun_id", "class_key"), self.problems):
             try:
-                names[_whole(row, "noun_id")] = row["class_key"].strip()
+                names[whole(row["noun_id"], "noun_id")] = row["class_key"].strip()
             except MalformedField as error:
                 raise MalformedInputError(f"{shown}:{line}: {error}") from None
         wanted = set(self.options.classes)
@@ -79,7 +79,8 @@ class EpicKitchensReader(Reader):
                 self.problems.note("rows left out: noun not among classes")
 
     def _row(self, line: int, cells: dict[str, str], known: set[int]) -> _Row:
-        noun, frame, boxes = _whole(cells, "noun_class"), _whole(cells, "frame"), _boxes(cells["bounding_boxes"])
+        noun, frame = whole(cells["noun_class"], "noun_class"), whole(cells["frame"], "frame")
+        boxes = _boxes(cells["bounding_boxes"])
         if noun not in known:
             raise MalformedField(f"noun_class {noun} is not in {self.tree.name(self.nouns)}")
         if frame < 1:
@@ -115,13 +116,6 @@ class EpicKitchensReader(Reader):
                     for top, left, height, width in row.boxes
                 )
                 yield Frame(number - 1, number, boxes, path)
-
-
-def _whole(row: dict[str, str], key: str) -> int:
-    text = row[key].strip()
-    if not text.isdigit():
-        raise MalformedField(f"{key} is {text!r}, not a whole number")
-    return int(text)
 
 
 def _boxes(text: str) -> tuple[tuple[float, float, float, float], ...]:

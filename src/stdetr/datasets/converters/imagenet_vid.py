@@ -89,8 +89,8 @@ class ImageNetVidReader(Reader):
         if options.frames == "listed" and not any(video.marked for video in self.videos_listed):
             raise FileNotFoundError(f"source={tree.root}: frames=listed needs VID_train_15frames.txt in ImageSets")
         train = "train" in choose_splits(held, options)
-        self.stills = self.lists.stills() if options.det and train else ()
-        self.total = len(self.videos_listed) + (self.lists.still_count() if self.stills else 0)
+        self.stills = self.lists.stills() if options.det and train else []
+        self.total = len(self.videos_listed) + len(self.stills)
 
     def categories(self) -> list[Category]:
         return [Category(_IDS[wordnet], name, {"encode_name": wordnet}) for wordnet, name in CLASSES]

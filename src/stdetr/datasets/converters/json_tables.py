@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,8 +19,6 @@ from stdetr.data.json_file import JsonFile, Text, Whole, explain
 from stdetr.datasets.converters.annotation_files import AnnotationFile, find_files
 from stdetr.datasets.converters.problems import MalformedInputError, Problems
 from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Reader
-
-_T = TypeVar("_T")
 
 
 class Place(NamedTuple):
@@ -35,11 +33,11 @@ class Place(NamedTuple):
         return self.json.where(self.section, self.number, self.raw)
 
 
-class Stored(NamedTuple, Generic[_T]):
+class Stored(NamedTuple):
     """A decoded record and where it is."""
 
     where: Place
-    value: _T
+    value: Any
 
 
 class Refers(NamedTuple):
@@ -51,10 +49,10 @@ class Refers(NamedTuple):
     order: str = "id"
 
 
-class Section(Generic[_T]):
+class Section:
     """The records of one section, by id and by parent.  A malformed one, and one with a used id, is a problem."""
 
-    def __init__(self, json: JsonFile, name: str, kind: type[_T], refers: Refers | None, problems: Problems) -> None:
+    def __init__(self, json: JsonFile, name: str, kind: type, refers: Refers | None, problems: Problems) -> None:
         self.json, self.name = json, name
         self.records = json.records(name)
         # Benchmarks write 12.0 where they mean 12.
@@ -81,14 +79,14 @@ class Section(Generic[_T]):
     def _place(self, number: int) -> Place:
         return Place(self.json, self.name, number, self.records[number])
 
-    def _at(self, row: int) -> Stored[_T]:
+    def _at(self, row: int) -> Stored:
         place = self._place(int(self._numbers[row]))
         return Stored(place, self._decoder.decode(place.raw))
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __iter__(self) -> Iterator[Stored[_T]]:
+    def __iter__(self) -> Iterator[Stored]:
         """Every record in the order of ids."""
         return (self._at(row) for row in range(len(self.ids)))
 
@@ -96,16 +94,16 @@ class Section(Generic[_T]):
         row = int(np.searchsorted(self.ids, number))
         return row < len(self.ids) and int(self.ids[row]) == number
 
-    def __getitem__(self, number: int) -> Stored[_T]:
+    def __getitem__(self, number: int) -> Stored:
         assert number in self, number
         return self._at(int(np.searchsorted(self.ids, number)))
 
-    def children(self, parent: int) -> Iterator[Stored[_T]]:
+    def children(self, parent: int) -> Iterator[Stored]:
         """Records of one parent in their order, then that of ids."""
         start, stop = np.searchsorted(self.parents, [parent, parent + 1])
         return (self._at(int(row)) for row in self._order[start:stop])
 
-    def orphans(self, parents: Section[Any]) -> Iterator[tuple[Stored[_T], int]]:
+    def orphans(self, parents: Section) -> Iterator[tuple[Stored, int]]:
         """Records whose parent is not in ``parents``, with its id."""
         lost = np.flatnonzero(~np.isin(self.parents, parents.ids))
         return ((self._at(int(self._order[place])), int(self.parents[place])) for place in lost)
@@ -138,9 +136,9 @@ class Loaded:
 
     file: AnnotationFile
     json: JsonFile
-    sections: dict[str, Section[Any]]
+    sections: dict[str, Section]
 
-    def __getitem__(self, name: str) -> Section[Any]:
+    def __getitem__(self, name: str) -> Section:
         return self.sections[name]
 
 
@@ -202,7 +200,7 @@ class CocoLikeReader(Reader):
                     self.problems.add(file.shown, orphan.where, f"{refers.key} {parent} is not among the {refers.to}")
         return Loaded(file, json, held)
 
-    def box(self, loaded: Loaded, stored: Stored[Any], track: int = NO_TRACK) -> Iterator[Box]:
+    def box(self, loaded: Loaded, stored: Stored, track: int = NO_TRACK) -> Iterator[Box]:
         """The box of a COCO annotation; none when its category is unknown."""
         value = stored.value
         if value.category_id not in loaded["categories"]:

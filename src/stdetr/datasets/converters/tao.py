@@ -101,7 +101,7 @@ class TaoReader(CocoLikeReader):
         held = sum(1 for _ in self.tree.files(folder, IMAGE_SUFFIXES)) if self.options.check_media else 0
         return max(held, last.index + 1)
 
-    def _boxes(self, loaded: Loaded, merged: dict[int, int], stored: Stored[_Annotation]) -> Iterator[Box]:
+    def _boxes(self, loaded: Loaded, merged: dict[int, int], stored: Stored) -> Iterator[Box]:
         value, shown = stored.value, loaded.file.shown
         value.category_id = merged.get(value.category_id, value.category_id)
         for box in self.box(loaded, stored, value.track_id):

@@ -83,7 +83,7 @@ class YoutubeVisReader(CocoLikeReader):
             for stored in loaded["videos"]:
                 yield self._video(loaded, stored, root)
 
-    def _video(self, loaded: Loaded, stored: Stored[_Video], root: FrameRoot) -> Video:
+    def _video(self, loaded: Loaded, stored: Stored, root: FrameRoot) -> Video:
         value, file = stored.value, loaded.file
         names = [self.frame_name(name) for name in value.file_names]
         boxes: list[list[Box]] = [[] for _ in names]
@@ -106,7 +106,7 @@ class YoutubeVisReader(CocoLikeReader):
         return Video(name, *size, len(names), frames, file.shown, split=file.split, id=value.id, extra=extra)
 
     def _frames(
-        self, file: AnnotationFile, stored: Stored[_Video], names: list[str], boxes: list[list[Box]], root: FrameRoot
+        self, file: AnnotationFile, stored: Stored, names: list[str], boxes: list[list[Box]], root: FrameRoot
     ) -> Iterator[Frame]:
         for index, name in enumerate(names):
             path = self.problems.attempt(file.shown, stored.where, root.path, name, file.shown, stored.where)
