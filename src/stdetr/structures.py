@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from stdetr.class_names import ClassNames as ClassNames
+
 
 def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
     wrong = tensor.ndim != len(shape) or any(
@@ -330,18 +332,3 @@ class SamplingRecord:
 
     def __repr__(self) -> str:
         return _shapes(self, ("locations", "weights", "frames", "boxes"))
-
-
-@dataclass(frozen=True)
-class ClassNames:
-    """The classes of a model or data set: contiguous index -> (category id of the annotation file, name)."""
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.ids) != len(self.names):
-            raise ValueError(f"{len(self.ids)} category ids but {len(self.names)} names")
-
-    def __len__(self) -> int:
-        return len(self.ids)

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stdetr.data.coco_vid import PackedNames
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import PackedNames, read_coco_vid
 
 DOCUMENT: dict[str, Any] = {
     "videos": [
@@ -81,7 +80,7 @@ def test_a_box_outside_is_an_error_or_clipped(write: Callable[..., Path]) -> Non
         document["annotations"].append({"id": 9, "image_id": 100, "category_id": 2, "bbox": [50, 50, 5, 5]})
 
     path = write(change)
-    with pytest.raises(ValueError, match=r"id 1 \(image 50\).*40x30 frame \(2 such boxes\).*data\.strict=false"):
+    with pytest.raises(ValueError, match=r"id 1\): bbox \[35, 2, 10, 5\] leaves its 40x30 frame;.*data\.strict=false"):
         read_coco_vid(path)
     index = read_coco_vid(path, strict=False)
     assert index.clipped == 2
@@ -98,23 +97,31 @@ def _drop(section: str, number: int, key: str) -> Callable[[dict[str, Any]], obj
 
 
 MISTAKES = {
-    "unknown class": (_set("annotations", 0, category_id=8), "id 1 has category_id 8.*nearest id there: 9"),
-    "unknown image": (_set("annotations", 0, image_id=49), "image_id 49, which images lacks; nearest id there: 50"),
-    "unknown video": (_set("images", 0, video_id=6), "id 100 has video_id 6, .*; nearest id there: 7"),
-    "two frames in one": (_set("images", 0, frame_id=0), "id (100|101) and (100|101) are both frame_id 0"),
-    "frame beyond the end": (_set("images", 2, frame_id=9), "images id 50 has frame_id 9.*length 9"),
-    "negative frame": (_set("images", 0, frame_id=-1), "frame_id -1, but frames count from 0"),
-    "repeated id": (_set("images", 0, id=50), "images has the id 50 2 times"),
-    "three numbers": (_set("annotations", 0, bbox=[1, 2, 3]), r"annotations id 1 must have bbox \[x, y, w, h\]"),
-    "negative width": (_set("annotations", 0, bbox=[1, 2, -3, 4]), "annotations id 1 has bbox .* w and h >= 0"),
-    "not a number": (_set("annotations", 0, bbox=[1, 2, float("nan"), 4]), "annotations id 1 .* finite"),
-    "words": (_set("annotations", 0, bbox=["1", 2, 3, 4]), "annotations id 1 must have bbox"),
-    "no box": (_drop("annotations", 1, "bbox"), r"annotations\[1\] \(id 2\) has no 'bbox'"),
-    "no file": (_drop("images", 0, "file_name"), "images id 100 has no file_name and its video has none either"),
-    "no size": (_set("videos", 0, width=0), "videos id 7 has the size 0x10"),
-    "degradation": (_set("images", 3, degradation="fog"), "images id 51 has degradation 'fog'; known are null, blur"),
+    "unknown class": (_set("annotations", 0, category_id=8), "8 is not among the categories; the nearest id is 9"),
+    "unknown image": (_set("annotations", 0, image_id=49), "image_id 49 is not among the images; the nearest id is 50"),
+    "unknown video": (_set("images", 0, video_id=6), "video_id 6 is not among the videos; the nearest id is 7"),
+    "two frames in one": (_set("images", 0, frame_id=0), r"id 101\): frame_id 0 of video 7 has a second image record"),
+    "frame beyond the end": (_set("images", 2, frame_id=9), r"id 50\): frame_id 9 is outside 0\.\.8 of video 3"),
+    "negative frame": (_set("images", 0, frame_id=-1), r"id 100\): frame_id -1 is outside 0\.\.2"),
+    "repeated id": (_set("images", 0, id=50), r"images\[2\] \(id 50\): this id was already used"),
+    "three numbers": (_set("annotations", 0, bbox=[1, 2, 3]), r"id 1\): bbox must be a list of length 4, it is"),
+    "negative width": (_set("annotations", 0, bbox=[1, 2, -3, 4]), r"bbox \[1, 2, -3, 4\] has no area.*strict=false"),
+    "not a number": (_set("annotations", 0, bbox=[1, 2, float("nan"), 4]), "not JSON: invalid character near .*NaN"),
+    "infinity": (_set("annotations", 0, bbox=[1, 2, float("inf"), 4]), "invalid character near .*Infinit"),
+    "huge": (_set("annotations", 0, id=1 << 70), r"\(id 1180591620717411303424\): id must be a whole n"),
+    "path that climbs out": (_set("images", 0, file_name="a/../../x.jpg"), "leads outside the data set's folder"),
+    "absolute path": (_set("videos", 1, file_name="/etc/passwd"), "leads outside the data set's folder"),
+    "windows path": (_set("videos", 1, file_name="C:\\x.mp4"), "leads outside the data set's folder"),
+    "two boxes of a track": (_set("annotations", 1, instance_id=4, category_id=9), "4 has a second box on image 50"),
+    "one track of two classes": (_set("annotations", 2, image_id=51, instance_id=4), "is category 2 here, and 9"),
+    "two classes of one name": (_set("categories", 0, name="cat"), "name 'cat' was already used"),
+    "words": (_set("annotations", 0, bbox=["1", 2, 3, 4]), r"id 1\): bbox\[0\] must be a number, it is '1'"),
+    "no box": (_drop("annotations", 1, "bbox"), r"annotations\[1\] \(id 2\): bbox is missing"),
+    "no file": (_drop("images", 0, "file_name"), r"id 100\): has no file_name, and neither has its video"),
+    "no size": (_set("videos", 0, width=0), r"id 7\): width must be a whole number >= 1, it is 0"),
+    "degradation": (_set("images", 3, degradation="fog"), r"id 51\): degradation 'fog' is not one of blur"),
     "no videos": (lambda d: d.pop("videos"), "section 'videos' is missing.*format=coco"),
-    "typo": (lambda d: d.update(annotation=d.pop("annotations")), "'annotations' is missing; it has 'annotation'"),
+    "typo": (lambda d: d.update(annotation=d.pop("annotations")), "'annotations' is missing; there is 'annotation'"),
     "no class": (lambda d: d.update(categories=[]), "'categories' is empty"),
     "nothing": (lambda d: d.update(images=[]), "'images' is empty"),
 }  # fmt: skip
@@ -131,13 +138,39 @@ def test_mistakes_are_named(kind: str, write: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is empty"), (" \n", "is empty"), ("{", "is no JSON"), ("[]", "COCO results"), ("3", "one JSON object")],
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ("{", "not JSON: the file ends"),
+        ("[]", "COCO results"),
+        ("3", "a JSON object or list was expected"),
+    ],
 )
 def test_files_that_are_no_annotations(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "val.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_coco_vid(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"videos":\n[{"name": "\xff"}]}', r"val\.json:2: not a text file in UTF-8"),
+        (b'{"videos": [{"id": 1e999}]}', r"val\.json:1: videos\[0\]: id must be a number in range, it is inf"),
+        (b'{"videos":\n' + b"[" * 5000 + b"]" * 5000 + b"}", r"val\.json:2: nested too deeply"),
+        (b'{"videos": [{"id": 1, "name": "\\ud800"}]}', r"val\.json:1: not JSON: unexpected end of hex escape"),
+        (b'{"videos": {}}', r"val\.json:1: section 'videos' must be a list, it is dict"),
+    ],
+)
+def test_files_made_to_break_a_reader(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "val.json"
+    sections = {b"categories": b'[{"id": 1, "name": "a"}]', b"images": b'[{"id": 1}]', b"annotations": b"[]"}
+    rest = b"".join(b', "%s": %s' % item for item in sections.items())
+    path.write_bytes(content[:-1] + rest + b"}")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_coco_vid(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.data.collate import Collate, continue_count, pad_batch
 from stdetr.data.dataset import ClipDataset, clip_seed, pack_tracks
 from stdetr.data.loader import EpochBatches, build_loader, in_turn, video_batches
@@ -361,7 +361,7 @@ def test_fork_is_refused(small_toy: Path) -> None:
 
 KILLED = """
 import os, signal, sys, multiprocessing
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.data.dataset import ClipDataset
 from stdetr.data.loader import build_loader
 from stdetr.data.sampling import CoveringWindows

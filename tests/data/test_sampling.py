@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stdetr.data.coco_vid import CocoVid
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import CocoVid, read_coco_vid
 from stdetr.data.sampling import CoveringWindows, KeyframeReferences, RandomWindows
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.datasets.toy import SPRITE_CLASSES, ToyBenchmark, ToyDegradation, ToyEncoder, ToyObjects, ToySplit
 from stdetr.datasets.toy.degradation import draw_schedule
 from stdetr.datasets.toy.motion import draw_path

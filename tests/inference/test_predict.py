@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stdetr import config as configs
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.inference.detector import Detector
 from stdetr.inference.predict import run
 from stdetr.inference.samples import draw_samples

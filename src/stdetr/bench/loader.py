@@ -27,7 +27,7 @@ from PIL import Image
 
 from stdetr.bench.report import draw_table, machine
 from stdetr.config import instantiate
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.data.dataset import ClipDataset
 from stdetr.data.loader import ClipLoader, build_loader
 from stdetr.data.sampling import ClipSampler, CoveringWindows, RandomWindows

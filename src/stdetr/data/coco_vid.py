@@ -1,23 +1,23 @@
-"""The CocoVID index: one annotation file, read once into columns.
+"""The CocoVID index: one annotation file that keeps every rule, as columns sorted by video and frame.
 
 Shape legend
     V videos     I images (frames with a record)     A annotations
 
-Columns are numpy arrays sorted by video and frame, so that an index of a million frames pickles to worker processes
-as a few buffers.  The file format is COCO's (Lin et al., 2014) with the video fields of MMTracking's CocoVID.
+Columns are numpy arrays, so that an index of a million frames pickles to worker processes as a few buffers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from stdetr.structures import ClassNames
-
-DEGRADATIONS = ("blur", "defocus", "noise", "blank")
-"""Kinds of degradation that ``images[].degradation`` may name."""
+from stdetr.class_names import ClassNames
+from stdetr.data.coco_vid_rules import BORDER_TOLERANCE, faults, overhang, positions
+from stdetr.data.coco_vid_schema import DEGRADATIONS, CocoVidFile
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,65 @@ class CocoVid:
 
     def __repr__(self) -> str:
         return f"CocoVid({self.path.name}: {self.videos} videos, {self.images} images, {len(self.boxes)} boxes)"
+
+
+def read_coco_vid(path: str | Path, *, strict: bool = True) -> CocoVid:
+    """Load and check one annotation file.
+
+    strict: a box without area, or that leaves its frame by more than a pixel, is an error; otherwise boxes are clipped
+    to the frame and those that lie wholly outside are dropped (``CocoVid.clipped`` counts both).
+
+    Raises FileNotFoundError when the file is absent and ValueError, in one line that names file, record and fix, for
+    anything else that is wrong with it.
+    """
+    file = CocoVidFile(Path(path))
+    for fault in faults(file, borders=strict):
+        fix = "; correct such boxes, or set data.strict=false to clip them" if fault.border else ""
+        raise ValueError(f"{fault.line}{fix} (stdetr data action=validate path={path} lists all that is wrong)")
+    classes = dict(sorted(zip(file.categories["id"].tolist(), file.categories["name"], strict=True)))
+    videos, images = file.videos, file.images
+    by_id = np.argsort(videos["id"])
+    sizes = np.array([videos["height"], videos["width"]], np.int64).T[by_id]
+    video = positions(videos["id"][by_id], images["video_id"])
+    order = np.lexsort((images["frame_id"], video))
+    codes = {None: -1, msgspec.UNSET: -1, **{name: code for code, name in enumerate(DEGRADATIONS)}}
+    return CocoVid(
+        path=file.path,
+        classes=ClassNames(tuple(classes), tuple(classes.values())),
+        video_ids=videos["id"][by_id],
+        video_sizes=sizes,
+        video_lengths=np.array(videos["length"], np.int64)[by_id],
+        video_names=PackedNames.pack([videos["name"][place] for place in by_id]),
+        video_files=PackedNames.pack([videos["file_name"][place] or "" for place in by_id]),
+        video_start=np.searchsorted(video[order], np.arange(len(videos) + 1)),
+        image_ids=images["id"][order],
+        frame_ids=images["frame_id"][order],
+        image_files=PackedNames.pack([images["file_name"][place] or "" for place in order]),
+        degradation=np.array([codes[images["degradation"][place]] for place in order], np.int8),
+        marks_degradation=any(mark is not msgspec.UNSET for mark in images["degradation"]),
+        **_annotations(file, tuple(classes), images["id"][order], sizes[video[order]]),
+    )
+
+
+def _annotations(
+    file: CocoVidFile, classes: tuple[int, ...], image_ids: np.ndarray, sizes: np.ndarray
+) -> dict[str, Any]:
+    """Columns of the annotations, sorted by image row; ``sizes`` I,2 (h, w) px."""
+    table = file.annotations
+    rows = positions(image_ids, table["image_id"])
+    limits = sizes[rows][:, ::-1].astype(np.float64)
+    boxes = table["bbox"]
+    far = overhang(boxes, limits) > BORDER_TOLERANCE
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.clip(boxes, 0, np.concatenate([limits, limits], axis=1))
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    order = np.argsort(rows, kind="stable")
+    order = order[keep[order]]
+    return {
+        "annotation_start": np.searchsorted(rows[order], np.arange(len(image_ids) + 1)),
+        "boxes": boxes[order].astype(np.float32),
+        "labels": positions(np.array(classes), table["category_id"])[order],
+        "tracks": table["instance_id"][order],
+        "ignored": ((table["iscrowd"] + table["ignore"]) > 0)[order],
+        "clipped": int((far | ~keep).sum()),
+    }

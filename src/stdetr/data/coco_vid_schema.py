@@ -124,9 +124,9 @@ class Table:
         for number, raw in enumerate(records):
             try:
                 batch.append(decoder.decode(raw))
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except msgspec.ValidationError:
                 self.malformed.append(number)
-                with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+                with contextlib.suppress(msgspec.ValidationError):
                     self.lost.append(msgspec.json.decode(raw, type=_Identity).id)
             if len(batch) == _BATCH:
                 self._take(batch)
@@ -185,7 +185,7 @@ class CocoVidFile:
         raw = self.tables[section].records[number]
         try:
             told = f" (id {msgspec.json.decode(raw)['id']})"
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             told = ""
         return f"{self.path}:{self.json.line(raw)}: {section}[{number}]{told}"
 

@@ -18,9 +18,9 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import numpy as np
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 20
 _DEPTH = 200
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]', re.DOTALL)
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
 
 # Every number is checked against the range of the columns that will hold it; the smallest one means "absent" there.
 ABSENT = -(2**63)
@@ -71,9 +71,9 @@ class JsonFile:
             if place is None:
                 self._fail("not JSON: the file ends inside a value", len(self._bytes))
             offset = int(place[1])
-            near = bytes(self._bytes[offset : offset + 12]).decode(errors="replace")
+            near = bytes(self._bytes[max(0, offset - 8) : offset + 8]).decode(errors="replace")
             reason = str(error).removeprefix("JSON is malformed: ").replace(place[0], "")
-            self._fail(f"not JSON: {reason} at {near!r} (byte {offset})", offset)
+            self._fail(f"not JSON: {reason} near {near!r} (byte {offset})", offset)
 
     def _fail(self, reason: str, offset: int) -> NoReturn:
         raise MalformedInputError(f"{self.shown}:{self._line_at(offset)}: {reason}") from None
@@ -121,7 +121,7 @@ class JsonFile:
         if isinstance(self.value, list):
             return self.value if section == "" else []
         raw = self.value.get(section)
-        if raw is None or bytes(raw) == b"null":
+        if raw is None or memoryview(raw)[:4] == b"null":
             return []
         if memoryview(raw)[:1] != b"[":
             kind = type(msgspec.json.decode(raw)).__name__
@@ -151,10 +151,8 @@ _WORDS = {
 }
 
 
-def explain(error: Exception, raw: msgspec.Raw) -> str:
+def explain(error: msgspec.ValidationError, raw: msgspec.Raw) -> str:
     """What is wrong with a record that msgspec refused, in words: ``bbox[1] must be a number, it is 'a'``."""
-    if not isinstance(error, msgspec.ValidationError):
-        return f"holds text that is not Unicode ({error})"
     value = json.loads(bytes(raw))
     message, _, path = str(error).partition(" - at `$")
     if not isinstance(value, dict):
@@ -167,7 +165,9 @@ def explain(error: Exception, raw: msgspec.Raw) -> str:
         near = difflib.get_close_matches(missing[1], value, n=1)
         return f"{path}{'.' if path else ''}{missing[1]} is missing" + (f"; there is {near[0]!r}" if near else "")
     expected = re.search(r"Expected (.*?)(?:, got .*)?$", message)
-    words = expected[1].replace("`", "") if expected else "a number in range"
+    if expected is None and message != "Number out of range":
+        return message  # of a type's own check
+    words = expected[1].replace("`", "") if expected else "number in range"
     for old, new in _PHRASES.items():
         words = words.replace(old, new)
     words = " ".join(_WORDS.get(word, word) for word in words.split())

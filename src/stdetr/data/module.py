@@ -11,8 +11,7 @@ from typing import Protocol
 
 from torch import nn
 
-from stdetr.data.coco_vid import CocoVid
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import CocoVid, read_coco_vid
 from stdetr.data.dataset import ClipDataset
 from stdetr.data.loader import ClipLoader, Share, build_loader
 from stdetr.data.sampling import ClipSampler

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stdetr.atomic import replacing
-from stdetr.data.coco_vid import CocoVid
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import CocoVid, read_coco_vid
 
 # COCO's limits of small and medium, as the side of a square in pixels.
 SMALL, MEDIUM = 32.0, 96.0
@@ -46,7 +45,7 @@ def measure(path: Path) -> Statistics:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no CocoVID file.
+        ValueError: it is not a CocoVID file.
     """
     index = read_coco_vid(path, strict=False)
     rows = np.repeat(np.arange(index.images), np.diff(index.annotation_start))

@@ -137,10 +137,11 @@ class TubeLinker:
             left = value * free
             total = left.transpose(1, 2).contiguous().sum(-1)
             rank = torch.where(settled, rank, 0.5 * left.amax(1) + 0.5 * total / length)
-            share = torch.where(settled[:, None], share, free)
             turn = _before(rank, first).sum(1)
             queue = turn[:, None, None]
-            active = holds & (free & ~settled[:, None])[:, None]  # B,2,T,P
+            free = free & ~settled[:, None]
+            share = (share & settled[:, None]) | free  # ONNX cannot choose between booleans
+            active = holds & free[:, None]  # B,2,T,P
             earliest = never.scatter_reduce(3, both, torch.where(active, queue, last), "amin")
             earliest = torch.where(close[:, None], earliest[..., None], last).amin(3).gather(3, both)
             # One that takes waits for those that hold, and the reverse.

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stdetr.data.coco_vid import CocoVid
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import CocoVid, read_coco_vid
 from stdetr.structures import Tubes
 from stdetr.video.encode import write_video
 from stdetr.video.frame_folder import FrameFolder

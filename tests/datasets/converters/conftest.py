@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stdetr.data.coco_vid_reader import read_coco_vid
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.datasets.converters.convert import convert
 from stdetr.datasets.validate import Validation
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -148,6 +150,22 @@ def test_show_image_files(tmp_path, write, images):
 def test_missing_and_wrong_keys(keys, reason):
     with pytest.raises(ValueError, match=reason):
         run(compose("data", keys))
+
+
+def test_validating_loads_nothing_heavy(tmp_path, write):
+    video = {"id": 1, "name": "a", "width": 64, "height": 48, "length": 1}
+    image = {"id": 1, "video_id": 1, "frame_id": 0, "file_name": "0.jpg"}
+    document = {"videos": [video], "images": [image], "annotations": [], "categories": [{"id": 1, "name": "car"}]}
+    path = write(tmp_path / "f.json", json.dumps(document))
+    write(tmp_path / "0.jpg", "")
+    code = (
+        "import sys; from stdetr.cli import main\n"
+        f"assert main(['data', 'action=validate', 'path={path}']) == 0\n"
+        "heavy = ('torch', 'decord', 'av', 'PIL', 'matplotlib', 'pycocotools', 'supervision', 'scipy', 'wandb')\n"
+        "print(sorted(set(heavy) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{path}: valid (1 categories, 1 videos, 1 images, 0 annotations)", "[]"]
 
 
 def test_a_plain_configuration_is_enough(converted, capsys):

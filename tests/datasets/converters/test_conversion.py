@@ -148,7 +148,7 @@ def test_a_hard_link_across_file_systems_becomes_a_copy(tmp_path, write, video, 
 
 def test_an_existing_folder_of_videos_is_not_replaced(tree, tmp_path, run):
     (tmp_path / "converted/videos").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"exists and is no link to .*; remove it, or use link=copy"):
+    with pytest.raises(ValueError, match=r"exists and is not a link to .*; remove it, or use link=copy"):
         run("mot", tree)
 
 

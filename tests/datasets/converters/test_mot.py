@@ -99,6 +99,8 @@ def test_mot17_classes_detectors_and_splits(tmp_path, write, images, run):
     assert set(run("mot", source, output=tmp_path / "only", split=["train"]).counts) == {"train"}
     with pytest.raises(ValueError, match="split=val is not in the source; it has test, train"):
         run("mot", source, split=["val"])
+    (source / "train").rename(source / "valid")
+    assert set(run("mot", source, output=tmp_path / "valid", split=["valid"]).counts) == {"valid"}
 
 
 def test_mot15_has_no_seqinfo(tmp_path, write, images, run):

@@ -101,14 +101,20 @@ def test_without_the_frames(source, run):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda d: d["annotations"][2].update(track_id=9), r"annotations\[2\] \(line 1\): track_id 9 is no track"),
+        (
+            lambda d: d["annotations"][2].update(track_id=9),
+            r"annotations\[2\] \(line 1\): track_id 9 is not among the tracks",
+        ),
         (lambda d: d["annotations"][2].update(category_id=5), "category_id is 5, but its track 8 has 41"),
-        (lambda d: d["annotations"][2].update(image_id=9), "image_id is not among the images"),
-        (lambda d: d["images"][0].update(video_id=9), "video_id is not among the videos"),
-        (lambda d: d["images"][0].update(frame_index=-1), "frame_index is -1, frames count from 0"),
+        (lambda d: d["annotations"][2].update(image_id=9), "image_id 9 is not among the images"),
+        (lambda d: d["images"][0].update(video_id=9), "video_id 9 is not among the videos"),
+        (lambda d: d["images"][0].update(frame_index=-1), "frame_index must be a whole number >= 0, it is -1"),
         (lambda d: d["images"][0].update(file_name="../../x.jpg"), "points outside the source; refused"),
         (lambda d: d.pop("images"), "no section 'images'"),
-        (lambda d: d["videos"][0].update(neg_category_ids=["a"]), "neg_category_ids must hold whole numbers only"),
+        (
+            lambda d: d["videos"][0].update(neg_category_ids=["a"]),
+            r"neg_category_ids\[0\] must be a whole number, it is 'a'",
+        ),
     ],
 )
 def test_malformed_records(source, write, run, change, reason):

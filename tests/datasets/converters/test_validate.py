@@ -49,17 +49,20 @@ def set_in(section, place, **values):
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [
-        (set_in("annotations", 1, bbox=[1, 2, 3]), [r":51: annotations\[1\] \(id 2\): bbox must be four finite"]),
+        (
+            set_in("annotations", 1, bbox=[1, 2, 3]),
+            [r":51: annotations\[1\] \(id 2\): bbox must be a list of length 4, it is"],
+        ),
         (set_in("annotations", 1, bbox=[1, 2, 0, 4]), [r"bbox \[1, 2, 0, 4\] has no area"]),
-        (set_in("annotations", 1, bbox=[60, 2, 5, 4]), [r"bbox \[60, 2, 5, 4\] leaves its 64x48 frame"]),
-        (set_in("annotations", 1, bbox=[-0.5, 2, 5, 4]), ["leaves its"]),
-        (set_in("annotations", 1, bbox=[1, 2, 3, True]), ["four finite numbers"]),
+        (set_in("annotations", 1, bbox=[61, 2, 5, 4]), [r"bbox \[61, 2, 5, 4\] leaves its 64x48 frame"]),
+        (set_in("annotations", 1, bbox=[-1.5, 2, 5, 4]), ["leaves its"]),
+        (set_in("annotations", 1, bbox=[1, 2, 3, True]), [r"bbox\[3\] must be a number, it is True"]),
         (
             set_in("annotations", 1, category_id=3),
-            ["category_id 3 is no category", "is category 3 here, and 1 elsewhere"],
+            ["category_id 3 is not among the categories", "is category 3 here, and 1 elsewhere"],
         ),
-        (set_in("annotations", 1, image_id=9), ["image_id 9 is no image"]),
-        (set_in("annotations", 1, image_id=[1]), [r"image_id \[1\] is no image"]),
+        (set_in("annotations", 1, image_id=9), ["image_id 9 is not among the images"]),
+        (set_in("annotations", 1, image_id=[1]), [r"image_id must be a whole number, it is \[1\]"]),
         (set_in("annotations", 1, video_id=2), ["video_id is 2, but its image belongs to video 1"]),
         (set_in("annotations", 1, id=1), ["this id was already used"]),
         (set_in("annotations", 1, id="1"), ["id must be a whole number, it is '1'"]),
@@ -67,7 +70,7 @@ def set_in(section, place, **values):
         (set_in("annotations", 1, category_id=2), ["instance_id 4 is category 2 here, and 1 elsewhere in video 1"]),
         (set_in("annotations", 1, instance_id=1.5), ["instance_id must be a whole number"]),
         (set_in("annotations", 1, iscrowd=2), ["iscrowd must be 0 or 1, it is 2"]),
-        (set_in("annotations", 1, area=-1), ["area must be a finite number from 0"]),
+        (set_in("annotations", 1, area=-1), ["area must be a number from 0, it is -1"]),
         (set_in("images", 1, frame_id=3), [r"frame_id 3 is outside 0..2 of video 1"]),
         (set_in("images", 1, frame_id=0), ["frame_id 0 of video 1 has a second image record"]),
         (set_in("images", 1, width=32), ["is 32x48, its video 64x48"]),
@@ -77,8 +80,8 @@ def set_in(section, place, **values):
         (set_in("videos", 0, length=4), ["length is 4 here, but 'videos/v.mp4' has 3 frames"]),
         (set_in("videos", 0, file_name="/v.mp4"), ["leads outside"]),
         (set_in("videos", 0, file_name="videos/w.mp4"), ["there is no such file"]),
-        (set_in("videos", 0, neg_category_ids=[1, 8]), ["neg_category_ids has 8, which is no category"]),
-        (set_in("videos", 0, neg_category_ids=[[1]]), ["neg_category_ids must hold whole numbers"]),
+        (set_in("videos", 0, neg_category_ids=[1, 8]), ["neg_category_ids has 8, which is not among the categories"]),
+        (set_in("videos", 0, neg_category_ids=[[1]]), [r"neg_category_ids\[0\] must be a whole number"]),
         (set_in("videos", 0, name=""), ["name must be text"]),
         (set_in("categories", 1, name="cat"), ["name 'cat' was already used"]),
         (lambda d: d["categories"].append(3), [r"categories\[2\]: must be an object, it is int"]),
@@ -106,12 +109,14 @@ def test_every_violation_is_told_at_once(check):
     assert len(check(value)) == 3
 
 
-def test_a_video_without_a_size_names_its_images_too(check):
+def test_what_refers_to_a_malformed_record_is_not_told_as_well(check):
     value = document()
     del value["videos"][0]["width"]
+    value["categories"][0]["name"] = None
     found = check(value)
-    assert "width must be a positive whole number, it is None" in found[0]
-    assert sum("video_id 1 is no video" in line for line in found) == 2
+    assert len(found) == 2
+    assert "categories[0] (id 1): name must be text, it is None" in found[0]
+    assert "videos[0] (id 1): width is missing" in found[1]
 
 
 def test_media_are_optional(check):
@@ -126,11 +131,11 @@ def test_media_are_optional(check):
 
 def test_files_that_are_no_annotations(check, tmp_path):
     assert check("") == [": the file is empty"]
-    assert "Expecting value" in check("nope")[0] or "was expected" in check("nope")[0]
+    assert check("nope") == [":1: not JSON: invalid character near 'nope' (byte 4)"]
     found = check('[{"image_id": 1}]')
-    assert "the document is a list, not an object with categories" in found[0]
-    with pytest.raises(FileNotFoundError, match="no such annotation file"):
-        Validation(tmp_path / "g.json")
+    assert "the document is a list (COCO results?), not an object with categories" in found[0]
+    with pytest.raises(FileNotFoundError, match=r"annotation file .*g\.json does not exist; did you mean f\.json"):
+        list(Validation(tmp_path / "g.json").violations())
 
 
 def test_a_text_file_named_mp4(check, tmp_path):

@@ -115,12 +115,15 @@ def test_lvvis_is_federated_in_train_only(lvvis_source, run):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda d: d["annotations"][0].update(video_id=8), r"annotations\[0\] \(line 1\): video_id of annotation 31"),
+        (
+            lambda d: d["annotations"][0].update(video_id=8),
+            r"annotations\[0\] \(line 1\): video_id 8 is not among the videos",
+        ),
         (lambda d: d["annotations"][0]["bboxes"].pop(), "areas must be a list as long as bboxes"),
-        (lambda d: d["annotations"][1].update(category_id=3), "category_id 3 is no category"),
+        (lambda d: d["annotations"][1].update(category_id=3), "category_id 3 is not among the categories"),
         (
             lambda d: d["annotations"][0].update(bboxes=[[1, 2, 3]], areas=[1]),
-            r"bboxes is \[1, 2, 3\], not \[x, y, w, h\]",
+            r"bboxes\[0\] must be a list of length 4, it is \[1, 2, 3\]",
         ),
         (lambda d: d["annotations"][1].update(id=31), "id 31 was already used"),
         (lambda d: d["videos"][0].update(length=4), "length is 4, but there are 3 file_names"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,15 +58,17 @@ def find_files(tree: SourceTree, options: Options, patterns: tuple[str, ...], wh
     return [found[name] for name in choose_splits(found, options)]
 
 
-def choose_splits(found: dict[str, AnnotationFile] | dict[str, Path], options: Options) -> list[str]:
+def choose_splits(found: Mapping[str, object], options: Options) -> list[str]:
     """The splits to convert, in the source's order.
 
     Raises ValueError for a split that the source does not have.
     """
-    wanted = {split_name(name) for name in options.split}
+    wanted = {name if name in found else split_name(name) for name in options.split}
     for name in sorted(wanted):
         if name not in found:
-            raise ValueError(f"split={name} is not in the source; it has {', '.join(sorted(found))}")
+            raise ValueError(
+                f"split={name} is not in the source; it has {', '.join(filter(None, sorted(found))) or 'none'}"
+            )
     return [name for name in found if not wanted or name in wanted]
 
 
@@ -86,7 +89,7 @@ class FrameRoot:
         self.tree, self.candidates, self.check_media = tree, candidates, check_media
         self._base: str | None = None
 
-    def path(self, name: str, file: str, record: int | str) -> Path:
+    def path(self, name: str, file: str, record: object) -> Path:
         """The frame file ``name`` of the annotation ``file``.
 
         Raises:

@@ -10,15 +10,14 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from pathlib import Path
 
 from tqdm import tqdm
 
+from stdetr.data.coco_vid_schema import leaves_folder
 from stdetr.datasets.converters.problems import MalformedInputError
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_CHUNK = 1 << 20
 
 
 def is_archive(path: Path) -> bool:
@@ -57,11 +56,9 @@ def extract(archive: Path, into: Path) -> Path:
     return into
 
 
-def _safe_place(archive: Path, member: str, root: Path) -> Path:
-    pure, windows = PurePosixPath(member), PureWindowsPath(member)
-    if pure.is_absolute() or windows.drive or windows.root or ".." in pure.parts or ".." in windows.parts:
+def _check_name(archive: Path, member: str) -> None:
+    if leaves_folder(member):
         raise MalformedInputError(f"{archive.name}: member {member!r} points outside the archive; refused")
-    return root / pure
 
 
 def _check_room(archive: Path, needed: int, root: Path) -> None:
@@ -74,34 +71,23 @@ def _extract_zip(archive: Path, root: Path) -> None:
     with zipfile.ZipFile(archive) as packed:
         members = packed.infolist()
         for member in members:
-            _safe_place(archive, member.filename, root)
+            _check_name(archive, member.filename)
             # The upper half of external_attr is the Unix mode; 0o120000 marks a symbolic link.
             if (member.external_attr >> 16) & 0o170000 == 0o120000:
                 raise MalformedInputError(f"{archive.name}: member {member.filename!r} is a link; refused")
         _check_room(archive, sum(member.file_size for member in members), root)
         for member in tqdm(members, desc=f"unpack {archive.name}", unit="file", disable=None):
-            place = _safe_place(archive, member.filename, root)
-            if member.is_dir():
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            with packed.open(member) as stream:
-                _write(stream, place, member.file_size, archive, member.filename)
+            packed.extract(member, root)
 
 
 def _extract_tar(archive: Path, root: Path) -> None:
     with tarfile.open(archive) as packed:
         for member in tqdm(_tar_members(packed), desc=f"unpack {archive.name}", unit="file", disable=None):
-            place = _safe_place(archive, member.name, root)
-            if member.isdir():
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            if not member.isfile():
+            _check_name(archive, member.name)
+            if not member.isfile() and not member.isdir():
                 raise MalformedInputError(f"{archive.name}: member {member.name!r} is a link or a device; refused")
             _check_room(archive, member.size, root)
-            stream = packed.extractfile(member)
-            assert stream is not None, "a regular member always has data"
-            with stream:
-                _write(stream, place, member.size, archive, member.name)
+            packed.extract(member, root, set_attrs=False, filter="data")
 
 
 def _tar_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -109,15 +95,3 @@ def _tar_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
         # TarFile remembers each header for ever; a benchmark has millions.
         packed.members = []  # type: ignore[attr-defined]
-
-
-def _write(stream: IO[bytes], place: Path, size: int, archive: Path, member: str) -> None:
-    """Copy at most the declared size, so that a lying header cannot fill the disk."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with place.open("wb") as target:
-        while chunk := stream.read(_CHUNK):
-            written += len(chunk)
-            if written > size:
-                raise MalformedInputError(f"{archive.name}: member {member!r} is longer than its header says; refused")
-            target.write(chunk)

@@ -8,23 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from stdetr.datasets.converters import json_fields as fields
+import msgspec
+
+from stdetr.data.json_file import JsonFile, Number, Text, explain
 from stdetr.datasets.converters.annotation_files import FrameRoot, choose_splits, split_name
-from stdetr.datasets.converters.json_stream import Record, iter_records
-from stdetr.datasets.converters.media import image_size
-from stdetr.datasets.converters.options import Options
-from stdetr.datasets.converters.problems import MalformedField, Problems
-from stdetr.datasets.converters.records import Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import SourceTree
+from stdetr.datasets.converters.problems import MalformedField, whole
+from stdetr.datasets.converters.records import Box, Frame, Reader, Video
 
-CLASSES = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 DISTRACTORS = frozenset({"other person", "trailer", "other vehicle"})
 _LABELS = ("labels/box_track_20", "labels/track", "box_track_20", "labels")
+_Index = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Bdd100kReader:
+class _Frame(msgspec.Struct):
+    name: Text
+    index: _Index | None = None
+    frame_index: _Index | None = msgspec.field(name="frameIndex", default=None)
+    labels: list[msgspec.Raw] | None = None
+
+
+class _Corners(msgspec.Struct):
+    x1: Number
+    y1: Number
+    x2: Number
+    y2: Number
+
+
+class _Label(msgspec.Struct):
+    id: str | int
+    category: Text
+    box2d: _Corners
+    attributes: dict[str, Any] | None = None
+
+    @property
+    def ignore(self) -> bool:
+        attributes = self.attributes or {}
+        return self.category in DISTRACTORS or bool(attributes.get("crowd", attributes.get("Crowd", False)))
+
+
+class Bdd100kReader(Reader):
     """``labels/box_track_20/<split>/<video>.json`` with frames in ``images/track/<split>/<video>/``.
 
     A frame has ``name``, ``frameIndex`` (or ``index``) from 0 and ``labels``, each with ``id``, ``category``,
@@ -32,27 +56,23 @@ class Bdd100kReader:
     """
 
     accepted = frozenset({"split", "frame_size", "check_media"})
-    one_id_space = True
+    names = ("pedestrian", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
-        self.tree, self.options, self.problems = tree, options, problems
-        labels = tree.first_existing(_LABELS)
+    def prepare(self) -> None:
+        labels = self.tree.first_existing(_LABELS)
         if labels is None:
-            raise FileNotFoundError(f"source={tree.root} has none of {', '.join(_LABELS)} (BDD100K tracking labels)")
-        folders = {split_name(folder.name): folder for folder in tree.folders(labels)}
+            tried = ", ".join(_LABELS)
+            raise FileNotFoundError(f"source={self.tree.root} has none of {tried} (BDD100K tracking labels)")
+        folders = {split_name(folder.name): folder for folder in self.tree.folders(labels)}
         self.files = [
             (split, folders[split].name, path)
-            for split in choose_splits(folders, options)
-            for path in tree.files(folders[split], frozenset({".json"}))
+            for split in choose_splits(folders, self.options)
+            for path in self.tree.files(folders[split], frozenset({".json"}))
         ]
         if not self.files:
-            raise FileNotFoundError(f"source={tree.root}: {tree.name(labels)} holds no <split>/<video>.json")
-
-    def categories(self) -> list[Category]:
-        return [Category(number, name) for number, name in enumerate(CLASSES, start=1)]
-
-    def count(self) -> int:
-        return len(self.files)
+            where = self.tree.name(labels)
+            raise FileNotFoundError(f"source={self.tree.root}: {where} holds no <split>/<video>.json")
+        self.total = len(self.files)
 
     def videos(self) -> Iterator[Video]:
         for split, source_split, path in self.files:
@@ -63,64 +83,53 @@ class Bdd100kReader:
             if not frames:
                 self.problems.add(shown, 0, "no frames")
                 continue
-            width, height = self._size(frames[0], shown)
-            yield Video(path.stem, width, height, frames[-1].index + 1, frames, shown, split=split)
-
-    def _size(self, first: Frame, shown: str) -> tuple[int, int]:
-        if self.options.frame_size is not None:
-            return self.options.frame_size
-        if not self.options.check_media:
-            raise ValueError(f"frame_size is missing: {shown} tells no frame size, and check_media=false reads none")
-        assert first.path is not None
-        return image_size(first.path, self.tree.name(first.path))
+            assert frames[0].path is not None
+            size = self.frame_size(frames[0].path)
+            if size is None:
+                told = f"{shown} tells no frame size, and check_media=false reads none"
+                raise ValueError(f"frame_size is missing: {told}")
+            yield Video(path.stem, *size, frames[-1].index + 1, frames, shown, split=split)
 
     def _frames(self, path: Path, shown: str, root: FrameRoot) -> Iterator[Frame]:
         seen: set[int] = set()
-        for record in iter_records(path, shown):
-            if record.section not in ("", "frames") or record.index is None:
-                continue
-            try:
-                frame = self._frame(path, shown, record, root)
-            except MalformedField as error:
-                self.problems.add(shown, record.where, str(error))
+        json = JsonFile(path, shown)
+        section = "" if isinstance(json.value, list) else "frames"
+        for number, raw in enumerate(json.records(section)):
+            where = json.where(section, number, raw)
+            frame = self.problems.attempt(shown, where, self._frame, path, shown, where, raw, root)
+            if frame is None:
                 continue
             if frame.index in seen:
-                self.problems.add(shown, record.where, f"frame {frame.index} was already there")
+                self.problems.add(shown, where, f"frame {frame.index} was already there")
                 continue
             seen.add(frame.index)
             yield frame
 
-    def _frame(self, path: Path, shown: str, record: Record, root: FrameRoot) -> Frame:
-        value = record.value
-        if not isinstance(value, dict):
-            raise MalformedField(f"must be an object, it is {type(value).__name__}")
-        index = fields.whole(value, "frameIndex" if "frameIndex" in value else "index")
-        if index < 0:
-            raise MalformedField(f"frame index {index} is negative")
-        image = root.path(f"{path.stem}/{fields.text(value, 'name')}", shown, record.where)
-        boxes: list[Box] = []
-        for place, label in enumerate(value.get("labels") or []):
-            where = f"{record.where}.labels[{place}]"
-            try:
-                boxes.append(_box(label, where))
-            except MalformedField as error:
-                self.problems.add(shown, where, str(error))
-        return Frame(index, index, tuple(boxes), image)
+    def _frame(self, path: Path, shown: str, where: str, raw: msgspec.Raw, root: FrameRoot) -> Frame:
+        value = _decode(raw, _Frame)
+        index = value.index if value.frame_index is None else value.frame_index
+        if index is None:
+            raise MalformedField("frameIndex is missing")
+        image = root.path(f"{path.stem}/{value.name}", shown, where)
+        boxes = (
+            self.problems.attempt(shown, f"{where}.labels[{place}]", self._box, label, f"{where}.labels[{place}]")
+            for place, label in enumerate(value.labels or ())
+        )
+        return Frame(index, index, tuple(box for box in boxes if box is not None), image)
+
+    def _box(self, raw: msgspec.Raw, where: str) -> Box:
+        label = _decode(raw, _Label)
+        corners = label.box2d
+        xywh = (corners.x1, corners.y1, corners.x2 - corners.x1, corners.y2 - corners.y1)
+        if label.ignore:
+            return Box(None, xywh, ignore=True, record=where)
+        if label.category not in self.names:
+            raise MalformedField(f"category {label.category!r} is none of BDD100K's {', '.join(self.names)}")
+        return Box(self.names.index(label.category) + 1, xywh, whole(str(label.id), "id"), record=where)
 
 
-def _box(label: Any, where: str) -> Box:
-    if not isinstance(label, dict):
-        raise MalformedField(f"must be an object, it is {type(label).__name__}")
-    corners = label.get("box2d")
-    if not isinstance(corners, dict):
-        raise MalformedField(f"box2d is {corners!r}, not {{x1, y1, x2, y2}}")
-    x1, y1, x2, y2 = (fields.number(corners, key) for key in ("x1", "y1", "x2", "y2"))
-    xywh = (x1, y1, x2 - x1, y2 - y1)
-    category = fields.text(label, "category")
-    attributes = label.get("attributes") or {}
-    crowd = bool(attributes.get("crowd", attributes.get("Crowd", False)))
-    if category in DISTRACTORS or crowd:
-        return Box(None, xywh, ignore=True, record=where)
-    if category not in CLASSES:
-        raise MalformedField(f"category {category!r} is none of BDD100K's {', '.join(CLASSES)}")
-    return Box(CLASSES.index(category) + 1, xywh, fields.whole(label, "id"), record=where)
+def _decode(raw: msgspec.Raw, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(raw, type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise MalformedField(explain(error, raw)) from None

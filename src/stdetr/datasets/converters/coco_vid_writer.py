@@ -33,7 +33,7 @@ class CocoVidWriter:
         """Append a record to ``videos``, ``images`` or ``annotations``."""
         stream = self._spill[name]
         stream.write(",\n" if self.written[name] else "\n")
-        # allow_nan=False: a NaN is no JSON, and no box either.
+        # allow_nan=False: NaN is not JSON, and not a box either.
         stream.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
         self.written[name] += 1
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from tqdm import tqdm
 
 from stdetr.datasets.converters.coco_vid_writer import CocoVidWriter
 from stdetr.datasets.converters.media import MediaLinker
-from stdetr.datasets.converters.problems import Problems
+from stdetr.datasets.converters.problems import MalformedField, Problems
 from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Frame, Reader, Video
 from stdetr.datasets.converters.splits import EVERYTHING, SplitRules
 
 _WORK = ".conversion"
+# Far above any track id of a source, and it still fits every reader's integers.
+_FIRST_NEW_TRACK = 1_000_000_000
 
 
 @dataclass
@@ -63,6 +66,42 @@ def work_folder(output: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+class _Output:
+    """One split file that is being written, and its counts."""
+
+    def __init__(self, path: Path, work: Path) -> None:
+        self.writer = CocoVidWriter(path, work)
+        self.counts = Counts()
+        self.tracks: set[int] = set()
+        self.video: int | None = None
+
+    def add_image(self, video: Mapping[str, Any], image: Mapping[str, Any]) -> None:
+        """Add an image record, and that of its video before its first one."""
+        if self.video != video["id"]:
+            self.video = video["id"]
+            self.tracks.clear()
+            self.writer.add("videos", video)
+            self.counts.videos += 1
+        self.writer.add("images", image)
+        self.counts.images += 1
+
+    def count(self, box: Box, track: int, xywh: tuple[float, ...], clipped: bool, names: Mapping[int, str]) -> None:
+        """Count a box; ``xywh`` is empty when nothing of it is inside its frame."""
+        self.counts.clipped += clipped
+        if not xywh:
+            self.counts.outside += 1
+        elif box.ignore:
+            self.counts.ignore_regions += 1
+        else:
+            assert box.category_id is not None
+            self.counts.boxes += 1
+            name = names[box.category_id]
+            self.counts.per_class[name] = self.counts.per_class.get(name, 0) + 1
+            if track != NO_TRACK and track not in self.tracks:
+                self.tracks.add(track)
+                self.counts.tracks += 1
+
+
 class Conversion:
     """One run of a reader into one output folder.
 
@@ -86,9 +125,8 @@ class Conversion:
     ) -> None:
         self.reader, self.output, self.media = reader, output, media
         self.rules, self.problems, self.info = rules, problems, dict(info)
-        self.counts: dict[str, Counts] = {}
-        self._writers: dict[str, CocoVidWriter] = {}
-        self._next = {"video": 1, "image": 1, "annotation": 1}
+        self._outputs: dict[str, _Output] = {}
+        self._next = {"video": count(1), "image": count(1), "annotation": count(1)}
         # Rules bring all splits together in one file, where ids of two source files may collide.
         self._keep_ids = not rules or reader.one_id_space
 
@@ -101,53 +139,56 @@ class Conversion:
         """
         self._work = work
         categories = self.reader.categories()
-        names = {category.id: category.name for category in categories}
-        assert len(names) == len(categories), "a reader gives each category once"
+        self._names = {category.id: category.name for category in categories}
+        assert len(self._names) == len(categories), "a reader gives each category once"
         try:
-            videos = tqdm(self.reader.videos(), total=self.reader.count(), desc="videos", unit="video", disable=None)
-            for video in videos:
-                self._video(video, categories)
-            if not any(count.images for count in self.counts.values()):
+            for video in tqdm(self.reader.videos(), total=self.reader.total, desc="videos", unit="video", disable=None):
+                self._video(video)
+            if not any(output.counts.images for output in self._outputs.values()):
                 raise ValueError(f"source={self.media.tree.root} holds no annotated frames in this format")
             self.rules.check_used()
-            for split, writer in self._writers.items():
-                count = self.counts[split]
-                count.per_class = {names[int(key)]: value for key, value in sorted(count.per_class.items())}
-                writer.finish([_category_record(category) for category in categories], self.info)
+            for output in self._outputs.values():
+                held = output.counts.per_class
+                ids = sorted((str(number), name) for number, name in self._names.items() if name in held)
+                output.counts.per_class = {name: held[name] for _, name in ids}
+                output.writer.finish([_category_record(category) for category in categories], self.info)
         finally:
-            for writer in self._writers.values():
-                writer.close()
-        self.counts = dict(sorted(self.counts.items(), key=lambda item: item[0] == EVERYTHING))
-        self._publish(self._report())
-        return self.counts
+            for output in self._outputs.values():
+                output.writer.close()
+        splits = sorted(self._outputs, key=lambda split: split == EVERYTHING)
+        counts = {split: self._outputs[split].counts for split in splits}
+        self._publish(counts)
+        return counts
 
-    def _publish(self, report: Path) -> None:
+    def _publish(self, counts: Mapping[str, Counts]) -> None:
         """Give every finished file its name; the report comes last and says that the set is complete.
 
         What is to be replaced goes first: a process that is killed here leaves files missing, but never a training
         split of this conversion beside the validation split of a former one.
         """
-        final = self.output / "conversion.json"
-        for path in (final, *(writer.path for writer in self._writers.values())):
+        splits = {split: asdict(count) for split, count in counts.items()}
+        notes, skipped = dict(self.problems.notes), self.problems.skipped
+        report, final = self._work / "conversion.report", self.output / "conversion.json"
+        text = json.dumps(
+            {**self.info, "splits": splits, "notes": notes, "skipped": skipped}, indent=1, ensure_ascii=False
+        )
+        report.write_text(text + "\n", encoding="utf-8")
+        writers = [output.writer for output in self._outputs.values()]
+        for path in (final, *(writer.path for writer in writers)):
             path.unlink(missing_ok=True)
-        for writer in self._writers.values():
+        for writer in writers:
             writer.publish()
         report.replace(final)
 
-    def _writer(self, split: str) -> CocoVidWriter:
-        if split not in self._writers:
-            self._writers[split] = CocoVidWriter(self.output / f"{split}.json", self._work)
-            self.counts[split] = Counts()
-        return self._writers[split]
+    def _output(self, split: str) -> _Output:
+        if split not in self._outputs:
+            self._outputs[split] = _Output(self.output / f"{split}.json", self._work)
+        return self._outputs[split]
 
     def _id(self, kind: str, given: int | None) -> int:
-        if given is not None and self._keep_ids:
-            return given
-        number = self._next[kind]
-        self._next[kind] += 1
-        return number
+        return given if given is not None and self._keep_ids else next(self._next[kind])
 
-    def _video(self, video: Video, categories: list[Category]) -> None:
+    def _video(self, video: Video) -> None:
         if video.width < 1 or video.height < 1:
             self.problems.add(video.file, video.name, f"video size {video.width}x{video.height} is not positive")
             return
@@ -161,36 +202,18 @@ class Conversion:
         }
         if video.path is not None:
             record["file_name"] = self.media.video(video.path)
-        tracks: dict[str, set[int]] = {}
-        identities = _TrackIdentities()
+        tracks = _Tracks()
         for frame in video.frames:
-            splits = self.rules.of_frame(video.name, video.split, frame.number)
-            for split in splits:
-                if split not in tracks:
-                    tracks[split] = set()
-                    self._writer(split).add("videos", record)
-                    self.counts[split].videos += 1
-            self._frame(video, record["id"], frame, splits, tracks, identities, categories)
-        for split, found in tracks.items():
-            self.counts[split].tracks += len(found)
-        if identities.split_off:
-            self.problems.note("tracks cut where their class changes (a track has one class)", identities.split_off)
+            self._frame(video, record, frame, tracks)
+        if tracks.cut:
+            self.problems.note("tracks cut where their class changes (a track has one class)", len(tracks.cut))
 
-    def _frame(
-        self,
-        video: Video,
-        video_id: int,
-        frame: Frame,
-        splits: list[str],
-        tracks: dict[str, set[int]],
-        identities: _TrackIdentities,
-        categories: list[Category],
-    ) -> None:
+    def _frame(self, video: Video, video_record: dict[str, Any], frame: Frame, tracks: _Tracks) -> None:
+        outputs = [self._output(split) for split in self.rules.of_frame(video.name, video.split, frame.number)]
         width, height = frame.width or video.width, frame.height or video.height
-        image_id = self._id("image", frame.id)
         record: dict[str, Any] = {
-            "id": image_id,
-            "video_id": video_id,
+            "id": self._id("image", frame.id),
+            "video_id": video_record["id"],
             "frame_id": frame.index,
             "width": width,
             "height": height,
@@ -198,107 +221,52 @@ class Conversion:
         }
         if frame.path is not None:
             record["file_name"] = self.media.image(frame.path)
-        for split in splits:
-            self._writers[split].add("images", record)
-            self.counts[split].images += 1
+        for output in outputs:
+            output.add_image(video_record, record)
         seen: set[int] = set()
         for box in frame.boxes:
-            track = identities.of(box)
+            track = tracks.of(box)
             if track in seen:
                 reason = f"track {box.instance_id} has a second box on frame {frame.number} of {video.name}"
                 self.problems.add(video.file, box.record, reason)
                 continue
-            if track != NO_TRACK:
-                seen.add(track)
-            clipped = self._clip(video, box, width, height)
+            seen |= {track} - {NO_TRACK}
+            clipped = self.problems.attempt(video.file, box.record, _clip, box, width, height)
             if clipped is None:
                 continue
-            xywh, cut = clipped
-            for split in splits:
-                count = self.counts[split]
-                count.clipped += cut
-                if not xywh:
-                    count.outside += 1
-                elif box.ignore:
-                    count.ignore_regions += 1
-                else:
-                    count.boxes += 1
-                    key = str(box.category_id)
-                    count.per_class[key] = count.per_class.get(key, 0) + 1
-                    if track != NO_TRACK:
-                        tracks[split].add(track)
-            if xywh:
-                self._annotation(box, track, xywh, cut, image_id, video_id, splits, categories)
+            for output in outputs:
+                output.count(box, track, *clipped, self._names)
+            for annotation in self._annotations(box, track, *clipped, record):
+                for output in outputs:
+                    output.writer.add("annotations", annotation)
 
-    def _annotation(
-        self,
-        box: Box,
-        track: int,
-        xywh: tuple[float, ...],
-        cut: bool,
-        image_id: int,
-        video_id: int,
-        splits: list[str],
-        categories: list[Category],
-    ) -> None:
+    def _annotations(
+        self, box: Box, track: int, xywh: tuple[float, ...], clipped: bool, image: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         # Evaluators know ignore regions per class only; one that holds for every class is repeated for each.
-        classes = [box.category_id] if box.category_id is not None else [category.id for category in categories]
-        for category_id in classes:
-            record: dict[str, Any] = {
-                "id": self._id("annotation", box.id),
-                "image_id": image_id,
-                "video_id": video_id,
-                "category_id": category_id,
-                "instance_id": track,
-                "bbox": list(xywh),
-                # A mask's area says nothing of a box that was cut at the border.
-                "area": _plain(xywh[2] * xywh[3]) if box.area is None or cut else box.area,
-                "iscrowd": int(box.ignore),
-                **box.extra,
-            }
-            if box.ignore:
-                record["ignore"] = 1
-            for split in splits:
-                self._writers[split].add("annotations", record)
-
-    def _clip(self, video: Video, box: Box, width: int, height: int) -> tuple[tuple[float, ...], bool] | None:
-        """The box inside its frame and whether it was cut; () when nothing of it is inside; None when malformed."""
-        x, y, w, h = box.xywh
-        if not all(math.isfinite(value) for value in box.xywh):
-            self.problems.add(video.file, box.record, f"box {list(box.xywh)} is not finite")
-            return None
-        if w <= 0 or h <= 0:
-            self.problems.add(video.file, box.record, f"box [x, y, w, h] = {list(box.xywh)} has no area")
-            return None
-        if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
-            return tuple(_plain(value) for value in box.xywh), False
-        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-        if right <= left or bottom <= top:
-            return (), False
-        return tuple(_plain(value) for value in (left, top, right - left, bottom - top)), True
-
-    def _report(self) -> Path:
-        """``conversion.json``, still under another name."""
-        report = {
-            **self.info,
-            "splits": {split: asdict(count) for split, count in self.counts.items()},
-            "notes": dict(self.problems.notes),
-            "skipped": self.problems.skipped,
-        }
-        unfinished = self._work / "conversion.report"
-        unfinished.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return unfinished
+        for category_id in (box.category_id,) if box.category_id is not None else self._names:
+            if xywh:
+                yield {
+                    "id": self._id("annotation", box.id),
+                    "image_id": image["id"],
+                    "video_id": image["video_id"],
+                    "category_id": category_id,
+                    "instance_id": track,
+                    "bbox": list(xywh),
+                    # A mask's area says nothing of a box that was cut at the border.
+                    "area": _plain(xywh[2] * xywh[3]) if box.area is None or clipped else box.area,
+                    "iscrowd": int(box.ignore),
+                    **box.extra,
+                    **({"ignore": 1} if box.ignore else {}),
+                }
 
 
-class _TrackIdentities:
+class _Tracks:
     """Track ids inside one video.  A tube has one class, so a track that changes its class goes on under a new id."""
 
-    # Far above any id of a source, and it still fits every reader's integers.
-    _FIRST_NEW = 1_000_000_000
-
     def __init__(self) -> None:
-        self._class: dict[int, int | None] = {}
-        self._new: dict[tuple[int, int | None], int] = {}
+        self._class: dict[int, int] = {}
+        self.cut: dict[tuple[int, int], int] = {}
 
     def of(self, box: Box) -> int:
         """The id to write; a region that holds for every class has none."""
@@ -306,11 +274,22 @@ class _TrackIdentities:
             return NO_TRACK
         if self._class.setdefault(box.instance_id, box.category_id) == box.category_id:
             return box.instance_id
-        return self._new.setdefault((box.instance_id, box.category_id), self._FIRST_NEW + len(self._new))
+        return self.cut.setdefault((box.instance_id, box.category_id), _FIRST_NEW_TRACK + len(self.cut))
 
-    @property
-    def split_off(self) -> int:
-        return len(self._new)
+
+def _clip(box: Box, width: int, height: int) -> tuple[tuple[float, ...], bool]:
+    """The box inside its frame and whether it was cut; () when nothing of it is inside.  Raises MalformedField."""
+    x, y, w, h = box.xywh
+    if not all(isfinite(side) for side in box.xywh):
+        raise MalformedField(f"box {list(box.xywh)} is not finite")
+    if w <= 0 or h <= 0:
+        raise MalformedField(f"box [x, y, w, h] = {list(box.xywh)} has no area")
+    if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
+        return tuple(_plain(value) for value in box.xywh), False
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    if right <= left or bottom <= top:
+        return (), False
+    return tuple(_plain(value) for value in (left, top, right - left, bottom - top)), True
 
 
 def _plain(value: float) -> float | int:

@@ -13,14 +13,15 @@ from stdetr.datasets.converters.conversion import Conversion, Counts, work_folde
 from stdetr.datasets.converters.media import MediaLinker, check_link
 from stdetr.datasets.converters.options import Options
 from stdetr.datasets.converters.problems import Problems
-from stdetr.datasets.converters.source_tree import SourceTree
+from stdetr.datasets.converters.records import Reader
+from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, SourceTree
 from stdetr.datasets.converters.splits import SplitRules
 
 FORMATS = {
     "imagenet_vid": "imagenet_vid:ImageNetVidReader",
     "youtube_vis": "youtube_vis:YoutubeVisReader",
     "ovis": "youtube_vis:YoutubeVisReader",
-    "lvvis": "lvvis:LvvisReader",
+    "lvvis": "youtube_vis:LvvisReader",
     "tao": "tao:TaoReader",
     "mot": "mot:MotReader",
     "dancetrack": "mot:MotReader",
@@ -36,7 +37,7 @@ FORMATS = {
 """Format name -> module and class below this package; imported only when asked for."""
 
 
-def reader_class(name: str) -> type:
+def reader_class(name: str) -> type[Reader]:
     """The reader of a format.
 
     Raises:
@@ -99,7 +100,7 @@ def convert(
             chosen = Options.from_keys(keys, reader_type.accepted, format)
         tree = SourceTree(root, follow_links)
         problems = Problems(strict, work / "skipped.txt")
-        reader = reader_type(tree, chosen, problems, work)
+        reader = reader_type(tree, chosen, problems)
         info = {"format": format, "source": source.resolve().name}
         counts = Conversion(reader, output, MediaLinker(tree, output, link), rules, problems, info).run(work)
         listed = output / "skipped.txt"
@@ -116,8 +117,6 @@ def _siblings(path: Path) -> list[str]:
 
 def _single_file(source: Path, keys: dict[str, Any], accepted: frozenset[str]) -> dict[str, Any]:
     """``source=FILE`` means its folder, with that file as the video or the annotation file."""
-    from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES
-
     role = "video" if source.suffix.lower() in VIDEO_SUFFIXES else "annotations"
     if role not in accepted:
         raise ValueError(f"source={source} is a file; this format wants the folder of the data set")

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from xml.etree.ElementTree import Element as Node
 
 from stdetr.datasets.converters.media import video_size
-from stdetr.datasets.converters.options import Options
-from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
-from stdetr.datasets.converters.records import Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, SourceTree
-from stdetr.datasets.converters.xml_stream import Element, attribute, iter_elements, whole
+from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, number, whole
+from stdetr.datasets.converters.records import Box, Category, Frame, Reader, Video
+from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES
+from stdetr.datasets.converters.xml_elements import iter_elements
 
 _SHAPES = ("polygon", "polyline", "points", "ellipse", "cuboid", "mask", "skeleton")
 
@@ -29,7 +29,7 @@ class _Task:
     path: Path
     shown: str
     video: Path
-    labels: list[str] = field(default_factory=list)
+    labels: list[str]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Point:
     occluded: bool
 
 
-class CvatReader:
+class CvatReader(Reader):
     """XML files directly in the source, each beside its video (``<source>`` of the task, or the same stem).
 
     Category ids count the labels from 1, in the order of the files; ``classes`` fixes names and order, and labels
@@ -48,10 +48,9 @@ class CvatReader:
     """
 
     accepted = frozenset({"annotations", "video", "classes"})
-    one_id_space = True
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
-        self.tree, self.options, self.problems = tree, options, problems
+    def prepare(self) -> None:
+        tree, options = self.tree, self.options
         if options.annotations is not None:
             files = [tree.require(options.annotations, "the CVAT file")]
         else:
@@ -61,32 +60,25 @@ class CvatReader:
         if options.video is not None and len(files) > 1:
             raise ValueError(f"video={options.video} names one video, but there are {len(files)} XML files")
         self.tasks = [self._task(path) for path in files]
+        self.total = len(self.tasks)
         labels = options.classes or tuple(dict.fromkeys(name for task in self.tasks for name in task.labels))
         self.classes = {name: number for number, name in enumerate((n for n in labels if n != "ignore"), start=1)}
 
     def categories(self) -> list[Category]:
         return [Category(number, name) for name, number in self.classes.items()]
 
-    def count(self) -> int:
-        return len(self.tasks)
-
     def _task(self, path: Path) -> _Task:
-        shown = self.tree.name(path)
-        tags = frozenset({"label", "source", "track", "image"})
+        shown, source = self.tree.name(path), ""
         labels: list[str] = []
-        source = ""
-        for element in iter_elements(path, shown, tags):
-            tag = element.node.tag
-            if tag == "image":
-                raise MalformedInputError(
-                    f"{shown}:{element.line}: <image> elements: export the task as 'CVAT for video 1.1'"
-                )
-            if tag == "track":
+        for node, line in iter_elements(path, shown, frozenset({"label", "source", "track", "image"})):
+            if node.tag == "image":
+                raise MalformedInputError(f"{shown}:{line}: <image> elements: export the task as 'CVAT for video 1.1'")
+            if node.tag == "track":
                 break
-            if tag == "source":
-                source = (element.node.text or "").strip()
-            elif element.node.find("name") is not None:
-                labels.append((element.node.findtext("name") or "").strip())
+            if node.tag == "source":
+                source = (node.text or "").strip()
+            elif node.find("name") is not None:
+                labels.append((node.findtext("name") or "").strip())
         if not labels:
             raise MalformedInputError(f"{shown}: no <label> in <meta>: not a 'CVAT for video 1.1' export")
         return _Task(path, shown, self._video_path(path, shown, source), labels)
@@ -103,59 +95,44 @@ class CvatReader:
             if beside.is_file():
                 self.tree.check_inside(beside, shown)
                 return beside
-        raise FileNotFoundError(
-            f"{shown}: its video {source or path.stem + '.mp4'} is not in the source; name it: video=FILE"
-        )
+        name = source or f"{path.stem}.mp4"
+        raise FileNotFoundError(f"{shown}: its video {name} is not in the source; name it: video=FILE")
 
     def videos(self) -> Iterator[Video]:
         for task in self.tasks:
             width, height, length = video_size(task.video)
-            boxes = self._boxes(task, length)
+            boxes: dict[int, list[Box]] = defaultdict(list)
+            for node, line in iter_elements(task.path, task.shown, frozenset({"track"})):
+                for frame, box in self._track(task, node, line, length):
+                    boxes[frame].append(box)
             frames = (Frame(index, index, tuple(boxes.get(index, ()))) for index in range(length))
             yield Video(task.video.stem, width, height, length, frames, task.shown, path=task.video)
 
-    def _boxes(self, task: _Task, length: int) -> dict[int, list[Box]]:
-        boxes: dict[int, list[Box]] = defaultdict(list)
-        for element in iter_elements(task.path, task.shown, frozenset({"track"})):
-            label = element.node.get("label", "")
-            if label not in task.labels:
-                self.problems.add(task.shown, element.line, f"track label {label!r} is not in <meta>")
-                continue
-            if label not in self.classes and label != "ignore":
-                self.problems.note(f"tracks left out: label {label!r} not among classes")
-                continue
-            for shape in _SHAPES:
-                count = len(element.node.findall(shape))
-                if count:
-                    self.problems.note(f"shapes left out: {shape}", count)
-            try:
-                track = whole(attribute(element.node, "id"), "track id")
-                points = list(_points(element, length))
-            except MalformedField as error:
-                self.problems.add(task.shown, element.line, f"track {element.node.get('id')}: {error}")
-                continue
-            for point in self._every_frame(points):
-                xtl, ytl, xbr, ybr = point.corners
-                boxes[point.frame].append(
-                    Box(
-                        self.classes.get(label),
-                        (xtl, ytl, xbr - xtl, ybr - ytl),
-                        track,
-                        label not in self.classes,
-                        element.line,
-                        extra={"occluded": int(point.occluded)},
-                    )
-                )
-        return boxes
+    def _track(self, task: _Task, node: Node, line: int, length: int) -> Iterator[tuple[int, Box]]:
+        label = node.get("label", "")
+        if label not in task.labels:
+            self.problems.add(task.shown, line, f"track label {label!r} is not in <meta>")
+            return
+        if label not in self.classes and label != "ignore":
+            self.problems.note(f"tracks left out: label {label!r} not among classes")
+            return
+        for shape in _SHAPES:
+            count = len(node.findall(shape))
+            if count:
+                self.problems.note(f"shapes left out: {shape}", count)
+        points = self.problems.attempt(task.shown, line, _points, node, length)
+        for point in self._every_frame(points or []):
+            left, top, right, bottom = point.corners
+            xywh, extra = (left, top, right - left, bottom - top), {"occluded": int(point.occluded)}
+            category = self.classes.get(label)
+            yield point.frame, Box(category, xywh, int(node.get("id", 0)), category is None, line, extra=extra)
 
     def _every_frame(self, points: list[_Point]) -> Iterator[_Point]:
         for place, point in enumerate(points):
             if point.outside:
                 continue
             yield point
-            after = points[place + 1] if place + 1 < len(points) else None
-            if after is None:
-                continue
+            after = points[place + 1] if place + 1 < len(points) else point
             # A track that ends at an outside box stays where it was until then.
             goal = point if after.outside else after
             span = after.frame - point.frame
@@ -166,15 +143,19 @@ class CvatReader:
                 yield _Point(point.frame + step, corners, False, point.occluded)
 
 
-def _points(element: Element, length: int) -> Iterator[_Point]:
+def _points(track: Node, length: int) -> list[_Point]:
     """The boxes of a track by frame; raises MalformedField."""
     found: dict[int, _Point] = {}
-    for box in element.node.findall("box"):
-        frame = whole(attribute(box, "frame"), "box frame")
-        if not 0 <= frame < length:
-            raise MalformedField(f"frame {frame} is outside 0..{length - 1}")
-        if frame in found:
-            raise MalformedField(f"two boxes on frame {frame}")
-        corners = (attribute(box, "xtl"), attribute(box, "ytl"), attribute(box, "xbr"), attribute(box, "ybr"))
-        found[frame] = _Point(frame, corners, box.get("outside") == "1", box.get("occluded") == "1")
-    yield from (found[frame] for frame in sorted(found))
+    try:
+        whole(track.get("id"), "track id")
+        for box in track.findall("box"):
+            frame = whole(box.get("frame"), "box frame")
+            if not 0 <= frame < length:
+                raise MalformedField(f"frame {frame} is outside 0..{length - 1}")
+            if frame in found:
+                raise MalformedField(f"two boxes on frame {frame}")
+            corners = tuple(number(box.get(side), f"box {side}") for side in ("xtl", "ytl", "xbr", "ybr"))
+            found[frame] = _Point(frame, corners, box.get("outside") == "1", box.get("occluded") == "1")
+    except MalformedField as error:
+        raise MalformedField(f"track {track.get('id')}: {error}") from None
+    return [found[frame] for frame in sorted(found)]

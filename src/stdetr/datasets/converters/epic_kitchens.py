@@ -2,24 +2,21 @@
 
 ``bounding_boxes`` is a list of ``(top, left, height, width)``: y before x, height before width.  A row with an empty
 list says that the object was looked for on that frame and not found.  Frames are numbered from 1 in the original video
-and annotated about every 30th; there are no tracks.
+and annotated about every 30th; there are no tracks.  The rows of this one file (30 MB) are held in memory.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stdetr.datasets.converters.annotation_files import FrameRoot
-from stdetr.datasets.converters.media import image_size
-from stdetr.datasets.converters.options import Options
-from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
-from stdetr.datasets.converters.record_store import RecordStore, Stored
-from stdetr.datasets.converters.records import Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import SourceTree
+from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, whole
+from stdetr.datasets.converters.records import Box, Category, Frame, Reader, Video
 from stdetr.datasets.converters.tables import read_records
 
 _LABELS = ("EPIC_train_object_labels.csv", "annotations/EPIC_train_object_labels.csv")
@@ -27,7 +24,14 @@ _NOUNS = ("EPIC_noun_classes.csv", "annotations/EPIC_noun_classes.csv")
 _FRAMES = ("object_detection_images/train", "EPIC_KITCHENS_2018/object_detection_images/train", "train", "")
 
 
-class EpicKitchensReader:
+class _Row(NamedTuple):
+    frame: int
+    line: int
+    noun: int
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+
+class EpicKitchensReader(Reader):
     """``EPIC_train_object_labels.csv`` and ``EPIC_noun_classes.csv`` with frames in
     ``object_detection_images/train/P01/P01_01/0000000001.jpg``.
 
@@ -35,14 +39,11 @@ class EpicKitchensReader:
     """
 
     accepted = frozenset({"classes", "annotations", "frame_size", "check_media"})
-    one_id_space = True
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
-        self.tree, self.options, self.problems = tree, options, problems
-        self.labels = tree.require(options.annotations or self._find(_LABELS), "the object labels")
-        self.nouns = tree.require(self._find(_NOUNS), "the noun classes")
-        self.store = RecordStore(work / "epic.sqlite")
-        self.video_ids: dict[str, int] = {}
+    def prepare(self) -> None:
+        self.labels = self.tree.require(self.options.annotations or self._find(_LABELS), "the object labels")
+        self.nouns = self.tree.require(self._find(_NOUNS), "the noun classes")
+        self.rows: dict[str, list[_Row]] = defaultdict(list)
         self.participants: dict[str, str] = {}
 
     def _find(self, candidates: tuple[str, ...]) -> str:
@@ -53,107 +54,77 @@ class EpicKitchensReader:
         shown = self.tree.name(self.nouns)
         names: dict[int, str] = {}
         for line, row in read_records(self.nouns, shown, ("noun_id", "class_key"), self.problems):
-            if not row["noun_id"].strip().isdigit():
-                raise MalformedInputError(f"{shown}:{line}: noun_id is {row['noun_id']!r}, not a whole number")
-            names[int(row["noun_id"])] = row["class_key"].strip()
+            try:
+                names[whole(row["noun_id"], "noun_id")] = row["class_key"].strip()
+            except MalformedField as error:
+                raise MalformedInputError(f"{shown}:{line}: {error}") from None
         wanted = set(self.options.classes)
         for name in sorted(wanted - set(names.values())):
             raise ValueError(f"classes has {name!r}, which {shown} does not know")
-        kept = {number: name for number, name in names.items() if not wanted or name in wanted}
+        kept = {number for number, name in names.items() if not wanted or name in wanted}
         self._load(kept, set(names))
-        return [Category(number, kept[number]) for number in sorted(kept)]
+        self.total = len(self.rows)
+        return [Category(number, names[number]) for number in sorted(kept)]
 
-    def count(self) -> int:
-        return len(self.video_ids)
-
-    def _load(self, kept: dict[int, str], known: set[int]) -> None:
-        """Rows of the CSV into the store: by video, ordered by frame."""
+    def _load(self, kept: set[int], known: set[int]) -> None:
         shown = self.tree.name(self.labels)
         required = ("noun_class", "participant_id", "video_id", "frame", "bounding_boxes")
-        number = 0
-        for line, row in read_records(self.labels, shown, required, self.problems):
-            try:
-                noun, frame = _whole(row, "noun_class"), _whole(row, "frame")
-                boxes = _boxes(row["bounding_boxes"])
-                if noun not in known:
-                    raise MalformedField(f"noun_class {noun} is not in {self.tree.name(self.nouns)}")
-                if frame < 1:
-                    raise MalformedField(f"frame is {frame}, frames count from 1")
-            except MalformedField as error:
-                self.problems.add(shown, line, str(error))
-                continue
-            if noun not in kept:
+        for line, cells in read_records(self.labels, shown, required, self.problems):
+            row = self.problems.attempt(shown, line, self._row, line, cells, known)
+            if row is not None and row.noun in kept:
+                video = cells["video_id"].strip()
+                self.participants[video] = cells["participant_id"].strip()
+                self.rows[video].append(row)
+            elif row is not None:
                 self.problems.note("rows left out: noun not among classes")
-                continue
-            video = row["video_id"].strip()
-            self.participants[video] = row["participant_id"].strip()
-            parent = self.video_ids.setdefault(video, len(self.video_ids))
-            number += 1
-            self.store.add("rows", number, parent, frame, str(line), {"noun": noun, "frame": frame, "boxes": boxes})
+
+    def _row(self, line: int, cells: dict[str, str], known: set[int]) -> _Row:
+        noun, frame = whole(cells["noun_class"], "noun_class"), whole(cells["frame"], "frame")
+        boxes = _boxes(cells["bounding_boxes"])
+        if noun not in known:
+            raise MalformedField(f"noun_class {noun} is not in {self.tree.name(self.nouns)}")
+        if frame < 1:
+            raise MalformedField(f"frame is {frame}, frames count from 1")
+        return _Row(frame, line, noun, boxes)
 
     def videos(self) -> Iterator[Video]:
         shown = self.tree.name(self.labels)
         root = FrameRoot(self.tree, _FRAMES, self.options.check_media)
-        for video, parent in sorted(self.video_ids.items()):
-            frames = list(self._frames(video, parent, shown, root))
+        for video, rows in sorted(self.rows.items()):
+            frames = list(self._frames(video, sorted(rows), shown, root))
             if not frames:
                 continue
-            width, height = self._size(frames[0])
+            assert frames[0].path is not None
+            size = self.frame_size(frames[0].path)
+            if size is None:
+                # True of most videos, but a few of P12 are 1280x720 or 2560x1440.
+                self.problems.note(
+                    "videos taken as 1920x1080: their frames are not looked at, and there is no frame_size"
+                )
             # The length of the video is not in the data: it is known up to the last annotated frame.
-            yield Video(video, width, height, frames[-1].index + 1, frames, shown, split="train")
+            yield Video(video, *(size or (1920, 1080)), frames[-1].index + 1, frames, shown, split="train")
 
-    def _size(self, first: Frame) -> tuple[int, int]:
-        if self.options.frame_size is not None:
-            return self.options.frame_size
-        if not self.options.check_media:
-            # True of most videos, but a few of P12 are 1280x720 or 2560x1440.
-            self.problems.note("videos taken as 1920x1080: their frames are not looked at, and there is no frame_size")
-            return 1920, 1080
-        assert first.path is not None
-        return image_size(first.path, self.tree.name(first.path))
-
-    def _frames(self, video: str, parent: int, shown: str, root: FrameRoot) -> Iterator[Frame]:
-        rows: list[Stored] = []
-        for stored in self.store.children("rows", parent):
-            if rows and rows[0].value["frame"] != stored.value["frame"]:
-                yield from self._frame(video, rows, shown, root)
-                rows = []
-            rows.append(stored)
-        if rows:
-            yield from self._frame(video, rows, shown, root)
-
-    def _frame(self, video: str, rows: list[Stored], shown: str, root: FrameRoot) -> Iterator[Frame]:
-        number = rows[0].value["frame"]
-        line = int(rows[0].where)
-        try:
-            path = root.path(f"{self.participants[video]}/{video}/{number:010d}.jpg", shown, line)
-        except MalformedField as error:
-            self.problems.add(shown, line, str(error))
-            return
-        boxes = tuple(
-            Box(row.value["noun"], (left, top, width, height), record=int(row.where))
-            for row in rows
-            for top, left, height, width in row.value["boxes"]
-        )
-        yield Frame(number - 1, number, boxes, path)
+    def _frames(self, video: str, rows: list[_Row], shown: str, root: FrameRoot) -> Iterator[Frame]:
+        for number, group in itertools.groupby(rows, key=lambda row: row.frame):
+            found = list(group)
+            name, line = f"{self.participants[video]}/{video}/{number:010d}.jpg", found[0].line
+            path = self.problems.attempt(shown, line, root.path, name, shown, line)
+            if path is not None:
+                boxes = tuple(
+                    Box(row.noun, (left, top, width, height), record=row.line)
+                    for row in found
+                    for top, left, height, width in row.boxes
+                )
+                yield Frame(number - 1, number, boxes, path)
 
 
-def _whole(row: dict[str, str], key: str) -> int:
-    text = row[key].strip()
-    if not text.isdigit():
-        raise MalformedField(f"{key} is {text!r}, not a whole number")
-    return int(text)
-
-
-def _boxes(text: str) -> list[list[float]]:
-    """The list of (top, left, height, width) as written in the file."""
+def _boxes(text: str) -> tuple[tuple[float, float, float, float], ...]:
+    """The (top, left, height, width) of each box as written in the file."""
     try:
         value: Any = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        boxes = tuple((top, left, height, width) for top, left, height, width in value)
+        if not all(math.isfinite(side) for box in boxes for side in box):
+            raise ValueError
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise MalformedField(f"bounding_boxes is {text!r}, not a list of (top, left, height, width)") from None
-    good = isinstance(value, list) and all(isinstance(box, (tuple, list)) and len(box) == 4 for box in value)
-    numbers = [side for box in value for side in box] if good else []
-    finite = all(isinstance(side, (int, float)) and math.isfinite(side) for side in numbers)
-    if not good or not finite:
-        raise MalformedField(f"bounding_boxes is {text!r}, not a list of (top, left, height, width)")
-    return [list(box) for box in value]
+    return boxes

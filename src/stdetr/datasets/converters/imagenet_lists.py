@@ -69,23 +69,20 @@ class ImageNetLists:
                 found += self._walk(split, below, top)
         return found
 
-    def still_count(self) -> int:
-        path = self._find(_STILLS)
-        return 0 if path is None else sum(1 for _ in _lines(path, self.tree.name(path)))
-
-    def stills(self) -> Iterator[str]:
-        """Path below ``Data/DET``, without suffix, of each DET still; none without the list."""
+    def stills(self) -> list[str]:
+        """Path below ``Data/DET``, without suffix, of each of the 53,639 DET stills; none without the list."""
         path = self._find(_STILLS)
         if path is None:
             self.problems.note(f"list missing ({_STILLS}): no DET stills (det=false says so on purpose)")
-            return
-        shown = self.tree.name(path)
+            return []
+        shown, found = self.tree.name(path), []
         for line, cells in _lines(path, shown):
             if len(cells) not in (1, 2):
                 self.problems.add(shown, line, f"{' '.join(cells)!r} is not 'path id'")
                 continue
             self.tree.join(f"{self.base}Data/DET/{cells[0]}", shown, line)
-            yield cells[0]
+            found.append(cells[0])
+        return found
 
 
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, list[str]]]:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element as Node
 
 from stdetr.datasets.converters.annotation_files import choose_splits
 from stdetr.datasets.converters.imagenet_lists import ImageNetLists, Listed
-from stdetr.datasets.converters.options import Options
-from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
-from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import SourceTree
-from stdetr.datasets.converters.xml_stream import child_number, iter_elements, whole
+from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, number, whole
+from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Frame, Reader, Video
+from stdetr.datasets.converters.xml_elements import iter_elements
 
 # WordNet id and name, in the order in which VID numbers its classes from 1.
 CLASSES = (
@@ -64,7 +61,7 @@ class _Parsed:
     boxes: tuple[Box, ...]
 
 
-class ImageNetVidReader:
+class ImageNetVidReader(Reader):
     """``Data/VID``, ``Annotations/VID``, the same for ``DET``, and the lists in ``ImageSets`` or ``Lists``.
 
     ``frames=all`` converts every frame of the training videos and marks the listed ones (``is_vid_train_frame``);
@@ -72,14 +69,13 @@ class ImageNetVidReader:
     """
 
     accepted = frozenset({"split", "frames", "det", "check_media"})
-    one_id_space = True
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
+    def prepare(self) -> None:
+        tree, options = self.tree, self.options
         base = "" if (tree.root / "Annotations").is_dir() else "ILSVRC2015/"
         self.annotations = tree.require(f"{base}Annotations", "ILSVRC annotations")
         self.data = tree.join(f"{base}Data")
-        self.tree, self.options, self.problems = tree, options, problems
-        self.lists = ImageNetLists(tree, base, problems)
+        self.lists = ImageNetLists(tree, base, self.problems)
         held = {
             split: self.annotations / "VID" / split
             for split in ("train", "val")
@@ -93,18 +89,16 @@ class ImageNetVidReader:
         if options.frames == "listed" and not any(video.marked for video in self.videos_listed):
             raise FileNotFoundError(f"source={tree.root}: frames=listed needs VID_train_15frames.txt in ImageSets")
         train = "train" in choose_splits(held, options)
-        self.stills = self.lists.stills() if options.det and train else None
+        self.stills = self.lists.stills() if options.det and train else []
+        self.total = len(self.videos_listed) + len(self.stills)
 
     def categories(self) -> list[Category]:
         return [Category(_IDS[wordnet], name, {"encode_name": wordnet}) for wordnet, name in CLASSES]
 
-    def count(self) -> int:
-        return len(self.videos_listed) + (self.lists.still_count() if self.stills is not None else 0)
-
     def videos(self) -> Iterator[Video]:
         for listed in self.videos_listed:
             yield from self._video(listed)
-        for name in self.stills or ():
+        for name in self.stills:
             yield from self._still(name)
 
     def _video(self, listed: Listed) -> Iterator[Video]:
@@ -139,10 +133,7 @@ class ImageNetVidReader:
         parsed = self._parse(stem)
         if parsed is None:
             return
-        numbered = tuple(
-            Box(box.category_id, box.xywh, place, record=box.record, extra=box.extra)
-            for place, box in enumerate(parsed.boxes, start=1)
-        )
+        numbered = tuple(replace(box, instance_id=place) for place, box in enumerate(parsed.boxes, start=1))
         extra = {"is_vid_train_frame": True}
         frame = Frame(0, 0, numbered, self.data / f"{stem}.JPEG", extra=extra)
         shown = self.tree.name(self.annotations / f"{stem}.xml")
@@ -162,15 +153,11 @@ class ImageNetVidReader:
         size: tuple[int, int] | None = None
         boxes: list[Box] = []
         try:
-            for element in iter_elements(path, shown, frozenset({"size", "object"})):
-                try:
-                    if element.node.tag == "size":
-                        width, height = child_number(element.node, "width"), child_number(element.node, "height")
-                        size = whole(width, "size/width"), whole(height, "size/height")
-                    else:
-                        boxes += self._object(element.node, element.line)
-                except MalformedField as error:
-                    self.problems.add(shown, element.line, str(error))
+            for node, line in iter_elements(path, shown, frozenset({"size", "object"})):
+                if node.tag == "size":
+                    size = self.problems.attempt(shown, line, _size, node) or size
+                else:
+                    boxes += self.problems.attempt(shown, line, self._object, node, line) or []
             if size is None:
                 raise MalformedInputError(f"{shown}: no <size>")
         except MalformedInputError as error:
@@ -188,10 +175,12 @@ class ImageNetVidReader:
         corners = node.find("bndbox")
         if corners is None:
             raise MalformedField("object without bndbox")
-        left, top = child_number(corners, "xmin"), child_number(corners, "ymin")
-        right, bottom = child_number(corners, "xmax"), child_number(corners, "ymax")
-        track = NO_TRACK if node.find("trackid") is None else whole(child_number(node, "trackid"), "trackid")
-        extra = {
-            key: whole(child_number(node, key), key) for key in ("occluded", "generated") if node.find(key) is not None
-        }
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        left, top, right, bottom = (number(corners.findtext(side), f"bndbox/{side}") for side in sides)
+        track = NO_TRACK if node.find("trackid") is None else whole(node.findtext("trackid"), "trackid")
+        extra = {key: whole(node.findtext(key), key) for key in ("occluded", "generated") if node.find(key) is not None}
         return [Box(_IDS[wordnet], (left, top, right - left, bottom - top), track, record=line, extra=extra)]
+
+
+def _size(node: Node) -> tuple[int, int]:
+    return whole(node.findtext("width"), "size/width"), whole(node.findtext("height"), "size/height")

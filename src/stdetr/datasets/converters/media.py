@@ -19,7 +19,7 @@ VIDEOS = "videos"
 
 
 def check_link(link: str) -> None:
-    """Raises ValueError, with the nearest valid name, when ``link`` is no way to place files."""
+    """Raises ValueError, with the nearest valid name, when ``link`` does not name a way to place files."""
     if link not in LINKS:
         close = difflib.get_close_matches(str(link), LINKS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -81,7 +81,7 @@ class MediaLinker:
             self.target.unlink()
         if not self.target.is_symlink():
             if self.target.exists():
-                raise ValueError(f"{self.target} exists and is no link to {root}; remove it, or use link=copy")
+                raise ValueError(f"{self.target} exists and is not a link to {root}; remove it, or use link=copy")
             home = self.target.parent.resolve()
             # A relative link survives moving the output together with an extracted archive inside it.
             self.target.symlink_to(os.path.relpath(root, home) if home in root.parents else root)

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stdetr.datasets.converters.annotation_files import choose_splits
 from stdetr.datasets.converters.media import image_size, video_size
-from stdetr.datasets.converters.options import Options
 from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
-from stdetr.datasets.converters.records import Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, SourceTree
-from stdetr.datasets.converters.tables import Row, checked, read_rows
+from stdetr.datasets.converters.records import Box, Category, Frame, Reader, Video
+from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES
+from stdetr.datasets.converters.tables import Row, read_rows
 
 PEDESTRIAN = 1
 DISTRACTORS = {2: "person on vehicle", 7: "static person", 8: "distractor", 12: "reflection"}
@@ -35,6 +35,7 @@ OTHERS = {
 }
 _MOT20_NON_MOTORIZED = 6
 _DETECTORS = ("FRCNN", "SDP", "DPM")
+_DETECTOR = re.compile(rf"(?<=^MOT17-\d\d)-(?:{'|'.join(_DETECTORS)})$")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class _Sequence:
     folder: Path
 
 
-class MotReader:
+class MotReader(Reader):
     """Folders with ``seqinfo.ini``, ``gt/gt.txt`` and ``img1/``, in the source or in its ``train``, ``val``, ``test``;
     or a video file with ``gt.txt`` beside it (``video=``, ``annotations=`` name others).  MOT15's archive has no
     ``seqinfo.ini``: there, the images are counted.
@@ -54,20 +55,17 @@ class MotReader:
     """
 
     accepted = frozenset({"classes", "video", "annotations", "split"})
-    one_id_space = True
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
-        self.tree, self.options, self.problems = tree, options, problems
+    def prepare(self) -> None:
+        tree, options = self.tree, self.options
         if len(options.classes) > 1:
             raise ValueError(f"classes={list(options.classes)}: format=mot has one class; give its name only")
         single = options.video is not None or (tree.root / "gt.txt").is_file()
         self.sequences = [] if single else self._find_sequences()
+        self.total = len(self.sequences) or 1
 
     def categories(self) -> list[Category]:
         return [Category(1, self.options.classes[0] if self.options.classes else "person")]
-
-    def count(self) -> int:
-        return len(self.sequences) or 1
 
     def videos(self) -> Iterator[Video]:
         if not self.sequences:
@@ -115,26 +113,21 @@ class MotReader:
                 f"source={root} holds no MOT sequence: neither gt.txt with a video nor folders with seqinfo.ini or img1"
             )
         if self.options.split:
-            have = sorted({sequence.split for sequence in found})
-            for split in self.options.split:
-                if split not in have:
-                    raise ValueError(
-                        f"split={split} is not in the source; it has {', '.join(filter(None, have)) or 'no splits'}"
-                    )
-            found = [sequence for sequence in found if sequence.split in self.options.split]
+            chosen = choose_splits(dict.fromkeys(sorted({sequence.split for sequence in found})), self.options)
+            found = [sequence for sequence in found if sequence.split in chosen]
         return self._one_per_detector(found)
 
     def _one_per_detector(self, found: list[_Sequence]) -> list[_Sequence]:
         groups: dict[tuple[str, str], list[_Sequence]] = defaultdict(list)
         for sequence in found:
-            match = re.fullmatch(rf"(MOT17-\d+)-({'|'.join(_DETECTORS)})", sequence.name)
-            groups[sequence.split, match.group(1) if match else sequence.name].append(sequence)
-        kept = []
-        for group in groups.values():
-            kept.append(min(group, key=lambda item: _rank(item.name)))
-            if len(group) > 1:
-                self.problems.note("MOT17 sequences left out: repeated for another detector", len(group) - 1)
-        return kept
+            groups[sequence.split, _DETECTOR.sub("", sequence.name)].append(sequence)
+        repeated = len(found) - len(groups)
+        if repeated:
+            self.problems.note("MOT17 sequences left out: repeated for another detector", repeated)
+        return [
+            min(group, key=lambda item: _DETECTORS.index(item.name.rpartition("-")[2])) if len(group) > 1 else group[0]
+            for group in groups.values()
+        ]
 
     def _sequence(self, sequence: _Sequence) -> Video:
         described = (sequence.folder / "seqinfo.ini").is_file()
@@ -171,11 +164,6 @@ def _is_sequence(folder: Path) -> bool:
     return (folder / "seqinfo.ini").is_file() or (folder / "img1").is_dir()
 
 
-def _rank(name: str) -> int:
-    suffix = name.rsplit("-", 1)[-1]
-    return _DETECTORS.index(suffix) if suffix in _DETECTORS else 0
-
-
 def _read_seqinfo(path: Path, shown: str) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -210,40 +198,32 @@ def read_mot(
     rows = 0
     for row in read_rows(path, shown):
         rows += 1
-        if not checked(problems, shown, row, 6 if keep_classes else 7):
-            continue
-        try:
-            frame, box = _parse(row, mot20, keep_classes, problems)
-        except MalformedField as error:
-            problems.add(shown, row.line, str(error))
-            continue
-        if box is None:
-            continue
-        if not 1 <= frame <= length:
-            problems.add(shown, row.line, f"frame {frame} is outside 1..{length} (frames count from 1)")
-            continue
-        boxes[frame].append(box)
+        frame, box = problems.attempt(shown, row.line, _parse, row, length, mot20, keep_classes, problems) or (0, None)
+        if box is not None:
+            boxes[frame].append(box)
     if not rows:
         raise MalformedInputError(f"{shown}: the file is empty")
     return boxes
 
 
-def _parse(row: Row, mot20: bool, keep_classes: bool, problems: Problems) -> tuple[int, Box | None]:
+def _parse(row: Row, length: int, mot20: bool, keep_classes: bool, problems: Problems) -> tuple[int, Box | None]:
+    row.require(6 if keep_classes else 7)
     frame, track = row.integer(0, "frame"), row.integer(1, "id")
     x, y, w, h = (row.number(column, name) for column, name in enumerate(("x", "y", "w", "h"), start=2))
-    ignore = len(row) > 6 and row.number(6, "conf") == 0
+    ignore = len(row.cells) > 6 and row.number(6, "conf") == 0
     category = PEDESTRIAN
     # Ten columns are MOT15's world coordinates, not a class.
-    if len(row) in (8, 9):
+    if len(row.cells) in (8, 9):
         category = row.integer(7, "class")
         if keep_classes:
             category = category if category >= 0 else PEDESTRIAN
-            return frame, Box(category, (x, y, w, h), track, ignore, row.line)
-        if category in DISTRACTORS or (mot20 and category == _MOT20_NON_MOTORIZED):
+        elif category in DISTRACTORS or (mot20 and category == _MOT20_NON_MOTORIZED):
             ignore = True
         elif category in OTHERS:
             problems.note(f"rows left out: class {category} ({OTHERS[category]})")
             return frame, None
         elif category != PEDESTRIAN:
             raise MalformedField(f"class {category} is none of MOTChallenge's 1..{max(OTHERS)}")
-    return frame, Box(1, (x, y, w, h), track, ignore, row.line)
+    if not 1 <= frame <= length:
+        raise MalformedField(f"frame {frame} is outside 1..{length} (frames count from 1)")
+    return frame, Box(category if keep_classes else PEDESTRIAN, (x, y, w, h), track, ignore, row.line)

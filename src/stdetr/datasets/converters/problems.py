@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from stdetr.data.json_file import MalformedInputError as MalformedInputError
 
-class MalformedInputError(ValueError):
-    """The source breaks its own format; the message names the file, the record and the reason."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class MalformedField(ValueError):  # noqa: N818 - a signal inside the readers, which add file and record
     """One field of a record is wrong."""
 
 
-def locate(file: str, record: int | str) -> str:
+def locate(file: str, record: object) -> str:
     """``file:17`` for a line, ``file: annotations[3]`` for a named record, ``file`` for the file as a whole."""
     if isinstance(record, int):
         return f"{file}:{record}" if record > 0 else file
@@ -36,8 +40,8 @@ class Problems:
         if list_path is not None:
             list_path.unlink(missing_ok=True)
 
-    def add(self, file: str, record: int | str, reason: str) -> None:
-        """Report one bad record; returns only when it is to be skipped.
+    def add(self, file: str, record: object, reason: str) -> None:
+        """Report one bad record (see :func:`locate`); returns only when it is to be skipped.
 
         Raises:
             MalformedInputError: with ``strict``.
@@ -52,6 +56,37 @@ class Problems:
             with self.list_path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
 
+    def attempt(
+        self, file: str, record: object, call: Callable[_P, _T], *args: _P.args, **keys: _P.kwargs
+    ) -> _T | None:
+        """What ``call`` returns; None when it raised MalformedField, which is reported as a bad record."""
+        try:
+            return call(*args, **keys)
+        except MalformedField as error:
+            self.add(file, record, str(error))
+            return None
+
     def note(self, what: str, count: int = 1) -> None:
         """Count what the format's rules leave out or change on purpose; it is reported, and no error."""
         self.notes[what] += count
+
+
+def number(text: str | None, name: str) -> float:
+    """A finite number written in a cell or an attribute; raises MalformedField."""
+    if text is None:
+        raise MalformedField(f"{name} is missing")
+    try:
+        value = float(text)
+    except ValueError:
+        raise MalformedField(f"{name} is {text.strip()!r}, not a number") from None
+    if not math.isfinite(value):
+        raise MalformedField(f"{name} is {text.strip()!r}, not finite")
+    return value
+
+
+def whole(text: str | None, name: str) -> int:
+    """A whole number written in a cell or an attribute (``12.0`` is one); raises MalformedField."""
+    value = number(text, name)
+    if value != int(value):
+        raise MalformedField(f"{name} is {text!r}, not a whole number")
+    return int(value)

@@ -5,10 +5,15 @@ Boxes are ``x, y, w, h`` in pixels of the source frame, with x and y counted fro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
+
+from stdetr.datasets.converters.media import image_size
+from stdetr.datasets.converters.options import Options
+from stdetr.datasets.converters.problems import Problems
+from stdetr.datasets.converters.source_tree import SourceTree
 
 NO_TRACK = -1
 """``instance_id`` of a box whose source does not follow objects over time (structures.ClipTargets says the same)."""
@@ -31,7 +36,7 @@ class Box:
     xywh:        pixels of the source frame, not yet clipped to it
     instance_id: the track, unique inside the video; NO_TRACK where the source has none
     ignore:      the region neither rewards nor punishes (written as iscrowd=1, ignore=1)
-    record:      line number or record name in the annotation file, for error messages
+    record:      line number or record in the annotation file, for error messages
     area:        the source's own area (of a mask); None means w * h
     id:          the source's own annotation id, if it has one
     """
@@ -40,7 +45,7 @@ class Box:
     xywh: tuple[float, float, float, float]
     instance_id: int = NO_TRACK
     ignore: bool = False
-    record: int | str = 0
+    record: object = 0
     area: float | None = None
     id: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +63,7 @@ class Frame:
 
     index: int
     number: int
-    boxes: tuple[Box, ...] = ()
+    boxes: Iterable[Box] = ()
     path: Path | None = None
     width: int | None = None
     height: int | None = None
@@ -88,22 +93,39 @@ class Video:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Reader(Protocol):
-    """What a format implements: it streams the source, one video at a time."""
+class Reader:
+    """What every format shares.  A format sets ``accepted`` and ``names``, finds its files in :meth:`prepare` and
+    streams :meth:`videos`.
+
+    accepted: keys of :class:`Options` that it takes
+    names: its classes, numbered from 1
+    one_id_space: whether the source's ids are unique over all its splits, so that ``all.json`` may keep them
+    total: number of videos, for the progress bar
+    """
+
+    accepted: ClassVar[frozenset[str]]
+    names: ClassVar[tuple[str, ...]] = ()
+    one_id_space = True
+    total = 0
+
+    def __init__(self, tree: SourceTree, options: Options, problems: Problems) -> None:
+        self.tree, self.options, self.problems = tree, options, problems
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Find the source's files; raises FileNotFoundError and ValueError."""
+        raise NotImplementedError
 
     def categories(self) -> list[Category]:
-        """The classes, in the order of their ids."""
-        ...
+        """The classes, in the order of their ids; called once, before :meth:`videos`."""
+        return [Category(number, name) for number, name in enumerate(self.names, start=1)]
 
-    def videos(self) -> Iterable[Video]:
+    def videos(self) -> Iterator[Video]:
         """The videos, in a fixed order; never the whole data set in memory."""
-        ...
+        raise NotImplementedError
 
-    @property
-    def one_id_space(self) -> bool:
-        """Whether the source's ids are unique over all its splits, so that ``all.json`` may keep them."""
-        ...
-
-    def count(self) -> int | None:
-        """Number of videos for the progress bar, or None when only reading would tell."""
-        ...
+    def frame_size(self, first: Path) -> tuple[int, int] | None:
+        """(width, height) of a video's frames: ``frame_size``, or the first image's; None when it may not be read."""
+        if self.options.frame_size is not None or not self.options.check_media:
+            return self.options.frame_size
+        return image_size(first, self.tree.name(first))

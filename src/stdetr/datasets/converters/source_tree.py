@@ -6,8 +6,9 @@ import difflib
 import functools
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
+from stdetr.data.coco_vid_schema import leaves_folder
 from stdetr.datasets.converters.problems import MalformedInputError, locate
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -35,24 +36,21 @@ class SourceTree:
         """The path relative to the source, with forward slashes: what messages and file names show."""
         return path.relative_to(self.root).as_posix()
 
-    def join(self, relative: str, file: str = "source", record: int | str = 0) -> Path:
+    def join(self, relative: str, file: str = "source", record: object = 0) -> Path:
         """The path that an annotation file (``file``, ``record``) or a user names, inside the source.
 
         Raises:
             MalformedInputError: the name is absolute, climbs out with "..", or runs through a link that leads out.
         """
-        pure = PurePosixPath(relative)
-        windows = PureWindowsPath(relative)
         if not relative or "\x00" in relative:
             raise MalformedInputError(f"{locate(file, record)}: {relative!r} is not a file name")
-        # Annotation files written on Windows hide a drive, or ".." behind back slashes.
-        if pure.is_absolute() or windows.drive or windows.root or ".." in pure.parts or ".." in windows.parts:
+        if leaves_folder(relative):
             raise MalformedInputError(f"{locate(file, record)}: path {relative!r} points outside the source; refused")
-        path = self.root / pure
+        path = self.root / relative
         self.check_inside(path, file, record)
         return path
 
-    def check_inside(self, path: Path, file: str = "source", record: int | str = 0) -> None:
+    def check_inside(self, path: Path, file: str = "source", record: object = 0) -> None:
         """Raises MalformedInputError when ``path`` really lies outside the source (through a link)."""
         if self.follow_links:
             return

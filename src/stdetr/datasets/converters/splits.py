@@ -19,7 +19,7 @@ class SplitRules:
     (``[MOT17-02*, MOT17-04*]``).
 
     Raises:
-        ValueError: a rule of another form, or a split name that is no plain file name.
+        ValueError: a rule of another form, or a split name that is not a plain file name.
     """
 
     def __init__(self, rules: Mapping[str, Any] | None = None) -> None:

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
+from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems, number, whole
 
 
-class Row:
+class Row(NamedTuple):
     """One line of a table: typed access that raises ``MalformedField`` naming the column."""
 
-    def __init__(self, cells: list[str], line: int) -> None:
-        self.cells = cells
-        self.line = line
-
-    def __len__(self) -> int:
-        return len(self.cells)
+    cells: list[str]
+    line: int
 
     def number(self, column: int, name: str) -> float:
-        text = self.cells[column].strip()
-        try:
-            value = float(text)
-        except ValueError:
-            raise MalformedField(f"{name} (column {column + 1}) is {text!r}, not a number") from None
-        if not math.isfinite(value):
-            raise MalformedField(f"{name} (column {column + 1}) is {text!r}, not finite")
-        return value
+        return number(self.cells[column].strip(), f"{name} (column {column + 1})")
 
     def integer(self, column: int, name: str) -> int:
-        value = self.number(column, name)
-        if value != int(value):
-            raise MalformedField(f"{name} (column {column + 1}) is {self.cells[column].strip()!r}, not a whole number")
-        return int(value)
+        return whole(self.cells[column].strip(), f"{name} (column {column + 1})")
+
+    def require(self, minimum: int) -> None:
+        """Raises MalformedField when there are fewer cells."""
+        if len(self.cells) < minimum:
+            raise MalformedField(f"{len(self.cells)} columns, at least {minimum} are needed")
 
 
 def read_rows(path: Path, shown: str) -> Iterator[Row]:
@@ -46,7 +37,7 @@ def read_rows(path: Path, shown: str) -> Iterator[Row]:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             for cells in reader:
-                if cells and any(cell.strip() for cell in cells):
+                if any(cell.strip() for cell in cells):
                     yield Row(cells, reader.line_num)
     except UnicodeDecodeError as error:
         raise MalformedInputError(f"{shown}: not a text file ({error.reason})") from None
@@ -69,16 +60,8 @@ def read_records(
     for name in required:
         if name not in names:
             raise MalformedInputError(f"{shown}:{header.line}: no column {name!r}; it has {', '.join(names)}")
-    for row in rows:
-        if len(row) != len(names):
-            problems.add(shown, row.line, f"{len(row)} cells, the header has {len(names)}")
-            continue
-        yield row.line, dict(zip(names, row.cells, strict=True))
-
-
-def checked(problems: Problems, shown: str, row: Row, minimum: int) -> bool:
-    """True when the row has at least ``minimum`` cells; otherwise the problem is reported."""
-    if len(row) >= minimum:
-        return True
-    problems.add(shown, row.line, f"{len(row)} columns, at least {minimum} are needed")
-    return False
+    for cells, line in rows:
+        if len(cells) == len(names):
+            yield line, dict(zip(names, cells, strict=True))
+        else:
+            problems.add(shown, line, f"{len(cells)} cells, the header has {len(names)}")

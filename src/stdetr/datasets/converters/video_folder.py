@@ -12,19 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from stdetr.datasets.converters.annotation_files import choose_splits
 from stdetr.datasets.converters.media import video_size
 from stdetr.datasets.converters.mot import read_mot
-from stdetr.datasets.converters.options import Options
 from stdetr.datasets.converters.problems import MalformedField, Problems
-from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, SourceTree
+from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Frame, Reader, Video
+from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES
 from stdetr.datasets.converters.tables import Row, read_records
 
 _ONLY_CLASS = "object"
 _TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
 
 
-class VideoFolderReader:
+class VideoFolderReader(Reader):
     """Videos in the source, or in its sub-folders, whose names are then the splits (``train``, ``val``, ...).
 
     ``classes`` gives names and order (ids from 1; the class column of MOT rows is such an id).  Without it the class
@@ -32,24 +32,15 @@ class VideoFolderReader:
     """
 
     accepted = frozenset({"classes", "split"})
-    one_id_space = True
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
-        self.tree, self.options, self.problems = tree, options, problems
+    def prepare(self) -> None:
+        tree = self.tree
         found = [("", path) for path in tree.files(tree.root, VIDEO_SUFFIXES)]
         for folder in tree.folders(tree.root):
             found += [(folder.name, path) for path in tree.files(folder, VIDEO_SUFFIXES)]
-        splits = sorted({split for split, _ in found})
-        for split in options.split:
-            if split not in splits:
-                raise ValueError(
-                    f"split={split} is not in the source; it has {', '.join(filter(None, splits)) or 'none'}"
-                )
-        self.pairs = [
-            (split, path, self._annotations(path))
-            for split, path in found
-            if split in options.split or not options.split
-        ]
+        chosen = choose_splits(dict.fromkeys(sorted({split for split, _ in found})), self.options)
+        self.pairs = [(split, path, self._annotations(path)) for split, path in found if split in chosen]
+        self.total = len(self.pairs)
         if not self.pairs:
             raise FileNotFoundError(f"source={tree.root} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
         self.classes: dict[str, int] = {}
@@ -76,9 +67,6 @@ class VideoFolderReader:
                 quiet = Problems(strict=False)
                 names.update(row.get("class", "") for _, row in read_records(path, path.name, ("frame",), quiet))
         return sorted(name.strip() for name in names if name.strip())
-
-    def count(self) -> int:
-        return len(self.pairs)
 
     def videos(self) -> Iterator[Video]:
         for split, path, beside in self.pairs:
@@ -107,23 +95,22 @@ class VideoFolderReader:
     def _read_csv(self, path: Path, shown: str, length: int) -> dict[int, list[Box]]:
         boxes: dict[int, list[Box]] = defaultdict(list)
         for line, row in read_records(path, shown, ("frame",), self.problems):
-            try:
-                frame = Row([row["frame"]], line).integer(0, "frame")
-                if not 0 <= frame < length:
-                    raise MalformedField(f"frame {frame} is outside 0..{length - 1} (frames count from 0)")
-                boxes[frame].append(self._box(row, line))
-            except MalformedField as error:
-                self.problems.add(shown, line, str(error))
+            placed = self.problems.attempt(shown, line, self._box, row, line, length)
+            if placed is not None:
+                boxes[placed[0]].append(placed[1])
         return boxes
 
-    def _box(self, row: dict[str, str], line: int) -> Box:
+    def _box(self, row: dict[str, str], line: int, length: int) -> tuple[int, Box]:
+        frame = Row([row["frame"]], line).integer(0, "frame")
+        if not 0 <= frame < length:
+            raise MalformedField(f"frame {frame} is outside 0..{length - 1} (frames count from 0)")
         ignore = row.get("ignore", "").strip().lower()
         if ignore not in _TRUE | _FALSE:
             raise MalformedField(f"ignore is {ignore!r}, not 0 or 1")
         category = self._category(row, ignore in _TRUE)
         track = row.get("track_id", "").strip()
         identity = NO_TRACK if not track else Row([track], line).integer(0, "track_id")
-        return Box(category, _xywh(row, line), identity, ignore in _TRUE, line)
+        return frame, Box(category, _xywh(row, line), identity, ignore in _TRUE, line)
 
     def _category(self, row: dict[str, str], ignore: bool) -> int | None:
         name = row.get("class", "").strip()

@@ -12,36 +12,32 @@ from pathlib import Path
 
 from stdetr.datasets.converters.annotation_files import choose_splits
 from stdetr.datasets.converters.media import image_size
-from stdetr.datasets.converters.options import Options
-from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
-from stdetr.datasets.converters.records import Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import SourceTree
-from stdetr.datasets.converters.tables import Row, checked, read_rows
+from stdetr.datasets.converters.problems import MalformedField, MalformedInputError
+from stdetr.datasets.converters.records import Box, Frame, Reader, Video
+from stdetr.datasets.converters.tables import Row, read_rows
 
-CLASSES = (
-    "pedestrian",
-    "people",
-    "bicycle",
-    "car",
-    "van",
-    "truck",
-    "tricycle",
-    "awning-tricycle",
-    "bus",
-    "motor",
-)
-_EVERY_CLASS = {0: "ignored region", 11: "others"}
+_EVERY_CLASS = (0, 11)
 
 
-class VisdroneVidReader:
+class VisdroneVidReader(Reader):
     """``VisDrone2019-VID-<split>/{sequences/<name>/0000001.jpg, annotations/<name>.txt}``, or one such folder."""
 
     accepted = frozenset({"split", "frame_size", "check_media"})
-    one_id_space = True
+    names = (
+        "pedestrian",
+        "people",
+        "bicycle",
+        "car",
+        "van",
+        "truck",
+        "tricycle",
+        "awning-tricycle",
+        "bus",
+        "motor",
+    )
 
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
-        self.tree, self.options, self.problems = tree, options, problems
-        folders: dict[str, Path] = {}
+    def prepare(self) -> None:
+        tree, folders = self.tree, dict[str, Path]()
         roots = [tree.root] if (tree.root / "annotations").is_dir() else list(tree.folders(tree.root))
         for folder in roots:
             if (folder / "annotations").is_dir() and (folder / "sequences").is_dir():
@@ -51,15 +47,10 @@ class VisdroneVidReader:
             raise FileNotFoundError(f"source={tree.root} has no folder with annotations/ and sequences/ (VisDrone-VID)")
         self.files = [
             (split if len(roots) > 1 or "VisDrone" in folders[split].resolve().name else "", folders[split], path)
-            for split in choose_splits(folders, options)
+            for split in choose_splits(folders, self.options)
             for path in tree.files(folders[split] / "annotations", frozenset({".txt"}))
         ]
-
-    def categories(self) -> list[Category]:
-        return [Category(number, name) for number, name in enumerate(CLASSES, start=1)]
-
-    def count(self) -> int:
-        return len(self.files)
+        self.total = len(self.files)
 
     def videos(self) -> Iterator[Video]:
         for split, folder, path in self.files:
@@ -67,41 +58,30 @@ class VisdroneVidReader:
             frames_folder = self.tree.require(self.tree.name(folder / "sequences" / path.stem), "the frames")
             images = self.tree.numbered_images(frames_folder)
             if sorted(images) != list(range(1, len(images) + 1)) or not images:
-                raise MalformedInputError(
-                    f"{self.tree.name(frames_folder)}: frames must be numbered 1, 2, ... without gap"
-                )
-            boxes = self._boxes(path, shown, len(images))
-            width, height = self.options.frame_size or image_size(images[1], self.tree.name(images[1]))
+                where = self.tree.name(frames_folder)
+                raise MalformedInputError(f"{where}: frames must be numbered 1, 2, ... without gap")
+            boxes: dict[int, list[Box]] = defaultdict(list)
+            for row in read_rows(path, shown):
+                placed = self.problems.attempt(shown, row.line, self._parse, row, len(images))
+                if placed is not None:
+                    boxes[placed[0]].append(placed[1])
+            size = self.frame_size(images[1]) or image_size(images[1], self.tree.name(images[1]))
             frames = (Frame(number - 1, number, tuple(boxes[number]), images[number]) for number in sorted(images))
-            yield Video(path.stem, width, height, len(images), frames, shown, split=split)
+            yield Video(path.stem, *size, len(images), frames, shown, split=split)
 
-    def _boxes(self, path: Path, shown: str, length: int) -> dict[int, list[Box]]:
-        boxes: dict[int, list[Box]] = defaultdict(list)
-        for row in read_rows(path, shown):
-            if not checked(self.problems, shown, row, 10):
-                continue
-            try:
-                frame, box = _parse(row)
-                if not 1 <= frame <= length:
-                    raise MalformedField(f"frame {frame} is outside 1..{length} (frames count from 1)")
-            except MalformedField as error:
-                self.problems.add(shown, row.line, str(error))
-                continue
-            boxes[frame].append(box)
-        return boxes
-
-
-def _parse(row: Row) -> tuple[int, Box]:
-    frame, track = row.integer(0, "frame_index"), row.integer(1, "target_id")
-    names = ("bbox_left", "bbox_top", "bbox_width", "bbox_height")
-    x, y, w, h = (row.number(column, name) for column, name in enumerate(names, start=2))
-    score, category = row.integer(6, "score"), row.integer(7, "object_category")
-    truncation, occlusion = row.integer(8, "truncation"), row.integer(9, "occlusion")
-    if score not in (0, 1):
-        raise MalformedField(f"score (column 7) is {score}; ground truth has 0 or 1")
-    if category in _EVERY_CLASS:
-        return frame, Box(None, (x, y, w, h), ignore=True, record=row.line)
-    if not 1 <= category <= len(CLASSES):
-        raise MalformedField(f"object_category (column 8) is {category}, outside 0..11")
-    extra = {"truncation": truncation, "occlusion": occlusion}
-    return frame, Box(category, (x, y, w, h), track, score == 0, row.line, extra=extra)
+    def _parse(self, row: Row, length: int) -> tuple[int, Box]:
+        row.require(10)
+        frame, track = row.integer(0, "frame_index"), row.integer(1, "target_id")
+        names = ("bbox_left", "bbox_top", "bbox_width", "bbox_height")
+        x, y, w, h = (row.number(column, name) for column, name in enumerate(names, start=2))
+        score, category = row.integer(6, "score"), row.integer(7, "object_category")
+        extra = {"truncation": row.integer(8, "truncation"), "occlusion": row.integer(9, "occlusion")}
+        if score not in (0, 1):
+            raise MalformedField(f"score (column 7) is {score}; ground truth has 0 or 1")
+        if not 0 <= category <= len(self.names) + 1:
+            raise MalformedField(f"object_category (column 8) is {category}, outside 0..11")
+        if not 1 <= frame <= length:
+            raise MalformedField(f"frame {frame} is outside 1..{length} (frames count from 1)")
+        if category in _EVERY_CLASS:
+            return frame, Box(None, (x, y, w, h), ignore=True, record=row.line)
+        return frame, Box(category, (x, y, w, h), track, score == 0, row.line, extra=extra)

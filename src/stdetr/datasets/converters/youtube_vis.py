@@ -1,4 +1,4 @@
-"""YouTube-VIS 2019, 2021 and 2022, and OVIS: boxes of instance tracks; masks are left behind.
+"""YouTube-VIS 2019, 2021 and 2022, OVIS and LV-VIS: boxes of instance tracks; masks are left behind.
 
 An annotation is a track: ``bboxes`` has one box or null for each frame of ``videos[].file_names`` (Yang et al., 2019;
 Qi et al., 2022).  Where only masks are there (``segmentations``), their bounding boxes are taken.
@@ -7,34 +7,53 @@ Qi et al., 2022).  Where only masks are there (``segmentations``), their boundin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from pycocotools import mask as coco_mask
+import msgspec
 
-from stdetr.datasets.converters import json_fields as fields
-from stdetr.datasets.converters.annotation_files import AnnotationFile, FrameRoot, find_files
-from stdetr.datasets.converters.coco import require_sections
-from stdetr.datasets.converters.coco_categories import CategoryUnion, keep_category
-from stdetr.datasets.converters.options import Options
-from stdetr.datasets.converters.problems import MalformedField, Problems
-from stdetr.datasets.converters.record_store import RecordStore, Stored, load_sections
-from stdetr.datasets.converters.records import Box, Category, Frame, Video
-from stdetr.datasets.converters.source_tree import SourceTree
+from stdetr.data.json_file import Number, Positive, Text, Whole
+from stdetr.datasets.converters.annotation_files import AnnotationFile, FrameRoot
+from stdetr.datasets.converters.json_tables import CocoLikeReader, Loaded, Refers, Stored
+from stdetr.datasets.converters.records import Box, Frame, Video
 
-_PATTERNS = (
-    "{split}.json",
-    "{split}/instances.json",
-    "annotations/{split}.json",
-    "annotations/instances_{split}.json",
-    "annotations_{split}.json",
-    "{split}_instances.json",
-    "annotations/{split}_instances.json",
-    "Annotations/{split}_instances.json",
-)
+_FEDERATION = ("neg_category_ids", "not_exhaustive_category_ids")
 
 
-class YoutubeVisReader:
+class _Video(msgspec.Struct):
+    id: Whole
+    width: Positive
+    height: Positive
+    file_names: Annotated[list[Text], msgspec.Meta(min_length=1)]
+    length: Whole | None = None
+    neg_category_ids: list[Whole] | None = None
+    not_exhaustive_category_ids: list[Whole] | None = None
+
+    def __post_init__(self) -> None:
+        if self.length not in (None, len(self.file_names)):
+            raise ValueError(f"length is {self.length}, but there are {len(self.file_names)} file_names")
+
+
+class _Mask(msgspec.Struct):
+    size: tuple[Positive, Positive]
+    counts: str | list[Whole]
+
+
+class _Track(msgspec.Struct):
+    id: Whole
+    video_id: Whole
+    category_id: Whole
+    bboxes: list[tuple[Number, Number, Number, Number] | None] | None = None
+    segmentations: msgspec.Raw = msgspec.Raw(b"[]")
+    areas: list[Number | None] | None = None
+    iscrowd: Whole | bool = 0
+
+    def __post_init__(self) -> None:
+        self.bboxes = _boxes_of_masks(self.segmentations) if self.bboxes is None else self.bboxes
+        if self.areas is not None and len(self.areas) != len(self.bboxes):
+            raise ValueError("areas must be a list as long as bboxes")
+
+
+class YoutubeVisReader(CocoLikeReader):
     """``<split>.json`` or ``<split>/instances.json`` with frames in ``<split>/JPEGImages/<video>/``.
 
     Video, category and track ids are kept (a track's annotation id is its ``instance_id``).  Splits without
@@ -42,141 +61,99 @@ class YoutubeVisReader:
     """
 
     accepted = frozenset({"annotations", "split", "check_media"})
-
-    def __init__(self, tree: SourceTree, options: Options, problems: Problems, work: Path) -> None:
-        self.tree, self.options, self.problems = tree, options, problems
-        self.files = find_files(tree, options, _PATTERNS, "YouTube-VIS annotation file")
-        self.stores = [RecordStore(work / f"{number}.sqlite") for number in range(len(self.files))]
-
-    @property
-    def one_id_space(self) -> bool:
-        return len(self.files) == 1
-
-    def categories(self) -> list[Category]:
-        union = CategoryUnion()
-        sections = {"categories": keep_category, "videos": self.keep_video, "annotations": _keep_track}
-        for file, store in zip(self.files, self.stores, strict=True):
-            others = load_sections(file.path, file.shown, store, sections, self.problems)
-            require_sections(file, others, ("categories", "videos"))
-            union.add(file.shown, store)
-            for orphan in store.orphans("annotations", "videos"):
-                self.problems.add(file.shown, orphan.where, f"video_id of annotation {orphan.id} is no video")
-        return union.categories()
-
-    def count(self) -> int:
-        return sum(store.count("videos") for store in self.stores)
+    patterns = (
+        "{split}.json",
+        "{split}/instances.json",
+        "annotations/{split}.json",
+        "annotations/instances_{split}.json",
+        "annotations_{split}.json",
+        "{split}_instances.json",
+        "annotations/{split}_instances.json",
+        "Annotations/{split}_instances.json",
+    )
+    what = "YouTube-VIS annotation file"
+    sections: ClassVar = {"videos": (_Video, None), "annotations": (_Track, Refers("video_id", to="videos"))}
+    required = ("categories", "videos")
 
     def videos(self) -> Iterator[Video]:
-        for file, store in zip(self.files, self.stores, strict=True):
-            split = file.source_split
+        for loaded in self.loaded:
+            split = loaded.file.source_split
             candidates = (f"{split}/JPEGImages", f"JPEGImages/{split}", "JPEGImages", split, f"images/{split}", "")
             root = FrameRoot(self.tree, candidates, self.options.check_media)
-            for stored in store.all("videos"):
-                yield self._video(file, store, stored, root)
+            for stored in loaded["videos"]:
+                yield self._video(loaded, stored, root)
 
-    def _video(self, file: AnnotationFile, store: RecordStore, stored: Stored, root: FrameRoot) -> Video:
-        names = stored.value["file_names"]
+    def _video(self, loaded: Loaded, stored: Stored, root: FrameRoot) -> Video:
+        value, file = stored.value, loaded.file
+        names = [self.frame_name(name) for name in value.file_names]
         boxes: list[list[Box]] = [[] for _ in names]
         classes: set[int] = set()
-        for track in store.children("annotations", stored.id):
-            if not store.has("categories", track.value["category_id"]):
-                reason = f"category_id {track.value['category_id']} is no category"
-                self.problems.add(file.shown, track.where, reason)
+        for where, track in loaded["annotations"].children(value.id):
+            if track.category_id not in loaded["categories"]:
+                self.problems.add(file.shown, where, f"category_id {track.category_id} is not among the categories")
                 continue
-            if len(track.value["bboxes"]) != len(names):
-                reason = f"{len(track.value['bboxes'])} bboxes for the {len(names)} frames of video {stored.id}"
-                self.problems.add(file.shown, track.where, reason)
+            if len(track.bboxes) != len(names):
+                reason = f"{len(track.bboxes)} bboxes for the {len(names)} frames of video {value.id}"
+                self.problems.add(file.shown, where, reason)
                 continue
-            classes.add(track.value["category_id"])
-            for frame, box in _boxes_of(track):
-                boxes[frame].append(box)
-        return Video(
-            stored.value["name"],
-            stored.value["width"],
-            stored.value["height"],
-            len(names),
-            self._frames(file, stored, names, boxes, root),
-            file.shown,
-            split=file.split,
-            id=stored.id,
-            extra=self.federation(file, stored, classes),
-        )
+            classes.add(track.category_id)
+            areas = track.areas or [None] * len(names)
+            for held, xywh, area in zip(boxes, track.bboxes, areas, strict=True):
+                if xywh is not None:
+                    held.append(Box(track.category_id, xywh, track.id, bool(track.iscrowd), where, area))
+        name, size = names[0].rpartition("/")[0] or str(value.id), (value.width, value.height)
+        frames, extra = self._frames(file, stored, names, boxes, root), self.federation(file, value, classes)
+        return Video(name, *size, len(names), frames, file.shown, split=file.split, id=value.id, extra=extra)
 
     def _frames(
         self, file: AnnotationFile, stored: Stored, names: list[str], boxes: list[list[Box]], root: FrameRoot
     ) -> Iterator[Frame]:
         for index, name in enumerate(names):
-            try:
-                path = root.path(name, file.shown, stored.where)
-            except MalformedField as error:
-                self.problems.add(file.shown, stored.where, str(error))
-                continue
-            yield Frame(index, index, tuple(boxes[index]), path)
-
-    def keep_video(self, value: dict[str, Any]) -> tuple[int, int, int, dict[str, Any]]:
-        """A video for the store."""
-        names = fields.array(value, "file_names")
-        if not names or not all(isinstance(name, str) and name for name in names):
-            raise MalformedField("file_names must be a list of frame names")
-        if "length" in value and fields.whole(value, "length") != len(names):
-            raise MalformedField(f"length is {value['length']}, but there are {len(names)} file_names")
-        names = [self.frame_name(name) for name in names]
-        kept: dict[str, Any] = {
-            "name": names[0].rpartition("/")[0] or str(value.get("id")),
-            "file_names": names,
-            "width": fields.whole(value, "width"),
-            "height": fields.whole(value, "height"),
-        }
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-            if key in value:
-                kept[key] = fields.wholes(value, key)
-        return fields.whole(value, "id"), 0, 0, kept
+            path = self.problems.attempt(file.shown, stored.where, root.path, name, file.shown, stored.where)
+            if path is not None:
+                yield Frame(index, index, tuple(boxes[index]), path)
 
     def frame_name(self, name: str) -> str:
         """The frame name as a path with forward slashes."""
         return name
 
-    def federation(self, file: AnnotationFile, stored: Stored, classes: set[int]) -> dict[str, Any]:
+    def federation(self, file: AnnotationFile, video: _Video, classes: set[int]) -> dict[str, Any]:
         """What the file says of classes looked for and not found, or found and not all annotated."""
-        keys = ("neg_category_ids", "not_exhaustive_category_ids")
-        return {key: stored.value[key] for key in keys if key in stored.value}
+        return {key: getattr(video, key) for key in _FEDERATION if getattr(video, key) is not None}
 
 
-def _boxes_of(track: Stored) -> Iterator[tuple[int, Box]]:
-    value = track.value
-    for frame, xywh in enumerate(value["bboxes"]):
-        if xywh is not None:
-            area = value["areas"][frame] if value["areas"] else None
-            crowd = bool(value["iscrowd"])
-            yield frame, Box(value["category_id"], tuple(xywh), track.id, crowd, track.where, area)
+class LvvisReader(YoutubeVisReader):
+    """LV-VIS: YouTube-VIS files with 1196 classes (Wang et al., 2023), not exhaustively annotated in training.
+
+    Of a training video only the annotated classes are known to be there, and not even all their objects: they are its
+    ``not_exhaustive_category_ids``, and no class is known to be absent.
+    """
+
+    def frame_name(self, name: str) -> str:
+        # The published files hold Windows paths with the annotators' folders in front: video and frame are the end.
+        return "/".join(name.split("\\")[-2:]) if "\\" in name else name
+
+    def federation(self, file: AnnotationFile, video: _Video, classes: set[int]) -> dict[str, Any]:
+        known = super().federation(file, video, classes)
+        if known or file.split != "train":
+            return known
+        return {"neg_category_ids": [], "not_exhaustive_category_ids": sorted(classes)}
 
 
-def _keep_track(value: dict[str, Any]) -> tuple[int, int, int, dict[str, Any]]:
-    if "bboxes" in value:
-        listed = [None if box is None else fields.box(box, "bboxes") for box in fields.array(value, "bboxes")]
-    else:
-        listed = [_box_of_mask(mask) for mask in fields.array(value, "segmentations")]
-    areas = value.get("areas")
-    if areas is not None and (not isinstance(areas, list) or len(areas) != len(listed)):
-        raise MalformedField("areas must be a list as long as bboxes")
-    kept = {
-        "category_id": fields.whole(value, "category_id"),
-        "bboxes": listed,
-        "areas": areas,
-        "iscrowd": fields.whole(value, "iscrowd", 0),
-    }
-    return fields.whole(value, "id"), fields.whole(value, "video_id"), 0, kept
+def _boxes_of_masks(masks: msgspec.Raw) -> list[Any]:
+    """Bounding box of each run-length mask; None for an absent or empty one."""
+    from pycocotools import mask as coco_mask
 
-
-def _box_of_mask(mask: Any) -> list[float] | None:
-    """Bounding box of one run-length mask; None for an absent or empty one."""
-    if mask is None:
-        return None
+    boxes: list[Any] = []
     try:
-        height, width = mask["size"]
-        counts = mask["counts"]
-        encoded = coco_mask.frPyObjects(mask, height, width) if isinstance(counts, list) else mask
-        x, y, w, h = (float(side) for side in coco_mask.toBbox(encoded))
-    except (KeyError, TypeError, ValueError):
-        raise MalformedField("segmentations must be run-length masks {size, counts}, or null") from None
-    return [x, y, w, h] if w > 0 and h > 0 else None
+        for mask in msgspec.json.decode(masks, type=list[_Mask | None]):
+            box = (0.0,) * 4
+            if mask is not None:
+                encoded: Any = {"size": mask.size, "counts": mask.counts}
+                if isinstance(mask.counts, list):
+                    encoded = coco_mask.frPyObjects(encoded, *mask.size)
+                box = tuple(float(side) for side in coco_mask.toBbox(encoded))
+            boxes.append(box if box[2] > 0 and box[3] > 0 else None)
+    except (TypeError, ValueError):
+        raise ValueError("segmentations must be run-length masks {size, counts}, or null") from None
+    return boxes

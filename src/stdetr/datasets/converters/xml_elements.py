@@ -1,0 +1,69 @@
+"""Elements of an XML file, one at a time; document types and entities are refused, XML bombs are made of them."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stdetr.datasets.converters.problems import MalformedInputError
+
+_CHUNK = 1 << 16
+_DEPTH = 64
+# The prolog is the only place for a document type, and its key words are ASCII in every encoding but these.
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"<\0", b"\0<")
+
+
+class Element(NamedTuple):
+    """One finished element with its children, and the line of its start tag."""
+
+    node: ET.Element
+    line: int
+
+
+def iter_elements(path: Path, shown: str, tags: frozenset[str]) -> Iterator[Element]:
+    """Elements with one of ``tags`` as they end, in document order; an element inside another one comes with it only.
+
+    The file is parsed line by line, so that an element is known by its line; what has been given is forgotten.
+
+    Raises:
+        MalformedInputError: not well-formed, nested too deeply, or it declares a document type or entities.
+    """
+    parser = ET.XMLPullParser(("start", "end"))
+    parents: list[ET.Element] = []
+    wanted: Element | None = None
+    line, tail = 1, b""
+    try:
+        with path.open("rb") as stream:
+            while True:
+                text = stream.readline(_CHUNK)
+                # A key word may lie across two pieces of a very long line.
+                if b"<!DOCTYPE" in tail + text or b"<!ENTITY" in tail + text or (line == 1 and text[:2] in _WIDE):
+                    raise MalformedInputError(f"{shown}:{line}: declares a document type or entities; refused")
+                tail = (tail + text)[-9:]
+                if text:
+                    parser.feed(text)
+                else:
+                    parser.close()
+                events: Any = parser.read_events()
+                for event, node in events:
+                    if event == "start":
+                        parents.append(node)
+                        if wanted is None and node.tag in tags:
+                            wanted = Element(node, line)
+                        if len(parents) > _DEPTH:
+                            raise MalformedInputError(f"{shown}:{line}: nested too deeply; refused")
+                        continue
+                    parents.pop()
+                    if wanted is not None and node is wanted.node:
+                        yield wanted
+                        wanted = None
+                    if wanted is None and parents:
+                        parents[-1].remove(node)
+                if not text:
+                    return
+                line += text.endswith(b"\n")
+    except ET.ParseError as error:
+        reason = str(error).partition(": line")[0]
+        raise MalformedInputError(f"{shown}:{error.position[0]}: {reason}") from None
