@@ -96,9 +96,9 @@ def main(arguments: list[str]) -> None:
         f"{row['seconds']:8.2f} s {row['of_import_torch']:7.2f}  bar {row['bar'] or '-'}  {row['case']}" for row in rows
     ]
     finish(
-        {"what": __doc__.splitlines()[0], "turns": keys["turns"], "rows": rows},
+        {"what": (__doc__ or "").splitlines()[0], "turns": int(keys["turns"]), "rows": rows},
         table="\n".join(lines),
-        output=keys["output"],
+        output=None if keys["output"] is None else str(keys["output"]),
     )
 
 

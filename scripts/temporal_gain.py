@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from stdetr.atomic import write_text
 from stdetr.config import instantiate, load_config
-from stdetr.engine.evaluation_loop import write_json
 from stdetr.evaluation import evaluate
 from stdetr.logger import git_revision
 
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         "command": "python scripts/temporal_gain.py " + " ".join(arguments),
         "commit": git_revision(),
         "machine": f"{platform.machine()} CPU, {own['threads']} threads, {platform.system()}",
-        "evaluator": "pycocotools rules per frame; offline (a frame sees later frames of its clip)",
+        "evaluator": "COCO rules per frame; offline (a frame sees later frames of its clip)",
         "seeds": seeds,
         "runs": runs,
         "mean": {name: {key: mean(run[key] for run in part) for key in KEYS} for name, part in runs.items()},
@@ -121,7 +121,7 @@ def oracle(folder: Path) -> dict[str, Any]:
             if image.get("degradation") is not None and clean:
                 source = min(clean, key=lambda other: (abs(other["frame_id"] - image["frame_id"]), other["frame_id"]))
             copied += [dict(found, image_id=image["id"]) for found in detections.get(source["id"], [])]
-    write_json(folder / "oracle.json", copied)
+    write_text(folder / "oracle.json", json.dumps(copied))
     metrics = evaluate(annotations, copied, [], evaluators=("coco",), causal=False, seeds=1).flat()
     return {name: metrics[key] for name, key in KEYS.items()}
 

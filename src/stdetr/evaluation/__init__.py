@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .detections import Detections
-from .evaluate import EVALUATORS, Evaluation, evaluate
-from .ground_truth import GroundTruth
-from .report import summary, tables, write_reports
-from .tubes import TubeResults
+from stdetr.evaluation.detections import Detections
+from stdetr.evaluation.evaluate import EVALUATORS, Evaluation, evaluate
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.report import summary, tables, write_reports
+from stdetr.evaluation.tubes import TubeResults
 
 __all__ = [
     "EVALUATORS",

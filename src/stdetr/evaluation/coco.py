@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .coco_rules import THRESHOLDS, Candidates, CocoRulesEvaluator
-from .ignored import not_exhaustive
-from .matching import ImageJoin, Pairs
-from .protocol import Inputs, Result
+from stdetr.evaluation.coco_rules import THRESHOLDS, Candidates, CocoRulesEvaluator
+from stdetr.evaluation.ignored import not_exhaustive
+from stdetr.evaluation.matching import ImageJoin, Pairs
+from stdetr.evaluation.protocol import Inputs, Result
 
 
 class CocoEvaluator(CocoRulesEvaluator):

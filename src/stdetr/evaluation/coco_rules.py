@@ -19,10 +19,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from .curve import RECALL_POINTS, MatchTable, ScoredMatches, mean_defined, sample_curve
-from .ignored import federation_note
-from .matching import Pairs, greedy_match, rank_in_group
-from .protocol import Evaluator, Inputs, Result
+from stdetr.evaluation.curve import RECALL_POINTS, MatchTable, ScoredMatches, mean_defined, sample_curve
+from stdetr.evaluation.ignored import federation_note
+from stdetr.evaluation.matching import Pairs, greedy_match, rank_in_group
+from stdetr.evaluation.protocol import Evaluator, Inputs, Result
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 LIMITS = (1, 10, 100)

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from .curve import MatchTable
-from .evaluate import make_evaluators, prepare
-from .ground_truth import GroundTruth
-from .protocol import Evaluator, Inputs
-from .report import Table
+from stdetr.evaluation.curve import MatchTable
+from stdetr.evaluation.evaluate import make_evaluators, prepare
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.protocol import Evaluator, Inputs
+from stdetr.evaluation.report import Table
 
 LEVEL = 0.95
 FEW_VIDEOS = 10

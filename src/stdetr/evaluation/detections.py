@@ -19,10 +19,9 @@ import numpy as np
 
 from stdetr.atomic import replacing
 from stdetr.data.json_file import Whole
-
-from .ground_truth import GroundTruth
-from .mot_text import read_mot
-from .records import NO_TRACK, check_boxes, index_of, read_list
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.mot_text import read_mot
+from stdetr.evaluation.records import NO_TRACK, check_boxes, index_of, read_list
 
 _PART = 100_000  # records written at a time: as Python objects they take ten times the memory of the columns
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .coco import CocoEvaluator
-from .detections import Detections
-from .ground_truth import GroundTruth
-from .protocol import Evaluator, Inputs, Result
-from .streaming import StreamingEvaluator, frame_rates, load_times, simulate
-from .track import TrackEvaluator
-from .tube import TubeEvaluator
-from .tubes import TubeResults
-from .vid import VidEvaluator
-from .vid_mega import VidMegaEvaluator
+from stdetr.evaluation.coco import CocoEvaluator
+from stdetr.evaluation.detections import Detections
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.protocol import Evaluator, Inputs, Result
+from stdetr.evaluation.streaming import StreamingEvaluator, frame_rates, load_times, simulate
+from stdetr.evaluation.track import TrackEvaluator
+from stdetr.evaluation.tube import TubeEvaluator
+from stdetr.evaluation.tubes import TubeResults
+from stdetr.evaluation.vid import VidEvaluator
+from stdetr.evaluation.vid_mega import VidMegaEvaluator
 
 # "motion" is not an evaluator of its own: it adds the slow, medium and fast splits to both ImageNet VID evaluators.
 EVALUATORS = ("coco", "vid", "vid_mega", "motion", "tube", "track", "streaming")

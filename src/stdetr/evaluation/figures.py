@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .evaluate import Evaluation
+from stdetr.evaluation.evaluate import Evaluation
 
 # One colour per evaluator in every figure; they differ in lightness too, for readers who do not tell hues apart.
 COLOURS = {"vid": "#0b4f8a", "vid_mega": "#e07b1a", "coco": "#2f9e44", "tube": "#a53fa8"}

@@ -17,8 +17,7 @@ import numpy as np
 
 from stdetr.data.coco_vid_schema import SECTIONS, Table
 from stdetr.data.json_file import JsonFile
-
-from .records import check_boxes, first_repeat, index_of, table
+from stdetr.evaluation.records import check_boxes, first_repeat, index_of, table
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .ground_truth import GroundTruth
-from .matching import ImageJoin
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.matching import ImageJoin
 
 INSIDE = 0.5
 """A detection of which more than this share lies in one ignore region is ignored unless it matches an object."""

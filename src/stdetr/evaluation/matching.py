@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .boxes import paired_iou
+from stdetr.evaluation.boxes import paired_iou
 
 FREE = -1
 PAIRS = 1 << 20  # pairs whose overlaps are held at a time

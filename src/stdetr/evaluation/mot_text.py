@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from .ground_truth import GroundTruth
-from .records import NO_TRACK
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.records import NO_TRACK
 
 
 def read_mot(path: Path, gt: GroundTruth) -> tuple[np.ndarray, ...]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .boxes import paired_iou
-from .ground_truth import GroundTruth
+from stdetr.evaluation.boxes import paired_iou
+from stdetr.evaluation.ground_truth import GroundTruth
 
 WINDOW = 10
 # Inclusive on both sides, as in the public code: a value on a boundary belongs to both splits.

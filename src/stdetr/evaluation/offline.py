@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from stdetr.atomic import write_text
-
-from .compare import LEVEL, as_table, compare_runs, run_files
-from .evaluate import EVALUATORS, Evaluation, evaluate
-from .report import summary, write_json, write_reports
+from stdetr.evaluation.compare import LEVEL, as_table, compare_runs, run_files
+from stdetr.evaluation.evaluate import EVALUATORS, Evaluation, evaluate
+from stdetr.evaluation.report import summary, write_json, write_reports
 
 
 def run(cfg: Mapping[str, Any]) -> dict[str, float | None]:

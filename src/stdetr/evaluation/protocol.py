@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .curve import MatchTable
-from .detections import BoundDetections
-from .ground_truth import GroundTruth
-from .tubes import TubeResults
+from stdetr.evaluation.curve import MatchTable
+from stdetr.evaluation.detections import BoundDetections
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.tubes import TubeResults
 
 
 @dataclass(frozen=True)

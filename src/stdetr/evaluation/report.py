@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from stdetr.atomic import write_text
-
-from .evaluate import Evaluation, number_or_none
+from stdetr.evaluation.evaluate import Evaluation, number_or_none
 
 Cell = str | int | float | None
 
@@ -186,7 +185,7 @@ def write_reports(evaluation: Evaluation, output_dir: Path, *, figures: bool = T
     write_text(folder / "report.md", markdown(evaluation))
     if not figures:
         return []
-    from .figures import write_figures
+    from stdetr.evaluation.figures import write_figures
 
     return write_figures(evaluation, folder)
 

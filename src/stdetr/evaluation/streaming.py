@@ -16,13 +16,12 @@ import msgspec
 import numpy as np
 
 from stdetr.data.json_file import Whole
-
-from .coco import CocoEvaluator
-from .detections import BoundDetections
-from .ground_truth import GroundTruth
-from .matching import ImageJoin
-from .protocol import Evaluator, Inputs, Result
-from .records import index_of, read_list
+from stdetr.evaluation.coco import CocoEvaluator
+from stdetr.evaluation.detections import BoundDetections
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.matching import ImageJoin
+from stdetr.evaluation.protocol import Evaluator, Inputs, Result
+from stdetr.evaluation.records import index_of, read_list
 
 NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 

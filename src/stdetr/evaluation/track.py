@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from .boxes import paired_iou
-from .detections import NO_TRACK, BoundDetections
-from .ground_truth import GroundTruth
-from .ignored import federation_note
-from .protocol import Evaluator, Inputs, Result
-from .tubes import check_one_box_per_frame
+from stdetr.evaluation.boxes import paired_iou
+from stdetr.evaluation.detections import BoundDetections
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.ignored import federation_note
+from stdetr.evaluation.protocol import Evaluator, Inputs, Result
+from stdetr.evaluation.records import NO_TRACK
+from stdetr.evaluation.tubes import check_one_box_per_frame
 
 HOTA_FIELDS = ("HOTA", "DetA", "AssA", "LocA", "DetRe", "DetPr", "AssRe", "AssPr")
 CLEAR_FIELDS = ("MOTA", "MOTP", "MODA", "IDSW", "MT", "PT", "ML", "Frag")

@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from .boxes import paired_intersection
-from .coco_rules import THRESHOLDS, Candidates, CocoRulesEvaluator
-from .ground_truth import GroundTruth
-from .ignored import not_exhaustive
-from .matching import ImageJoin, Pairs
-from .protocol import Inputs, Result
-from .tubes import TubeResults
+from stdetr.evaluation.boxes import paired_intersection
+from stdetr.evaluation.coco_rules import THRESHOLDS, Candidates, CocoRulesEvaluator
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.ignored import not_exhaustive
+from stdetr.evaluation.matching import ImageJoin, Pairs
+from stdetr.evaluation.protocol import Inputs, Result
+from stdetr.evaluation.tubes import TubeResults
 
 Area = Literal["all_frames", "present_frames"]
 

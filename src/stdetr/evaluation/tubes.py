@@ -16,10 +16,9 @@ import msgspec
 import numpy as np
 
 from stdetr.data.json_file import Whole
-
-from .detections import NO_TRACK, BoundDetections
-from .ground_truth import GroundTruth
-from .records import first_repeat, index_of, read_list
+from stdetr.evaluation.detections import BoundDetections
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.records import NO_TRACK, first_repeat, index_of, read_list
 
 
 class TubeRecord(msgspec.Struct):

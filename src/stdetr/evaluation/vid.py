@@ -17,13 +17,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from .curve import RECALL_POINTS, MatchTable, ScoredMatches, mean_defined, sample_curve
-from .detections import BoundDetections
-from .ground_truth import GroundTruth
-from .ignored import federation_note, ignored_unless_matched, region_note
-from .matching import ImageJoin, Pairs, greedy_match
-from .motion import Split, motion_splits
-from .protocol import Evaluator, Inputs, Result
+from stdetr.evaluation.curve import RECALL_POINTS, MatchTable, ScoredMatches, mean_defined, sample_curve
+from stdetr.evaluation.detections import BoundDetections
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.ignored import federation_note, ignored_unless_matched, region_note
+from stdetr.evaluation.matching import ImageJoin, Pairs, greedy_match
+from stdetr.evaluation.motion import Split, motion_splits
+from stdetr.evaluation.protocol import Evaluator, Inputs, Result
 
 
 class VidEvaluator(Evaluator):

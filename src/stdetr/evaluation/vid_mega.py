@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .matching import Pairs
-from .vid import VidEvaluator
+from stdetr.evaluation.matching import Pairs
+from stdetr.evaluation.vid import VidEvaluator
 
 
 class VidMegaEvaluator(VidEvaluator):

@@ -182,7 +182,7 @@ class Detector:
         """The tokens of each frame by its number."""
         batch = self.batch([frames], video)
         with self._autocast():
-            tokens = self.model.features(batch.frames, batch.sizes)
+            tokens = cast(ClipDetector, self.model).features(batch.frames, batch.sizes)
         return {index: tokens.frame(t) for t, index in enumerate(frames.frame_index)}
 
     @torch.no_grad()
@@ -196,7 +196,8 @@ class Detector:
         }
         index = torch.tensor(windows, device=self.device)
         with self._autocast():
-            output = self.model.detect(replace(some, features=features, **shared), frame_index=index)
+            tokens = replace(some, features=features, **shared)
+            output = cast(ClipDetector, self.model).detect(tokens, frame_index=index)
         return self._sure(output, [_info(video, window) for window in windows])
 
     def _sure(self, output: ModelOutput, infos: Sequence[ClipInfo]) -> list[Tubes]:

@@ -113,16 +113,17 @@ class STDeformableAttention(nn.Module):
         reference = reference.float()
         given = {"frame_index": frames_BQF, "valid_ratios": valid_ratios}
         if dt_BQF is None:
-            formed = offsets[:, :, :, None], logits[:, :, :, None]
-            output = st_deform_attn_fused(value_BTSHD, shapes, reference, *formed, **given)
+            offsets, logits = offsets[:, :, :, None], logits[:, :, :, None]
+            output = st_deform_attn_fused(value_BTSHD, shapes, reference, offsets, logits, **given)
         else:
             entry = (2 * self.reach, self.heads, self.levels, self.points)
             velocity = self.velocity(query_BQC).view(*head_shape, 2)
             tables = self.offset_table.view(*entry, 2), self.logit_table.view(entry)
-            formed = offsets, velocity, logits, *tables, dt_BQF
-            output = st_deform_attn_temporal(value_BTSHD, shapes, reference, *formed, **given)
+            temporal = offsets, velocity, logits, *tables, dt_BQF
+            output = st_deform_attn_temporal(value_BTSHD, shapes, reference, *temporal, **given)
+            if self.recorder is not None:
+                offsets, logits = form_samples(*temporal)
         if self.recorder is not None:
-            offsets, logits = formed if dt_BQF is None else form_samples(*formed)
             clip = value_BTSHD.shape[1]
             locations, weights = sampled_points(reference, offsets, logits, frames_BQF, valid_ratios, shapes, clip)
             locations = locations / valid_ratios[:, None, None, None, :, None]
