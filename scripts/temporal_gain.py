@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
         runs["oracle"].append(oracle(Path(own["work"]) / f"single_seed{seed}"))
         print(table(runs), flush=True)
     report = {
-        "what": f"clip detector (T = {clip}), offline and causal, and its T = 1 twin, equal frames seen, toy test split",
+        "what": f"clip detector (T = {clip}), offline and causal, and its T = 1 twin, equal frames seen, toy test",
         "command": "python scripts/temporal_gain.py " + " ".join(arguments),
         "commit": git_revision(),
         "machine": f"{platform.machine()} CPU, {own['threads']} threads, {platform.system()}",

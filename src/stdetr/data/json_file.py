@@ -151,7 +151,7 @@ _WORDS = {
 }
 
 
-def explain(error: msgspec.ValidationError, raw: msgspec.Raw) -> str:
+def explain(error: Exception, raw: msgspec.Raw) -> str:
     """What is wrong with a record that msgspec refused, in words: ``bbox[1] must be a number, it is 'a'``."""
     value = json.loads(bytes(raw))
     message, _, path = str(error).partition(" - at `$")
