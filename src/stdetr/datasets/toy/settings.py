@@ -97,7 +97,7 @@ class ToyDegradation:
     noise_contrast: Range = (0.2, 0.3)
 
     def __post_init__(self) -> None:
-        from stdetr.data.coco_vid import DEGRADATIONS
+        from stdetr.data.coco_vid_schema import DEGRADATIONS
 
         object.__setattr__(self, "kinds", tuple(self.kinds))
         unknown = [kind for kind in self.kinds if kind not in DEGRADATIONS]
