@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -132,13 +133,17 @@ def job(cfg: DictConfig) -> float | None:
 
 
 def through_hydra(verb: str, task: Callable[[DictConfig], Any], words: Sequence[str]) -> None:
-    """Hydra's command line: it reads the process's own, and hides exceptions unless told not to."""
+    """Hydra's command line: it reads the process's own, hides exceptions unless told not to, and leaves its logging."""
     argv, variables = sys.argv, os.environ.copy()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     sys.argv = ["stdetr", *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(config_path=str(config_dir()), config_name=verb, **VERSION_OPTIONS)(task)()
     finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
         sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR")
         os.environ.update({name: value for name, value in variables.items() if name == "HYDRA_FULL_ERROR"})
