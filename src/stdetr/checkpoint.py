@@ -97,10 +97,11 @@ def recover(folder: Path, keep: int | None = None) -> None:
         shutil.rmtree(fresh)
     step = _step(folder)
     if keep is not None and step is not None:
-        older = _older(folder)
-        before = [path for number, path in older if number < step]
-        for path in {path for _, path in older} - set(before[:keep]):
-            _remove(path)
+        every = _older(folder)
+        kept = [path for number, path in every if number < step][:keep]
+        for _, path in every:
+            if path not in kept:
+                _remove(path)
     for gone in folder.parent.glob(f"{folder.name}*.gone"):
         shutil.rmtree(gone, ignore_errors=True)
     remove_drafts(folder)
