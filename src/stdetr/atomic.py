@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]+)?")
 
 
 @contextmanager
@@ -21,9 +24,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     draft = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
         yield draft
-        _flush(draft)
+        flush(draft)
         draft.replace(target)
-        _flush(target.parent)
+        flush(target.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -35,7 +38,15 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
-def _flush(path: Path) -> None:
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts that killed processes left in ``folder``, where no living one may be writing."""
+    for path in folder.glob(".*"):
+        if _DRAFT.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+def flush(path: Path) -> None:
+    """Return when the file, or the list of files of a folder, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,13 +1,18 @@
 """Checkpoints: the one writer and the one reader.
 
-A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to go on, ``best`` to use.  A checkpoint
-folder holds ``model.safetensors`` (the averaged weights when averaging is on), ``meta.json`` (classes, step, metrics)
-and, in ``last``, ``state/``: everything accelerate needs to go on bit for bit.  Only safetensors and JSON are read
-here: no checkpoint can run code.
+A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to go on, ``best`` to use, and older
+checkpoints ``last.<step>`` to fall back on.  A checkpoint folder holds ``model.safetensors`` (the averaged weights when
+averaging is on), ``meta.json`` (classes, step, metrics, a checksum of every other file) and, in ``last``, ``state/``:
+everything accelerate needs to go on bit for bit.  Only safetensors and JSON are read here: no checkpoint can run code.
+
+A checkpoint is written as ``<name>.new``, and its ``meta.json`` comes last: a folder that has one is complete.  Only
+then is the folder before it renamed to ``<name>.<step>`` and the new one to ``<name>``.  What is to be deleted is first
+renamed to ``*.gone``.  So a complete checkpoint, never older than the last one, exists at every moment.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stdetr.atomic import flush, remove_drafts, write_text
 from stdetr.config.names import nearest_file
 
 if TYPE_CHECKING:  # what is wrong with a path is told before torch is imported
@@ -36,37 +42,173 @@ def save(
     step: int,
     metrics: Mapping[str, float | None],
     save_state: Callable[[Path], object] | None = None,
+    keep: int = 0,
 ) -> None:
-    """Write the folder beside its final place and swap it in: a kill at any moment leaves a whole checkpoint."""
+    """Write the checkpoint ``folder``; a kill or an error at any moment leaves a complete one for ``recover``.
+
+    save_state: writes the state of the training into the folder that it is given
+    keep: how many older checkpoints stay, as ``<folder>.<step>``; those of this step or a later one, which a run that
+        went back to an older checkpoint has left behind, do not
+    """
     from safetensors.torch import save_file
 
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    recover(folder)
+    fresh = _fresh(folder)
     fresh.mkdir(parents=True)
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    save_file(tensors, fresh / WEIGHTS)
-    meta = {"class_ids": list(classes.ids), "class_names": list(classes.names), "step": step, "metrics": dict(metrics)}
-    (fresh / META).write_text(json.dumps(meta, indent=1) + "\n")
-    if save_state is not None:
-        save_state(fresh / STATE)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+        save_file(tensors, fresh / WEIGHTS)
+        if save_state is not None:
+            save_state(fresh / STATE)
+        written = sorted(fresh.rglob("*"))
+        meta: dict[str, Any] = {"class_ids": list(classes.ids), "class_names": list(classes.names), "step": step}
+        meta |= {"metrics": dict(metrics)}
+        meta["sha256"] = {file.relative_to(fresh).as_posix(): _sha256(file) for file in written if file.is_file()}
+        for path in written:
+            flush(path)
+        _write_meta(fresh, meta)
+    except Exception:
+        if not (fresh / META).exists():
+            shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    recover(folder, keep)
+
+
+def recover(folder: Path, keep: int | None = None) -> None:
+    """Finish the saving of ``folder``, also where a kill interrupted it, and remove what was left unfinished.
+
+    keep: see ``save``; None leaves all older checkpoints
+    """
+    fresh = _fresh(folder)
+    if (fresh / META).is_file():
+        flush(folder.parent)
+        if folder.exists():
+            step = _step(folder)
+            older = folder.with_name(f"{folder.name}.{step}")
+            if older.exists():
+                _remove(older)
+            if step is None:
+                _remove(folder)
+            else:
+                folder.rename(older)
+        fresh.rename(folder)
+        flush(folder.parent)
+    elif fresh.exists():
+        shutil.rmtree(fresh)
+    step = _step(folder)
+    if keep is not None and step is not None:
+        every = _older(folder)
+        kept = [path for number, path in every if number < step][:keep]
+        for _, path in every:
+            if path not in kept:
+                _remove(path)
+    for gone in folder.parent.glob(f"{folder.name}*.gone"):
+        shutil.rmtree(gone, ignore_errors=True)
+    remove_drafts(folder)
+
+
+def amend(folder: Path, **values: Any) -> None:
+    """Set ``values`` in the ``meta.json`` of a checkpoint."""
+    _write_meta(folder, read_meta(folder) | values)
 
 
 def find_resume(folder: Path) -> Path | None:
-    """The state to go on from, or None; also when a kill fell between the two renames of ``save``."""
-    for candidate in (folder, folder.with_name(folder.name + ".old")):
-        if (candidate / STATE).is_dir() and (candidate / META).is_file():
-            return candidate
+    """The checkpoint to go on from, after ``recover``; None where the run has saved nothing yet.
+
+    Raises ValueError as ``check_state`` does, also where ``folder`` alone is missing.
+    """
+    if not folder.exists() and not any(path.is_dir() for path in folder.parent.glob("*")):
+        return None
+    return check_state(folder)
+
+
+def check_state(folder: Path) -> Path:
+    """``folder``, a checkpoint that a run can go on from.
+
+    Raises ValueError where it is damaged: one line that says how, and which complete checkpoint there is instead.
+    """
+    damage = _damage(folder)
+    if damage is None:
+        return folder
+    last = folder.with_name(folder.name.split(".")[0])
+    others = (path for path in (last, *(path for _, path in _older(last))) if path != folder)
+    good = next((path for path in others if _damage(path) is None), None)
+    offer = "no other complete checkpoint is beside it; choose another output_dir"
+    if good is not None:
+        offer = f"resume={good} goes on from step {_step(good)}"
+    elif (best := folder.with_name("best")).is_dir():
+        offer += f", and init_from={best} for its weights"
+    raise ValueError(f"{folder} cannot be resumed: {damage}; {offer}")
+
+
+def _damage(folder: Path) -> str | None:
+    """Why a run cannot go on from ``folder``; None where it can."""
+    if not folder.is_dir():
+        return "the folder is missing"
+    if not (folder / META).is_file():
+        return f"{META} is missing"
+    if not (folder / STATE).is_dir():
+        return f"{STATE}/ is missing"
+    if _step(folder) is None:
+        return f"{META} is damaged"
+    # Checkpoints of earlier versions have no checksums.
+    for name, expected in read_meta(folder).get("sha256", {}).items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != expected:
+            return f"{name} is damaged (its checksum differs from the one in {META})"
     return None
+
+
+def settled(folder: Path) -> Path:
+    """Where the checkpoint ``folder`` is: there, or still beside it if a kill came just before the last renaming."""
+    fresh = _fresh(folder)
+    return fresh if not folder.exists() and (fresh / META).is_file() else folder
+
+
+def _fresh(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".new")
+
+
+def _older(folder: Path) -> list[tuple[int, Path]]:
+    """The older checkpoints ``<folder>.<step>``, the newest first."""
+    found = [path for path in folder.parent.glob(f"{folder.name}.*") if path.suffix[1:].isdecimal()]
+    return sorted(((int(path.suffix[1:]), path) for path in found), reverse=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; a kill leaves all of it, or what ``recover`` knows to remove."""
+    gone = folder.with_name(folder.name + ".gone")
+    if gone.exists():
+        shutil.rmtree(gone)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    write_text(folder / META, json.dumps(meta, indent=1) + "\n")
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """The ``meta.json`` of a checkpoint folder."""
     return json.loads((folder / META).read_text(encoding="utf-8"))
+
+
+def _step(folder: Path) -> int | None:
+    """The step of a checkpoint; None where its ``meta.json`` is missing or damaged."""
+    try:
+        meta = read_meta(folder)
+        return int(meta["step"]) if isinstance(meta.get("sha256", {}), dict) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -104,7 +246,8 @@ def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
         if where.suffix != ".safetensors":
             raise ValueError(f"{key}={path} is not a .safetensors file; give a run folder or a checkpoint folder")
         return where
-    for candidate in (where, where / "checkpoints" / "best", where / "checkpoints" / "last"):
+    inside = (settled(where / "checkpoints" / name) for name in ("best", "last"))
+    for candidate in (where, *inside):
         if (candidate / WEIGHTS).is_file():
             return candidate / WEIGHTS
     raise FileNotFoundError(f"{key}={path} holds no {WEIGHTS}, neither do its checkpoints/best and checkpoints/last")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from torch import nn
 
-from stdetr import checkpoint
 from stdetr.engine.average import WeightAverage
 from stdetr.engine.optim import Optimisation
 from stdetr.structures import ClassNames
@@ -51,29 +48,3 @@ def test_average_by_hand() -> None:
     assert average.model.weight.item() == pytest.approx(1 - 0.1 * 2 / 11)
     with pytest.raises(ValueError, match="ema_decay"):
         WeightAverage(model, decay=1.5)
-
-
-def test_checkpoint_is_swapped_in_whole(tmp_path: Path) -> None:
-    model = nn.Linear(2, 2)
-    folder = tmp_path / "checkpoints" / "last"
-
-    def state(target: Path) -> None:
-        target.mkdir()
-
-    checkpoint.save(folder, model, CLASSES, step=3, metrics={"coco/AP": 0.5}, save_state=state)
-    assert checkpoint.find_resume(folder) == folder
-    assert checkpoint.read_meta(folder) == {
-        "class_ids": [3, 7], "class_names": ["cat", "dog"], "step": 3, "metrics": {"coco/AP": 0.5},
-    }  # fmt: skip
-
-    def fails(target: Path) -> None:
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(folder, model, CLASSES, step=4, metrics={}, save_state=fails)
-    assert checkpoint.read_meta(folder)["step"] == 3, "the old checkpoint survives"
-    # Killed between the two renames: the old one is still found.
-    folder.rename(folder.with_name("last.old"))
-    found = checkpoint.find_resume(folder)
-    assert found is not None
-    assert checkpoint.read_meta(found)["step"] == 3

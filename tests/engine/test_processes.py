@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -227,6 +228,48 @@ def test_what_processes_share(tmp_path: Path) -> None:
     assert first["shared"] == second["shared"] == "0"
     assert (first["gathered"], second["gathered"]) == ([0, 1, 1], [])
     assert first["total"] == [2.0, 1.0]
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from stdetr.engine import processes
+with processes.sole_run(Path(sys.argv[1])):
+    if os.fork() == 0:
+        time.sleep(120)
+    print(flush=True)
+    time.sleep(120)
+"""
+
+
+def test_one_run_a_folder(tmp_path: Path) -> None:
+    with processes.sole_run(tmp_path / "run"):
+        who = f"process {os.getpid()} on {socket.gethostname()}"
+        with (
+            pytest.raises(ValueError, match=f"output_dir=.*run is in use by {who}"),
+            processes.sole_run(tmp_path / "run"),
+        ):
+            pass
+        with processes.sole_run(tmp_path / "other"):
+            pass
+    assert list((tmp_path / "run").iterdir()) == []
+    # A run that is killed lets go at once, though a process that it had forked, as a loader does, lives on.
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as holder:
+        try:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with (
+                pytest.raises(ValueError, match=f"in use by process {holder.pid} on"),
+                processes.sole_run(tmp_path / "run"),
+            ):
+                pass
+            holder.kill()
+            holder.wait()
+            with processes.sole_run(tmp_path / "run"):
+                pass
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
 
 
 def test_torchrun(toy_root: Path, tmp_path: Path, compose_tiny) -> None:

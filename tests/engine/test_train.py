@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stdetr import checkpoint
 from stdetr.data.loader import ClipLoader
 from stdetr.engine import train
+from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.trainer import _Meter
 
 
@@ -149,9 +151,57 @@ def test_a_window_without_encoder_layers_is_refused(tiny) -> None:
         train.run(tiny("run", "model.window=1"))
 
 
-def test_wrong_monitor_names_what_there_is(tiny) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.monitor='coco/APP'"):
-        train.run(tiny("run", "trainer.monitor=coco/APP", "trainer.max_steps=2"))
+def test_wrong_monitor_is_refused_before_the_first_step(tiny, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.monitor='coco/APP' is no metric .*did you mean 'coco/AP'"):
+        train.run(tiny("run", "trainer.monitor=coco/APP"))
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(ValueError, match=r"trainer\.keep=-1"):
+        train.run(tiny("run", "trainer.keep=-1"))
+
+
+def _records(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timing = ("frames_per_second", "clips_per_second", "data_wait")
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def test_a_stop_after_saving_or_evaluating_and_a_damaged_state_change_nothing(tiny, tmp_path: Path) -> None:
+    settings = ("trainer.max_steps=4", "trainer.eval_every=2", "trainer.log_every=1")
+    train.run(tiny("a", *settings))
+    whole, best, records = _weights(tmp_path / "a"), _weights(tmp_path / "a", "best"), _records(tmp_path / "a")
+    assert [line["step"] for line in records if line["split"] == "val"] == [2, 4]
+
+    def stops(*arguments: object, **named: object) -> None:
+        raise RuntimeError("stopped")
+
+    # Before the evaluation of step 2, after it was recorded, and again before it: the state of step 2 is there.
+    last = tmp_path / "b" / "checkpoints" / "last"
+    for where in ((SplitEvaluator, "__call__"), (checkpoint, "amend"), (SplitEvaluator, "__call__")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(*where, stops)
+            with pytest.raises(RuntimeError, match="stopped"):
+                train.run(tiny("b", *settings))
+        assert checkpoint.read_meta(last)["step"] == 2
+        assert "evaluated" not in checkpoint.read_meta(last)
+    train.run(tiny("c", *settings, f"resume={tmp_path / 'b'}"))
+    train.run(tiny("b", *settings))
+    assert _records(tmp_path / "b") == records
+    for name in ("b", "c"):
+        assert _equal(whole, _weights(tmp_path / name))
+        assert _equal(best, _weights(tmp_path / name, "best"))
+    after = [line for line in records if line["step"] > 2 or line["split"] != "train"]
+    assert _records(tmp_path / "c") == after
+    train.run(tiny("b", *settings))
+    assert _records(tmp_path / "b") == records, "a finished run does nothing"
+
+    state = last / "state" / "random_states_0.pkl"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"random_states_0\.pkl is damaged .*resume=\S*last\.2 goes on from step 2"):
+        train.run(tiny("b", *settings))
+    train.run(tiny("b", *settings, f"resume={last.with_name('last.2')}"))
+    assert _equal(whole, _weights(tmp_path / "b"))
+    assert _records(tmp_path / "b") == records
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best", "last", "last.2"]
 
 
 def test_resume_from_nowhere_is_refused(tiny, tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_resume_drops_later_records_and_a_line_cut_short(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [logger.path]  # no temporary file stays
 
 
+def test_an_evaluation_that_comes_again_is_dropped(tmp_path: Path):
+    logger = JsonlLogger(tmp_path)
+    logger.start({})
+    for step in (2, 4):
+        logger.log(step, "train", {"loss": step})
+        logger.log(step, "val", {"coco/AP": 0.5})
+        logger.log_table(step, "per_class", Table(("class",), (("cat",),)))
+    logger.start({}, step=4, evaluated=False)
+    assert [(r["step"], r["split"]) for r in read_metrics(logger.path)] == [
+        (2, "train"), (2, "val"), (2, "table"), (4, "train"),
+    ]  # fmt: skip
+
+
 def test_resume_without_earlier_records_starts_empty(tmp_path: Path):
     logger = JsonlLogger(tmp_path / "new")
     logger.start({}, step=5)

@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> None:
         )
     from stdetr.engine import processes
 
-    with processes.together(cpu=cfg.device == "cpu"):
+    with processes.together(cpu=cfg.device == "cpu"), processes.sole_run(Path(cfg.output_dir)):
         _evaluate_checkpoint(cfg)
 
 

@@ -83,6 +83,14 @@ class SplitEvaluator:
         self.metrics = processes.on_main(lambda: self._report(model, step, found, started))
         return self.metrics
 
+    def metric_names(self) -> list[str]:
+        """The metrics that an evaluation gives, from one without predictions.
+
+        Raises ValueError where the split cannot be scored.
+        """
+        annotations, evaluators = self.data.annotations(self.split), tuple(self.evaluators)
+        return list(evaluate(annotations, [], [], evaluators=evaluators, causal=self.causal, seeds=1).flat())
+
     def _report(self, model: nn.Module, step: int, found: SplitPredictions, started: float) -> dict[str, float | None]:
         scored = evaluate(
             self.data.annotations(self.split),

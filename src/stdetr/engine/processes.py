@@ -8,14 +8,17 @@ the processes share, and ends when another one writes there why it failed.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -24,9 +27,13 @@ from torch import Tensor, distributed
 T = TypeVar("T")
 
 FAILED = "stdetr/failed"
+LOCK = ".lock"
 _FOREVER = timedelta(days=30)
 _group: Any = None
 _done, _ending = threading.Event(), threading.Lock()
+_locks: set[IO[str]] = set()
+# A lock lasts as long as a process has the file open: not the loader's workers, which outlive a kill by seconds.
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 def count() -> int:
@@ -75,6 +82,52 @@ def together(*, cpu: bool) -> Iterator[None]:
         raise
     finally:
         _done.set()
+
+
+@contextmanager
+def sole_run(folder: Path) -> Iterator[None]:
+    """Keep other runs out of ``folder`` for the length of the block; the main process does, for all of this run.
+
+    The lock is the operating system's (``flock``), so it ends with the process, however that ends.  Raises ValueError
+    with the process and machine of the other run.
+    """
+    if rank() != 0:
+        yield
+        return
+    path = folder / LOCK
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as lock:
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        _locks.add(lock)
+        try:
+            yield
+        finally:
+            _locks.discard(lock)
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> IO[str]:
+    """The file, open and locked."""
+    while True:
+        lock = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The run before may have removed the file after it was opened here.
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise ValueError(
+                f"output_dir={path.parent} is in use by {holder}: wait for it, end it or choose another output_dir"
+            ) from None
+        except OSError as error:
+            say(f"{path.parent} cannot be locked ({error.strerror}): take care that no other run writes there")
+            return lock
+        lock.close()
 
 
 def device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from torch import nn
 
 from stdetr import checkpoint
 from stdetr import config as configs
+from stdetr.atomic import remove_drafts
 from stdetr.config import RunPaths
 from stdetr.data.loader import ClipLoader
 from stdetr.data.module import DataModule
@@ -29,7 +30,7 @@ def run(cfg: DictConfig) -> float:
     sweepers.
     """
     _refuse_idle_window(cfg)
-    with processes.together(cpu=bool(cfg.trainer.cpu)):
+    with processes.together(cpu=bool(cfg.trainer.cpu)), processes.sole_run(Path(cfg.output_dir)):
         return _train(cfg)
 
 
@@ -57,10 +58,13 @@ def _train(cfg: DictConfig) -> float:
         f"{processes.count()} x {trainer.device.type}, {torch.get_num_threads()} CPU threads"
     )
     if resume is not None:
-        processes.say(f"resuming {resume} at step {checkpoint.read_meta(resume)['step']}")
+        meta = checkpoint.read_meta(resume)
+        unchecked = "" if "sha256" in meta else " (from an earlier version, without checksums: not verified)"
+        processes.say(f"resuming {resume} at step {meta['step']}{unchecked}")
 
     logger = configs.instantiate(cfg.logger)
     evaluator = SplitEvaluator.from_config(cfg, data, paths, trainer.device, logger)
+    processes.on_main(lambda: trainer.check_monitor(evaluator.metric_names()))
     processes.on_main(lambda: configs.save_config(cfg, paths.config))
     exit_code = 1
     try:
@@ -130,17 +134,22 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _find_resume(cfg: DictConfig, paths: RunPaths) -> Path | None:
+    """The checkpoint that the run goes on from; what a kill left unfinished in its folder is finished or removed."""
+    checkpoint.recover(paths.last)
+    checkpoint.recover(paths.best, keep=0)
+    for folder in (paths.root, paths.evaluation):
+        remove_drafts(folder)
     if cfg.resume is None:
-        if paths.checkpoints.exists():
+        if paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):
             raise ValueError(
                 f"output_dir={paths.root} already holds a run and resume=null; choose another output_dir or resume=auto"
             )
         return None
     if cfg.resume == "auto":
         return checkpoint.find_resume(paths.last)
-    folder = Path(cfg.resume)
-    for candidate in (folder, folder / "checkpoints" / "last"):
-        found = checkpoint.find_resume(candidate)
-        if found is not None:
-            return found
-    raise FileNotFoundError(f"resume={folder} holds no state to go on from; give a run folder or checkpoints/last")
+    folder = Path(cfg.resume).expanduser()
+    if (folder / "checkpoints").is_dir():
+        folder = checkpoint.settled(folder / "checkpoints" / "last")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"resume={folder} holds no state to go on from; give a run folder or checkpoints/last")
+    return checkpoint.check_state(folder)

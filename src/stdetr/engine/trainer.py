@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from stdetr import checkpoint
 from stdetr.config import RunPaths
+from stdetr.config.names import did_you_mean
 from stdetr.data.collate import pad_batch
 from stdetr.engine import processes
 from stdetr.engine.average import WeightAverage
@@ -47,7 +48,8 @@ class Trainer:
     accumulate: batches an optimiser step; precision: ``no | bf16 | fp16 | auto`` (bf16 on GPUs that have it)
     ema_decay: decay of the averaged weights that are evaluated and saved; null = none
     eval_every, save_every, log_every: in steps; 0 = only at the end; eval_start: one evaluation after that many steps,
-        so that a mistake shows early (0 = none)
+        so that a mistake shows early (0 = none); the state is also saved before every evaluation
+    keep: how many checkpoints before ``checkpoints/last`` stay, as ``checkpoints/last.<step>``, to fall back on
     monitor: the metric whose best value picks ``checkpoints/best``
     threads: CPU threads of PyTorch; null = its own choice
     deterministic: one seed gives bitwise equal weights, also with several threads or on a GPU; somewhat slower
@@ -65,6 +67,7 @@ class Trainer:
         eval_every: int = 0,
         eval_start: int = 0,
         save_every: int = 0,
+        keep: int = 1,
         monitor: str = "coco/AP",
         threads: int | None = None,
         cpu: bool = False,
@@ -73,11 +76,13 @@ class Trainer:
         for name, value in (("max_steps", max_steps), ("accumulate", accumulate), ("log_every", log_every)):
             if value < 1:
                 raise ValueError(f"trainer.{name}={value} must be at least 1")
+        if keep < 0:
+            raise ValueError(f"trainer.keep={keep} must be at least 0")
         if precision not in ("no", "bf16", "fp16", "auto"):
             raise ValueError(f"trainer.precision={precision!r}; known: no, bf16, fp16, auto")
         self.max_steps, self.accumulate = max_steps, accumulate
         self.single_frame_steps = round(single_frame * max_steps if single_frame < 1 else single_frame)
-        self.ema_decay, self.monitor = ema_decay, monitor
+        self.ema_decay, self.monitor, self.keep = ema_decay, monitor, keep
         self.log_every, self.eval_every, self.eval_start, self.save_every = (
             log_every,
             eval_every,
@@ -123,6 +128,12 @@ class Trainer:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    def check_monitor(self, names: Collection[str]) -> None:
+        """Raise ValueError where ``monitor`` is none of ``names``, the metrics of an evaluation."""
+        if self.monitor not in names:
+            near = did_you_mean(self.monitor, names) or f"; there are: {', '.join(sorted(names)[:8])}"
+            raise ValueError(f"trainer.monitor={self.monitor!r} is no metric of this evaluation{near}")
+
     def fit(
         self,
         *,
@@ -157,16 +168,23 @@ class Trainer:
         if resume is not None:
             accelerator.load_state(str(resume / checkpoint.STATE))
             accelerator.step = 0  # batches since the last step: none, however many processes or batches a step had
+            meta = checkpoint.read_meta(resume)
+            progress.load_state_dict({key: meta[key] for key in ("metrics", "best", "evaluated") if key in meta})
+        # The run may have been stopped between saving and evaluating.
+        unevaluated = resume is not None and self._evaluates(progress.step) and progress.evaluated < progress.step
         if accelerator.is_main_process:
-            logger.start(config, step=progress.step if resume is not None else None)
+            logger.start(config, step=progress.step if resume is not None else None, evaluated=not unevaluated)
         shown = average.model if average is not None else bare
-        metrics: dict[str, float | None] = dict(progress.metrics)
+        model.train()
+        if unevaluated:
+            if resume is not None and resume.resolve() != paths.last.resolve():
+                self._save(shown, paths, classes, progress)
+            self._evaluate(evaluate, shown, logger, paths, classes, progress)
         meter, started, first_step = _Meter(), time.perf_counter(), progress.step
         bar = tqdm(
             total=self.max_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True,
             disable=not (accelerator.is_main_process and sys.stderr.isatty()),
         )  # fmt: skip
-        model.train()
         while progress.step < self.max_steps:
             single = progress.step < self.single_frame_steps
             phase_end = self.single_frame_steps if single else self.max_steps
@@ -187,18 +205,22 @@ class Trainer:
                     progress.epoch, progress.batch = progress.epoch + 1, 0
                 if step % self.log_every == 0 or step == self.max_steps:
                     self._log(logger, step, meter, optimizer, bar, started, first_step)
-                last = step >= self.max_steps
-                if last or step == self.eval_start or (self.eval_every and step % self.eval_every == 0):
-                    metrics = self._evaluate(evaluate, shown, step, logger, paths, classes, progress)
+                evaluates = self._evaluates(step)
+                if evaluates or (self.save_every and step % self.save_every == 0):
+                    self._save(shown, paths, classes, progress)
+                if evaluates:
+                    self._evaluate(evaluate, shown, logger, paths, classes, progress)
                     meter.restart()
-                if last or (self.save_every and step % self.save_every == 0):
-                    self._save(shown, paths, classes, progress, metrics)
                 if step >= phase_end:
                     break
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
         bar.close()
-        return metrics
+        return progress.metrics
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether an evaluation follows this step."""
+        return step in (self.max_steps, self.eval_start) or bool(self.eval_every and step % self.eval_every == 0)
 
     def _step(
         self,
@@ -272,39 +294,37 @@ class Trainer:
         self,
         evaluate: Evaluate,
         model: nn.Module,
-        step: int,
         logger: Logger,
         paths: RunPaths,
         classes: ClassNames,
         progress: _Progress,
-    ) -> dict[str, float | None]:
-        metrics = dict(evaluate(model, step))
-        if self.monitor not in metrics:
-            near = ", ".join(sorted(metrics)[:8])
-            raise ValueError(f"trainer.monitor={self.monitor!r} is no metric of this evaluation; there are: {near}")
+    ) -> None:
+        """Evaluate, and note in the checkpoint, which is of this step, that it is done."""
+        step = progress.step
+        # A run that goes on from the checkpoint has the same random state, whether it evaluates again or not.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            metrics = dict(evaluate(model, step))
+        self.check_monitor(metrics)
         value = metrics[self.monitor]
         better = value is not None and (progress.best is None or value > progress.best)
+        best = value if better else progress.best
 
         def record() -> None:
             logger.log(step, "val", metrics)
             if better:
                 checkpoint.save(paths.best, model, classes, step=step, metrics=metrics)
                 logger.log_artifact("model", paths.best, aliases=("best",))
+            checkpoint.amend(paths.last, metrics=metrics, best=best, evaluated=step)
 
         processes.on_main(record)
-        if better:
-            progress.best = value
-        progress.metrics = metrics
-        return metrics
+        progress.metrics, progress.best, progress.evaluated = metrics, best, step
 
-    def _save(
-        self, model: nn.Module, paths: RunPaths, classes: ClassNames, progress: _Progress, metrics: Metrics
-    ) -> None:
+    def _save(self, model: nn.Module, paths: RunPaths, classes: ClassNames, progress: _Progress) -> None:
         """Everything that a run, of however many processes, needs to go on: it is the same on all of them."""
 
         def write() -> None:
             checkpoint.save(
-                paths.last, model, classes, step=progress.step, metrics=metrics,
+                paths.last, model, classes, step=progress.step, metrics=progress.metrics, keep=self.keep,
                 save_state=lambda target: self.accelerator.save_state(str(target), safe_serialization=True),
             )  # fmt: skip
 
@@ -316,6 +336,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self.step, self.epoch, self.batch = 0, 0, 0
+        self.evaluated = 0  # the step of the last evaluation
         self.best: float | None = None
         self.metrics: dict[str, float | None] = {}
 

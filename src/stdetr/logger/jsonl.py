@@ -57,7 +57,7 @@ class JsonlLogger(Logger):
         self.root = Path(output_dir)
         self.path = self.root / filename
 
-    def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
+    def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return
@@ -65,7 +65,11 @@ class JsonlLogger(Logger):
             if self.path.stat().st_size:
                 self._keep_earlier()
             return
-        kept = [record for record in read_metrics(self.path) if record.get("step", 0) <= step]
+        again = () if evaluated else (step,)  # only the losses of that step stay
+        kept = [
+            record for record in read_metrics(self.path)
+            if (at := record.get("step", 0)) <= step and (at not in again or record.get("split") == "train")
+        ]  # fmt: skip
         write_text(self.path, "".join(_line(record) for record in kept))
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:

@@ -37,8 +37,13 @@ class Logger:
     Subclasses record what they can; a method that they leave out does nothing.
     """
 
-    def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
-        """Begin a run, or continue one: ``step`` is the last step whose state was restored, None for a fresh run."""
+    def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
+        """Begin a run, or continue one.
+
+        step: the last step whose state was restored, None for a fresh run
+        evaluated: the evaluation of that step, if one was due, was finished; False: it follows, and all that was
+            recorded of it comes again
+        """
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         """Record scalars of ``split`` (``train``, ``val``, ...).  A one-element tensor counts as its number."""
@@ -67,9 +72,9 @@ class LoggerGroup(Logger):
     def __init__(self, **loggers: Logger) -> None:
         self.named = dict(loggers)
 
-    def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
+    def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
         for logger in self.named.values():
-            logger.start(config, step=step)
+            logger.start(config, step=step, evaluated=evaluated)
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         for logger in self.named.values():

@@ -74,7 +74,7 @@ class WandbLogger(Logger):
             return None
         return json.loads(self.run_file.read_text(encoding="utf-8"))["id"]
 
-    def start(self, config: Mapping[str, Any], *, step: int | None = None) -> None:
+    def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
         mode = resolve_mode(self.mode)
         if mode == "disabled":
             return
