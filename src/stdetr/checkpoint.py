@@ -1,8 +1,8 @@
 """Checkpoints: the one writer and the one reader.
 
-A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to go on, ``best`` to use.  A checkpoint
+A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to resume, ``best`` to use.  A checkpoint
 folder holds ``model.safetensors`` (the averaged weights when averaging is on), ``meta.json`` (classes, step, metrics)
-and, in ``last``, ``state/``: everything accelerate needs to go on bit for bit.  Only safetensors and JSON are read
+and, in ``last``, ``state/``: everything accelerate needs to resume bit for bit.  Only safetensors and JSON are read
 here: no checkpoint can run code.
 """
 
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from stdetr.config.names import nearest_file
 
-if TYPE_CHECKING:  # what is wrong with a path is told before torch is imported
+if TYPE_CHECKING:  # errors in a path are reported before torch is imported
     from torch import Tensor, nn
 
     from stdetr.structures import ClassNames
 
 WEIGHTS, META, STATE, CONFIG = "model.safetensors", "meta.json", "state", "config.yaml"
 _SHOWN = 4
-# Tensors that older checkpoints hold although nothing ever read them.
+# Unused tensors of older checkpoints.
 UNUSED_TENSORS = ("neck.level_embed", "queries.embedding.weight", "queries.norm.weight", "queries.norm.bias")
 
 
@@ -37,7 +37,7 @@ def save(
     metrics: Mapping[str, float | None],
     save_state: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write the folder beside its final place and swap it in: a kill at any moment leaves a whole checkpoint."""
+    """Write the folder next to its final place and swap it in: a kill at any moment leaves a complete checkpoint."""
     from safetensors.torch import save_file
 
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
@@ -57,7 +57,7 @@ def save(
 
 
 def find_resume(folder: Path) -> Path | None:
-    """The state to go on from, or None; also when a kill fell between the two renames of ``save``."""
+    """The state to resume from, or None; also finds it after a kill between the two renames of ``save``."""
     for candidate in (folder, folder.with_name(folder.name + ".old")):
         if (candidate / STATE).is_dir() and (candidate / META).is_file():
             return candidate
@@ -96,7 +96,7 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> CheckpointFile
 
 
 def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
-    """The weights file behind ``path``, as ``find_checkpoint`` finds it, whatever else is there."""
+    """The weights file behind ``path``, as in ``find_checkpoint``; the other files may be missing."""
     where = Path(path).expanduser()
     if not where.exists():
         raise FileNotFoundError(f"{key}={path} does not exist{nearest_file(where)}")
@@ -111,10 +111,10 @@ def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
 
 
 def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> str:
-    """Give ``model`` the weights of a run or checkpoint wherever name and shape agree; returns one line to print.
+    """Load the weights of a run or checkpoint into ``model`` where name and shape agree; returns one line to print.
 
-    For starting a training run from another one: other classes leave the class heads as they are.  Raises ValueError
-    when nothing agrees.
+    For starting a training run from another one: with other classes, the class heads are left as they are.  Raises
+    ValueError when nothing agrees.
     """
     file = find_weights(path, key)
     weights, own = read_weights(file), model.state_dict()
