@@ -37,7 +37,7 @@ Value = TypeVar("Value")
 
 
 def ground_truth(videos: int, frames: int, seed: int) -> GroundTruth:
-    """Tracks that drift and scale at three speeds; about one and a half boxes a frame, some frames empty."""
+    """Tracks that drift and scale at three speeds; about one and a half boxes per frame, some frames empty."""
     rng = np.random.default_rng(seed)
     lengths = np.diff(np.concatenate([[0], np.sort(rng.choice(np.arange(1, frames), videos - 1, False)), [frames]]))
     image_video = np.repeat(np.arange(videos), lengths)
@@ -81,7 +81,7 @@ def ground_truth(videos: int, frames: int, seed: int) -> GroundTruth:
 
 
 def detections(gt: GroundTruth, per_frame: int, seed: int) -> Detections:
-    """``per_frame`` float32 boxes a frame: four around each annotated box, the rest anywhere with low scores."""
+    """``per_frame`` float32 boxes per frame: four around each annotated box, the rest anywhere with low scores."""
     rng = np.random.default_rng(seed)
     frames = len(gt.image_ids)
     n = frames * per_frame

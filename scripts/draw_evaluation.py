@@ -133,7 +133,7 @@ def motion() -> Figure:
         boxes = [(f + 1, [step * f, 0.0, 40.0, 40.0], 1, 1) for f in range(frames)]
         values = motion_iou(prepare(document([frames], boxes), []).gt)
         axes.plot(
-            range(frames), values, "o-", color=colour, ms=4, label=f"40-pixel box, {step:g} pixels a frame: {name}"
+            range(frames), values, "o-", color=colour, ms=4, label=f"40-pixel box, {step:g} pixels per frame: {name}"
         )
         low, high = SPLITS[name]
         axes.axhspan(low, high, color=colour, alpha=0.10)
@@ -247,7 +247,7 @@ def streaming() -> Figure:
         ylim=(-0.15, 1.3),
         yticks=[],
         xticks=np.arange(0, 1.1, 0.1),
-        xlabel="seconds (10 frames a second)",
+        xlabel="seconds (10 frames per second)",
     )
     for side in ("left", "right", "top"):
         axes.spines[side].set_visible(False)

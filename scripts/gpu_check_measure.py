@@ -178,7 +178,7 @@ def measure(file: Path, seconds: float) -> bool:
 
 
 def profile() -> None:
-    """Forward and backward once a case."""
+    """Forward and backward once per case."""
     device = torch.device("cuda")
     ours = next(one for one in implementations(device, ["stdetr_coarse2"]) if one.name == "stdetr")
     cases = (("full_800x1333_T5", "fused"), ("full_800x1333_T5", "temporal"), ("decoder_800x1333_T5", "fused"))

@@ -128,7 +128,7 @@ def model() -> list[str]:
         f"`{found['command']}`, commit `{found['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads; "
         "composed: offsets and logits of all sampled frames formed before the op, instead of in it:",
         "",
-        "| part | T | training step | peak memory a frame | composed: step, peak | reference: step, peak |",
+        "| part | T | training step | peak memory per frame | composed: step, peak | reference: step, peak |",
         "|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, int], dict[str, dict]] = {}

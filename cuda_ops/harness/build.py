@@ -154,7 +154,7 @@ def compile_for_device(source: Path) -> tuple[Path, str]:
 def images(made: Path) -> set[str]:
     """What a compiled object holds for the GPU, such as ``{"sm_80", "sm_90", "compute_90"}`` (machine code and PTX).
 
-    Read from the fat binary's own headers: magic, version, header size, size; then one header an image, with its kind
+    Read from the fat binary's own headers: magic, version, header size, size; then one header per image, with its kind
     (1 = PTX, 2 = machine code) and architecture.
     """
     data = made.read_bytes()

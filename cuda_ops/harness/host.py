@@ -1,8 +1,8 @@
 """Calls of the host build on torch CPU tensors, with guarded and poisoned memory.
 
 Shape legend
-    B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame    R rows of the temporal tables
+    B clips    T frames of a clip    S tokens of a frame    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame    R rows of the temporal tables
 
 Every tensor is copied between two guards of NaN bytes.  A kernel that reads past an input meets NaN, one that writes
 past an output changes a guard, and one that leaves an output element unwritten leaves a NaN there.

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 from stdetr.atomic import flush, remove_drafts, write_text
 from stdetr.config.names import nearest_file
 
-if TYPE_CHECKING:  # what is wrong with a path is told before torch is imported
+if TYPE_CHECKING:  # errors in a path are reported before torch is imported
     from torch import Tensor, nn
 
     from stdetr.structures import ClassNames
 
 WEIGHTS, META, STATE, CONFIG = "model.safetensors", "meta.json", "state", "config.yaml"
 _SHOWN = 4
-# Tensors that older checkpoints hold although nothing ever read them.
+# Unused tensors of older checkpoints.
 UNUSED_TENSORS = ("neck.level_embed", "queries.embedding.weight", "queries.norm.weight", "queries.norm.bias")
 
 
@@ -238,7 +238,7 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> CheckpointFile
 
 
 def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
-    """The weights file behind ``path``, as ``find_checkpoint`` finds it, whatever else is there."""
+    """The weights file behind ``path``, as in ``find_checkpoint``; the other files may be missing."""
     where = Path(path).expanduser()
     if not where.exists():
         raise FileNotFoundError(f"{key}={path} does not exist{nearest_file(where)}")
@@ -254,10 +254,10 @@ def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
 
 
 def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> str:
-    """Give ``model`` the weights of a run or checkpoint wherever name and shape agree; returns one line to print.
+    """Load the weights of a run or checkpoint into ``model`` where name and shape agree; returns one line to print.
 
-    For starting a training run from another one: other classes leave the class heads as they are.  Raises ValueError
-    when nothing agrees.
+    For starting a training run from another one: with other classes, the class heads are left as they are.  Raises
+    ValueError when nothing agrees.
     """
     file = find_weights(path, key)
     weights, own = read_weights(file), model.state_dict()

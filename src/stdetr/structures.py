@@ -2,7 +2,7 @@
 
 Shape legend
     B clips in a batch      T frames of a clip     Q tube queries     N objects (tracks) or tubes
-    H attention heads       F sampled frames       L feature levels   K points a head, level and frame
+    H attention heads       F sampled frames       L feature levels   K points per head, level and frame
     h, w height and width in pixels
 
 Boxes are ``cxcywh`` normalised to the *unpadded* frame inside the model (``ClipTargets``, ``ModelOutput``) and
@@ -24,8 +24,8 @@ def _check(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
         want is not None and want != have for want, have in zip(shape, tensor.shape, strict=False)
     )
     if wrong:
-        wanted = ",".join("*" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
+        expected = ",".join("*" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must have shape ({expected}), got {tuple(tensor.shape)}")
 
 
 def _shapes(instance: object, names: tuple[str, ...]) -> str:
@@ -37,10 +37,10 @@ def _shapes(instance: object, names: tuple[str, ...]) -> str:
 class ClipTargets:
     """What is annotated in one clip: N tracks, each with one class and a box on the frames where it is seen.
 
-    labels:   N int64, contiguous class index from 0
+    labels:   N int64, contiguous class indices from 0
     boxes:    N,T,4 float32 cxcywh normalised to the unpadded frame; zeros where ``present`` is False
     present:  N,T bool, the track has a box on that frame
-    ignored:  N,T bool, the box on that frame is a crowd or ignore region: it neither rewards nor punishes
+    ignored:  N,T bool, the box on that frame is a crowd or ignore region: it counts neither for nor against
     track_ids: N int64, the annotation's ``instance_id`` (unique inside a video; -1 where it has none)
 
     Raises ValueError when shapes disagree.
@@ -83,7 +83,7 @@ class ClipTargets:
 
     @classmethod
     def empty(cls, frames: int) -> ClipTargets:
-        """No track on ``frames`` frames."""
+        """Targets without tracks on ``frames`` frames."""
         return cls(
             torch.zeros(0, dtype=torch.int64),
             torch.zeros(0, frames, 4),
@@ -100,8 +100,8 @@ class ClipInfo:
     source_size: (h, w) of the source frames in pixels, before any transform
     frame_index: decoded frame number of each of the T frames, from 0
     image_ids:   CocoVID image id of each frame; -1 where a frame has no record
-    degraded:    True for each frame that the annotation marks as degraded (empty when it does not say)
-    seed:        of everything random that happens to this clip in training, on whichever process
+    degraded:    True for each frame that the annotation marks as degraded (empty without such marks)
+    seed:        for all random draws on this clip in training, whichever process holds it
     """
 
     video_id: int
@@ -140,7 +140,7 @@ class PixelScale:
     shift: tuple[float, float, float]
 
     def apply(self, frames: Tensor, real: Tensor | None = None) -> Tensor:
-        """...,3,h,w uint8 or float32 (0 to 255) -> float32 of the same shape, contiguous; the input is left alone.
+        """...,3,h,w uint8 or float32 (0 to 255) -> float32 of the same shape, contiguous; the input is unchanged.
 
         real: ...,1,h,w bool, False on padding (which is 0, and stays 0); None: there is none
         """
@@ -155,9 +155,9 @@ class PixelScale:
 class ClipBatch:
     """B clips, padded to one size at the bottom, the right and the end of time.
 
-    frames:      B,T,3,h,w float32, RGB, normalised with the backbone's mean and deviation; padding is 0.  As a loader
-                 gives them: uint8, not yet normalised (a quarter of the memory to fill, send and copy), with ``pixels``
-                 that tells how; :meth:`normalised` does it
+    frames:      B,T,3,h,w float32, RGB, normalised with the backbone's mean and deviation; padding is 0.  Loaders give
+                 uint8 frames (a quarter of the memory to fill, send and copy) and in ``pixels`` how to normalise them;
+                 :meth:`normalised` does it
     sizes:       B,2 int64 (h, w) of the unpadded frames inside the padded ones
     frame_mask:  B,T bool, True for real frames, False for frames that only pad a shorter clip
     frame_index: B,T int64 decoded frame number in the source; padding continues the count
@@ -194,7 +194,7 @@ class ClipBatch:
         return replace(self, targets=tuple(target.to(device, non_blocking) for target in self.targets), **moved)
 
     def normalised(self) -> ClipBatch:
-        """The batch with normalised float32 frames, whose padding is 0; itself where they are normalised already."""
+        """The batch with normalised float32 frames, padded with 0; itself if they are normalised already."""
         if self.pixels is None:
             return self
         rows, columns = (torch.arange(side, device=self.frames.device) for side in self.frames.shape[-2:])
@@ -203,7 +203,7 @@ class ClipBatch:
         return replace(self, frames=self.pixels.apply(self.frames, real_BT1hw), pixels=None)
 
     def split_frames(self) -> ClipBatch:
-        """The real frames of the batch, each as a clip of its own (T = 1), clip by clip."""
+        """The real frames of the batch, each as a separate clip (T = 1), clip by clip."""
         clip, frame = torch.nonzero(self.frame_mask, as_tuple=True)
         targets, infos = [], []
         for b, t in zip(clip.tolist(), frame.tolist(), strict=True):
@@ -241,11 +241,11 @@ class ClipBatch:
 
 @dataclass(frozen=True, repr=False)
 class ModelOutput:
-    """What the detector says of a batch, before thresholds and pixels.
+    """The detector's output for a batch, before thresholds and conversion to pixels.
 
-    logits:   B,Q,classes class logits of each tube (sigmoid, no background class).  Of a causal model B,Q,T,classes: on
-              frame t of what the frames up to t show
-    frame_logits: B,Q,T,classes the same from the tube's state on one frame alone
+    logits:   B,Q,classes class logits of each tube (sigmoid, no background class).  Causal models: B,Q,T,classes, on
+              frame t from the frames up to t
+    frame_logits: B,Q,T,classes the same from the tube's state on a single frame
     boxes:    B,Q,T,4 cxcywh in [0,1] of the unpadded frame
     presence: B,Q,T logits: is the object on that frame?
               All logits of a causal tube are so low before its first frame that their sigmoid is 0
@@ -263,11 +263,11 @@ class ModelOutput:
 
     @property
     def clip_logits(self) -> Tensor:
-        """B,Q,classes: the tubes' class logits, of all frames."""
+        """B,Q,classes: the tubes' class logits given all frames."""
         return self.logits if self.logits.ndim == 3 else self.logits[:, :, -1]
 
     def frames(self, first: int, stop: int) -> ModelOutput:
-        """What is said of the frames ``first`` to ``stop - 1``, by a causal model as if no more had followed."""
+        """The output for the frames ``first`` to ``stop - 1``; of a causal model, as if no later frame existed."""
         logits = self.logits if self.logits.ndim == 3 else self.logits[:, :, first:stop]
         of_frames = (getattr(self, name)[:, :, first:stop] for name in ("frame_logits", "boxes", "presence"))
         return ModelOutput(logits, *of_frames)
@@ -283,7 +283,7 @@ class Tubes:
     track_ids:   N int64; equal ids are one object through the video; -1 before stitching
     frame_index: T int64 decoded frame number in the source, from 0
     tube_scores: N float32, the class score of the tube
-    present:     N,T bool, frames where the tube is reported (False: outside the tube's life; box is to be ignored)
+    present:     N,T bool, frames where the tube is reported (False: outside the tube's life; ignore the box)
     """
 
     boxes: Tensor
@@ -317,11 +317,11 @@ class Tubes:
 
 @dataclass(frozen=True, repr=False)
 class SamplingRecord:
-    """Where the decoder's last layer looked, for one clip; the input of the sampling figure.
+    """Where the decoder's last layer sampled in one clip; the input of the sampling figure.
 
     locations: Q,T,H,F,L,K,2 float32 (x, y) in [0,1] of the unpadded frame; tube q, seen from frame t
     weights:   Q,T,H,F,L,K float32, sum to 1 over F x L x K (0 everywhere when all frames are masked)
-    frames:    T,F int64, which of the clip's T frames was sampled; -1 = none
+    frames:    T,F int64, the sampled frames among the clip's T; -1 = none
     boxes:     Q,T,4 float32 cxcywh in [0,1], the reference boxes that the sampling started from
     """
 

@@ -12,7 +12,7 @@ from stdetr.bench.allocations import addresses, peak_allocated, saved_bytes
 from stdetr.bench.model import ModelBench, build_detector, growth, make_part
 from stdetr.config import compose
 from stdetr.ops import use_backend
-from stdetr.ops.temporal import formed_outside
+from stdetr.ops.temporal import use_composition
 
 CPU = torch.device("cpu")
 TINY = ['model.overrides=["model.encoder_layers=1","model.width=32"]', "model.size=[64,96]", "model.repeats=1"]
@@ -61,7 +61,7 @@ def test_memory_grows_where_offsets_of_all_frames_exist(kernels):
     for frames in (2, 4, 8):
         part = make_part(detector, "encoder", frames, settings, CPU)
         inside[frames] = saved_bytes(part.run, part.given) / frames
-        with formed_outside():
+        with use_composition():
             outside[frames] = saved_bytes(part.run, part.given) / frames
     assert outside[4] > 1.3 * outside[2] and outside[8] > 1.3 * outside[4]
     # Reference points, distances and frame numbers still exist for each sampled frame.

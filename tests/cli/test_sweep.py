@@ -1,4 +1,4 @@
-"""Sweeps through Hydra's multirun: a folder a job, a record a job, one summary."""
+"""Sweeps through Hydra's multirun: a folder per job, a record per job, one summary."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Random problems for the kernels, and their answers in float64 from the PyTorch reference.
 
 Shape legend
-    B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame    R rows of the temporal tables
+    B clips    T frames of a clip    S tokens of a frame    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame    R rows of the temporal tables
 """
 
 from __future__ import annotations

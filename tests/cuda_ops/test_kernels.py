@@ -1,8 +1,8 @@
 """Every kernel schedule against float64, on the host: the kernels' own source, thread by thread.
 
 Shape legend
-    B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame
+    B clips    T frames of a clip    S tokens of a frame    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SCHEDULES = {
         split_points=1, split_frames=1, coarse_levels=3, coarse_parts=1, order="random"
     ),
     "few queries": Schedule(),
-    "two groups a frame": Schedule(split_points=2, split_frames=1),
+    "two groups per frame": Schedule(split_points=2, split_frames=1),
     "frames apart": Schedule(split_points=1, split_frames=4),
-    "two warps a query": Schedule(split_points=4, split_frames=4, order="random", seed=3),
+    "two warps per query": Schedule(split_points=4, split_frames=4, order="random", seed=3),
     "one element a lane": Schedule(force_scalar=True),
 }
 

@@ -1,8 +1,8 @@
 """The temporal kernels in every schedule against float64, on the host: the kernels' own source, thread by thread.
 
 Shape legend
-    B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame    R rows of the tables
+    B clips    T frames of a clip    S tokens of a frame    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame    R rows of the tables
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ SCHEDULES = {
     "coarse levels in shared memory": replace(MANY, coarse_levels=2, coarse_parts=2),
     "all levels in shared memory": replace(MANY, coarse_levels=3, order="random"),
     "few queries": Schedule(),
-    "two groups a frame": Schedule(split_points=2, split_frames=1),
+    "two groups per frame": Schedule(split_points=2, split_frames=1),
     "two groups share the frames": Schedule(split_points=1, split_frames=2, order="random", seed=2),
     "more groups than frames": Schedule(split_points=1, split_frames=8),
-    "two warps a query": Schedule(split_points=4, split_frames=4, order="random", seed=3),
-    "eight warps a query": Schedule(split_points=4, split_frames=8, order="descending"),
+    "two warps per query": Schedule(split_points=4, split_frames=4, order="random", seed=3),
+    "eight warps per query": Schedule(split_points=4, split_frames=8, order="descending"),
     "one element a lane": Schedule(force_scalar=True),
 }
 
@@ -100,7 +100,7 @@ def test_any_number_of_channels(channels: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("levels", "points"), [(2, 1), (1, 4), (2, 3), (3, 5), (4, 4), (1, 67), (4, 16)])
 def test_any_levels_and_points(levels: int, points: int) -> None:
-    """Up to several chunks of points a query, and numbers that fill none (one point in all has no logit to learn)."""
+    """Up to several chunks of points per query, and numbers that fill none (one point in all has no logit to learn)."""
     size = Size(batch=1, clip=2, queries=3, channels=16, levels=levels, points=points, frames=3, reference_size=4)
     inputs = make("temporal", size, torch.float32, seed=levels * 10 + points)
     for schedule in (MANY, Schedule(), Schedule(split_points=4, split_frames=2, order="descending")):

@@ -13,7 +13,7 @@ FRAMES = 4
 
 
 def _squares(height: int = 60, width: int = 80) -> tuple[Tensor, Tensor]:
-    """A clip of a bright square of 16 px that moves by (5, 3) px a frame, and its boxes."""
+    """A clip of a bright square of 16 px that moves by (5, 3) px per frame, and its boxes."""
     frames = torch.full((FRAMES, 3, height, width), 20, dtype=torch.uint8)
     boxes = torch.zeros(FRAMES, 4)
     for t in range(FRAMES):

@@ -26,7 +26,7 @@ CLASSES = ClassNames((4, 9), ("cat", "dog"))
 def clip(
     frames: list[int], left: float, scores: list[float], label: int = 0, present: list[bool] | None = None
 ) -> Tubes:
-    """One tube: a 10 x 20 box that moves 2 px a frame."""
+    """One tube: a 10 x 20 box that moves 2 px per frame."""
     boxes = torch.tensor([[[left + 2 * f, 0, left + 2 * f + 10, 20] for f in frames]], dtype=torch.float32)
     there = torch.tensor([present if present is not None else [True] * len(frames)])
     return Tubes(boxes, torch.tensor([scores]), torch.tensor([label]), torch.tensor([-1]), torch.tensor(frames),
@@ -100,7 +100,7 @@ def test_trackable_keeps_each_box_sequence_once_and_its_visible_frames():
 
 
 class OneBox(nn.Module):
-    """Sees in each clip one cat that moves 2 px a frame, surer from frame to frame, and on even frames a weak dog."""
+    """Sees in each clip one cat that moves 2 px per frame, surer from frame to frame, and on even frames a weak dog."""
 
     def forward(self, frames: Tensor, sizes: Tensor, frame_mask: Tensor, frame_index: Tensor) -> ModelOutput:
         clips, count = frame_index.shape

@@ -12,7 +12,7 @@ from stdetr.evaluation.streaming import load_times, replay, shown_output, simula
 
 @pytest.fixture
 def scene(new_scene):
-    """One object that moves 30 pixels a frame, found exactly in every frame; 10 frames a second."""
+    """One object that moves 30 pixels per frame, found exactly in every frame; 10 frames per second."""
     scene = new_scene([5])
     scene.videos[0]["fps"] = 10
     for frame in range(5):

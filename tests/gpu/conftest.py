@@ -1,7 +1,7 @@
 """Tests that need a GPU; skipped with the reason where there is none or the CUDA library is not built.
 
 Shape legend
-    B clips    T frames    S tokens of a frame    H heads    D channels a head    Q queries    F sampled frames
+    B clips    T frames    S tokens of a frame    H heads    D channels per head    Q queries    F sampled frames
     L levels   K points
 """
 

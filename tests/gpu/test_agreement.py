@@ -45,7 +45,7 @@ def test_references(reference_size: int, ratios: bool) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_many_queries(mode: str) -> None:
-    """Enough queries, a prime number, for one group of lanes a query and for the coarse pass."""
+    """Enough queries, a prime number, for one group of lanes per query and for the coarse pass."""
     size = Size(batch=2, clip=2, queries=10007, heads=8, channels=32, levels=4, points=4)
     check(make(mode, size, torch.float32, seed=5))
     check(make(mode, size, torch.bfloat16, seed=5))

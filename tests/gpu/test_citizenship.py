@@ -13,7 +13,7 @@ from kernel_cases import Size, error, make
 from torch import Tensor
 
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal, use_backend
-from stdetr.ops.temporal import formed_inside
+from stdetr.ops.temporal import use_temporal_kernel
 
 MODES = ("plain", "fused", "temporal")
 
@@ -128,7 +128,7 @@ def test_the_temporal_parameterisation_agrees_with_the_cpu() -> None:
     results = []
     for device, inside in (("cpu", ("cpu",)), ("cuda", ()), ("cuda", ("cuda",))):
         leaves = [tensor.to(device).requires_grad_() for tensor in tensors]
-        with formed_inside(*inside):
+        with use_temporal_kernel(*inside):
             out = st_deform_attn_temporal(
                 leaves[0], shapes, *leaves[1:], dt=dt.to(device), frame_index=index.to(device)
             )

@@ -15,7 +15,7 @@ from kernel_cases import Size, error, log_sum_exp, make, random_grad_out
 from torch import Tensor
 
 from stdetr.ops import st_deform_attn_temporal
-from stdetr.ops.temporal import formed_inside, formed_outside
+from stdetr.ops.temporal import use_composition, use_temporal_kernel
 
 NAMES = RETURNED["temporal"]
 
@@ -49,7 +49,7 @@ def test_rows_and_frames(rows: int, frames: int | None) -> None:
 
 @pytest.mark.parametrize("reference_size", [2, 4])
 def test_many_queries(reference_size: int) -> None:
-    """Enough queries, a prime number, for one group of lanes a query, several turns a block and the coarse pass."""
+    """Enough queries, a prime number, for one group of lanes per query, several turns per block and the coarse pass."""
     size = Size(batch=2, clip=2, queries=20011, heads=8, levels=4, points=4, frames=3, reference_size=reference_size)
     check(make("temporal", size, torch.float32, seed=5))
     check(make("temporal", size, torch.bfloat16, seed=5))
@@ -149,7 +149,7 @@ def test_the_kernel_agrees_with_the_composition() -> None:
             out = st_deform_attn_temporal(leaves[0], shapes, *leaves[1:], dt=dt, frame_index=index)
             return [out.detach(), *torch.autograd.grad(out, leaves, grad_out)]
 
-    for kernel, composed in zip(run(lambda: formed_inside("cuda")), run(formed_outside), strict=True):
+    for kernel, composed in zip(run(lambda: use_temporal_kernel("cuda")), run(use_composition), strict=True):
         assert error(kernel.cpu(), composed.cpu()) < 1e-4
 
 

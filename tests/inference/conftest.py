@@ -40,7 +40,7 @@ class ColourDetector(nn.Module):
         return self.detect(self.features(frames, sizes), frame_mask, frame_index)
 
     def features(self, frames: Tensor, sizes: Tensor) -> Tokens:
-        """One token a frame, which holds box and presence of the three squares."""
+        """One token per frame, which holds box and presence of the three squares."""
         clips, length = frames.shape[:2]
         self.seen += clips * length
         mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
@@ -95,7 +95,7 @@ class SamplingColourDetector(ColourDetector):
 
 
 def draw_squares(places: list[tuple[Place, Place, Place]], size: tuple[int, int] = (60, 80)) -> np.ndarray:
-    """T,h,w,3 uint8: one red, one green and one blue square a frame."""
+    """T,h,w,3 uint8: one red, one green and one blue square per frame."""
     frames = np.full((len(places), *size, 3), 30, np.uint8)
     for t, squares in enumerate(places):
         for colour, place in enumerate(squares):

@@ -1,7 +1,7 @@
 """Inputs and an independent truth for the op: loops over every point in float64, written without PyTorch's help.
 
-Shape legend: B clips, T frames, S tokens of a frame, H heads, D channels a head, Q queries, F sampled frames, L levels,
-K points.
+Shape legend: B clips, T frames, S tokens of a frame, H heads, D channels per head, Q queries, F sampled frames,
+L levels, K points.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch.library import opcheck
 from stdetr.bench.allocations import saved_bytes
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal, use_backend
 from stdetr.ops.reference import table_rows
-from stdetr.ops.temporal import formed_inside
+from stdetr.ops.temporal import use_temporal_kernel
 
 NAMES = ["value", "reference", "offsets", "velocity", "logits", "offset_table", "logit_table"]
 BARS = {
@@ -83,21 +83,21 @@ def by_loops(g):
     value, reference, offsets, velocity, logits, offset_table, logit_table = (t.double() for t in g.inputs)
     B, Q, H, L, K = logits.shape
     F, R = g.dt.shape[2], len(logit_table)
-    placed, weighed = torch.zeros(B, Q, H, F, L, K, 2).double(), torch.zeros(B, Q, H, F, L, K).double()
+    frame_offsets, frame_logits = torch.zeros(B, Q, H, F, L, K, 2).double(), torch.zeros(B, Q, H, F, L, K).double()
     for b in range(B):
         for q in range(Q):
             for f in range(F):
                 dt = g.dt[b, q, f].item()
-                placed[b, q, :, f] = offsets[b, q] + dt * velocity[b, q]
-                weighed[b, q, :, f] = logits[b, q]
+                frame_offsets[b, q, :, f] = offsets[b, q] + dt * velocity[b, q]
+                frame_logits[b, q, :, f] = logits[b, q]
                 distance = max(-R // 2, min(R // 2, round(dt)))
                 if distance:
                     row = distance + R // 2 - (distance > 0)
-                    placed[b, q, :, f] += offset_table[row]
-                    weighed[b, q, :, f] += logit_table[row]
+                    frame_offsets[b, q, :, f] += offset_table[row]
+                    frame_logits[b, q, :, f] += logit_table[row]
     ratios = g.valid_ratios.double()
     with use_backend("reference"):
-        return st_deform_attn_fused(value, g.shapes, reference, placed, weighed, g.frame_index, ratios)
+        return st_deform_attn_fused(value, g.shapes, reference, frame_offsets, frame_logits, g.frame_index, ratios)
 
 
 def test_rows_of_the_tables():
@@ -198,7 +198,7 @@ def test_infinite_distances_count_for_nothing_and_leave_the_gradients_finite(ker
     results = []
     for inside in (("cpu",), ()):
         mine = leaves(g.inputs)
-        with formed_inside(*inside):
+        with use_temporal_kernel(*inside):
             out = g.run(*mine)
             results.append((out, *torch.autograd.grad(out, mine, g.grad_out)))
     for kernel, composed in zip(*results, strict=True):

@@ -100,7 +100,7 @@ def test_leave_and_come_back_within_the_gap_keeps_the_id_and_beyond_it_does_not(
 
 
 def test_gap_follows_the_motion_not_the_place():
-    # Hidden for 8 frames at 3 px a frame: the mover is 27 px on, and a standing object appears where it vanished.
+    # Hidden for 8 frames at 3 px per frame: the mover is 27 px on, and a standing object appears where it vanished.
     def mover(frame: int) -> tuple[float, float] | None:
         return None if 10 <= frame < 18 else (10 + 3.0 * frame, 40.0)
 
@@ -114,7 +114,7 @@ def test_gap_follows_the_motion_not_the_place():
 
 
 def test_damping_by_hand():
-    # velocity 2 px a frame, gap 3, damping 0.5: 2 * (0.5 + 0.25 + 0.125) = 1.75 px
+    # velocity 2 px per frame, gap 3, damping 0.5: 2 * (0.5 + 0.25 + 0.125) = 1.75 px
     from stdetr.stitch.tracks import extrapolate, fit_velocity
 
     frames = torch.tensor([1_000_000, 1_000_001, 1_000_003])

@@ -321,7 +321,7 @@ std::tuple<Tensor, Tensor> temporal_forward(
   return {out, lse};
 }
 
-// A table's gradient from each clip's share; `share` holds three numbers an entry, of which `first`.. are this table's.
+// A table's gradient from each clip's share; `share` holds three numbers per entry, of which `first`.. are this table's.
 template <class C>
 void sum_clips(const Problem& a, const std::vector<double>& shares, int first, int numbers, void* to) {
   const int64_t entries = a.R * a.H * a.L * a.K;

@@ -78,7 +78,7 @@ STDETR_INLINE void fetch_corners(const St* frame, int64_t stride, const Block<C>
   }
 }
 
-// The level of each point, from a table with one entry a point.
+// The level of each point, from a table with one entry per point.
 template <class C>
 STDETR_INLINE void set_levels(Block<C>& p, const Level* levels, int n) {
   for (int j = 0; j < n; ++j)

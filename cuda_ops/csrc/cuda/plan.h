@@ -138,7 +138,7 @@ inline void plan_coarse(Problem& p, bool allowed, int64_t room, const Device& de
   if (first == p.levels) return;
   const int64_t tokens = p.tokens - p.level[first].start;
   if (device.coarse_levels < 0) {
-    // Clearing and writing the sums pays only if each is added to often: four corners a point.
+    // Clearing and writing the sums pays only if each is added to often: four corners per point.
     const int64_t additions = static_cast<int64_t>(p.queries) * p.frames * (p.levels - first) * p.points * 4;
     if (additions < 32 * tokens * p.clip) return;
   }

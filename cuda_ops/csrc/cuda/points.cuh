@@ -259,7 +259,7 @@ __device__ __forceinline__ CornerWeights<A> weights_of(const Spot<A>& spot, A pr
   return {{top * left, top * right, bottom * left, bottom * right}};
 }
 
-// Offsets of a spot in an array with `step` units a token whose token 0 is at `base`.  Pixels that do not exist are
+// Offsets of a spot in an array with `step` units per token whose token 0 is at `base`.  Pixels that do not exist are
 // replaced by their neighbour (their weight is 0), so that loads need no branches.
 template <typename A>
 __device__ __forceinline__ CornerOffsets offsets_in(const Spot<A>& spot, const LevelEntry<A>& level, int64_t base,

@@ -1,8 +1,8 @@
 // One call of the operator as plain numbers and pointers: what host code fills in and kernels read.
 //
 // Shape legend
-//   B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-//   Q queries  F frames a query samples    L levels    K points a head, level and frame    P = F * L * K
+//   B clips    T frames of a clip    S tokens of a frame    H heads    D channels per head
+//   Q queries  F sampled frames    L levels    K points per head, level and frame    P = F * L * K
 //   R rows of the temporal tables, even
 //
 // Modes (all pixel coordinates: location * size - 0.5, bilinear, zero outside)

@@ -40,7 +40,7 @@ struct SharedSink {
   using Offset = int;
   static constexpr int kThreads = 1024;
   float* sums;
-  int step;         // floats a token
+  int step;         // floats per token
   int64_t first;    // where token 0 of the frame would be
   static __device__ __forceinline__ void add(float* top, float top_first, float top_second, float* low,
                                              float low_first, float low_second, bool) {

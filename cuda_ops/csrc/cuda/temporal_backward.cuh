@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2) temporal_backward_kernel(con
   const int thread = static_cast<int>(threadIdx.x);
   A* const share =
       static_cast<A*>(p.grad_table_shares) + static_cast<int64_t>(blockIdx.x) * p.block_shares * table_size;
-  // One share a block: the warps' sums are in shared memory until the end.
+  // One share per block: the warps' sums are in shared memory until the end.
   A* const sums_of_warps = p.block_shares == 1 ? reinterpret_cast<A*>(shared) : share;
   if (p.block_shares == 1) shared += kBlockWarps * table_size * sizeof(A);
   A* const tables = sums_of_warps + static_cast<int64_t>(thread / 32) * table_size;

@@ -1,8 +1,8 @@
 """The workloads of ``suite=op`` and their inputs.
 
 Shape legend
-    B clips    T frames    S tokens of a frame    H heads    D channels a head    Q queries    F sampled frames (= T)
-    L levels (strides 8, 16, 32, 64)    K points a head, level and frame
+    B clips    T frames    S tokens of a frame    H heads    D channels per head    Q queries    F sampled frames (= T)
+    L levels (strides 8, 16, 32, 64)    K points per head, level and frame
 """
 
 from __future__ import annotations

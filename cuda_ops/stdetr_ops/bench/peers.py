@@ -1,8 +1,8 @@
 """The implementations that ``suite=op`` compares: ours, the reference, and what other systems run.
 
 Shape legend
-    B clips    T frames    S tokens of a frame    H heads    D channels a head    Q queries    F sampled frames (= T)
-    L levels    K points a head, level and frame
+    B clips    T frames    S tokens of a frame    H heads    D channels per head    Q queries    F sampled frames (= T)
+    L levels    K points per head, level and frame
 
 A peer without a time axis gets the T frames as T * L levels, which is the same sum (DeVIS, Caelles et al., 2022).
 """
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from stdetr.ops import backend, st_deform_attn, st_deform_attn_fused, st_deform_attn_temporal, use_backend
 from stdetr.ops.reference import form_samples
-from stdetr.ops.temporal import formed_inside
+from stdetr.ops.temporal import use_temporal_kernel
 from stdetr_ops.bench.cases import KINDS, OpInputs, TemporalTerms
 
 Shapes = Sequence[tuple[int, int]]
@@ -81,7 +81,7 @@ def _absent(name: str, reason: str) -> Implementation:
 
 
 def grid_sample_attention(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """The formulation of Hugging Face's and RF-DETR's PyTorch paths: one grid_sample a frame and level, then a sum."""
+    """As in Hugging Face's and RF-DETR's PyTorch paths: one grid_sample per frame and level, then a sum."""
     batch, frames, _, heads, channels = value.shape
     queries = locations.shape[1]
     grids = 2 * locations - 1
@@ -116,7 +116,7 @@ def _ours_fused(inputs: OpInputs) -> Tensor:
 
 
 def _ours_temporal(inputs: OpInputs, terms: TemporalTerms) -> Tensor:
-    with formed_inside("cpu", "cuda"):
+    with use_temporal_kernel("cpu", "cuda"):
         return st_deform_attn_temporal(inputs.value, inputs.shapes, inputs.reference, **vars(terms))
 
 

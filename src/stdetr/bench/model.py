@@ -28,7 +28,7 @@ from stdetr.bench.report import draw_table, fit_exponent, machine
 from stdetr.config import compose, instantiate
 from stdetr.models.detector import ClipDetector
 from stdetr.ops import backend, use_backend
-from stdetr.ops.temporal import formed_inside, formed_outside
+from stdetr.ops.temporal import use_composition, use_temporal_kernel
 
 PARTS = ("encoder", "decoder", "whole")
 BACKENDS = ("kernels", "composed", "reference")
@@ -173,7 +173,7 @@ def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBen
 
 @contextmanager
 def _using(name: str) -> Iterator[None]:
-    forming = formed_outside() if name == "composed" else formed_inside("cpu", "cuda")
+    forming = use_composition() if name == "composed" else use_temporal_kernel("cpu", "cuda")
     with use_backend("reference" if name == "reference" else "kernels"), forming:
         yield
 
@@ -267,7 +267,7 @@ def _progress(row: Mapping[str, Any]) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as text: a table of figures and one of growth."""
-    header = ["part", "T", "op", "forward ms", "both ms", "kept MiB", "peak MiB", "peak MiB a frame"]
+    header = ["part", "T", "op", "forward ms", "both ms", "kept MiB", "peak MiB", "peak MiB per frame"]
     header += ["x kernels (forward)", "x kernels (both)", "x kernels (peak)"]
     lines = []
     for row in result["rows"]:

@@ -1,4 +1,4 @@
-"""One run of a verb, or a sweep: Hydra's own multirun, with one folder a job and a summary at the end."""
+"""One run of a verb, or a sweep: Hydra's own multirun, with one folder per job and a summary at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep: one row a job, its overrides, its objective and its metrics."""
+"""The table at the end of a sweep: one row per job, its overrides, its objective and its metrics."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def summarise(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def read_jobs(folder: Path, *, since: float = 0.0) -> list[dict[str, Any]]:
-    """One flat record a job, in the order of their numbers: job, overrides, status, objective, seconds, error, metrics.
+    """One flat record per job, in order of number: job, overrides, status, objective, seconds, error, metrics.
 
-    ``since`` leaves out jobs recorded before that time (seconds since the epoch): those of an earlier sweep in
-    ``folder``.
+    ``since`` leaves out jobs of an earlier sweep in ``folder``: those recorded before that time (seconds since the
+    epoch).
     """
     rows: list[dict[str, Any]] = []
     for path in folder.glob(f"*/{JOB_FILE}"):

@@ -1,6 +1,6 @@
 """A JSON file of records, read through its pages in memory; msgspec decodes each record when it is wanted.
 
-The file is mapped, not loaded, and one pass over it finds where each record lies.  What stays in memory is 72 bytes a
+The file is mapped, not loaded, and one pass over it finds where each record lies.  What stays in memory is 72 bytes per
 record of the section at hand (66 MB for 900,000 annotations in 126 MB of text), however long the records are.
 """
 

@@ -130,7 +130,7 @@ class _Parcel:
 
 
 def _start_worker(_: int) -> None:
-    # One decoding thread a worker: more would only fight the training process for the cores.
+    # One decoding thread per worker: more would only fight the training process for the cores.
     torch.set_num_threads(1)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

@@ -36,7 +36,7 @@ class ClipSampler(Protocol):
         ...
 
     def count(self, index: CocoVid) -> int:
-        """Number of clips an epoch."""
+        """Number of clips per epoch."""
         ...
 
     def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
@@ -65,7 +65,7 @@ class RandomWindows:
 
     stride: one number, or several to draw from (``[1, 2, 4]``); a video too short for it takes the largest that fits
     frames_per_epoch: frames that an epoch shows, counted before padding; None: as many as the index has.  T = 1 and
-        T = 5 thus see equally many frames an epoch, T = 5 in a fifth of the clips.
+        T = 5 thus see equally many frames per epoch, T = 5 in a fifth of the clips.
 
     Every row serves as the anchor of a window equally often, so that long videos weigh as much as their frames.  A
     video of fewer than T frames gives a shorter clip, padded when clips are batched.

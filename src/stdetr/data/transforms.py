@@ -4,7 +4,7 @@ Shape legend
     T frames of a clip     M boxes of a clip, over all tracks and frames     h, w height and width in pixels
 
 A clip is one ``tv_tensors.Image`` T,3,h,w and one ``tv_tensors.BoundingBoxes`` M,4 (xyxy px); torchvision draws its
-random parameters once a call, so frames and boxes of a clip move together.  (The kernels of ``Image`` take any
+random parameters once per call, so frames and boxes of a clip move together.  (The kernels of ``Image`` take any
 leading dimension, and unlike ``Video`` every transform accepts it.)  Any v2 transform may be listed in a
 configuration.  torchvision takes longer to import than torch, so it is imported where a clip is transformed: a clip
 that is only normalised does without.  Boxes that a crop cuts are clipped; those that it removes vanish from

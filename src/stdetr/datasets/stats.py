@@ -23,7 +23,7 @@ _BARS = 30
 class Statistics:
     """Columns over boxes and pairs; ``index`` tells the classes.
 
-    side A px (square root of the area), label A, speed_px P (centre, px a frame), speed_rel P (the same, in sides a
+    side A px (square root of the area), label A, speed_px P (centre, px per frame), speed_rel P (the same, in sides per
     frame), speed_label P, track_length per track (frames from first to last box), track_label per track
     """
 
@@ -93,12 +93,12 @@ _COLUMNS = (
 
 
 def table(statistics: Statistics) -> str:
-    """Lines of text: one row a class that has boxes, then all.  Sizes, lengths and speeds are medians."""
+    """Lines of text: one row per class that has boxes, then all.  Sizes, lengths and speeds are medians."""
     index = statistics.index
     per_frame = len(statistics.side) / index.images
     lines = [
         f"{index.path}: {index.videos} videos, {index.images} frames, {len(statistics.side)} boxes "
-        f"({per_frame:.2f} a frame), {statistics.ignored} ignore regions, {len(statistics.track_length)} tracks",
+        f"({per_frame:.2f} per frame), {statistics.ignored} ignore regions, {len(statistics.track_length)} tracks",
     ]
     width = max([len("class"), *(len(name) for name in index.classes.names)]) + 2
     lines.append("class".ljust(width) + "".join(name.rjust(space) for name, space in _COLUMNS))
@@ -140,7 +140,7 @@ def _median(values: np.ndarray, digits: int) -> str:
 
 
 def plot(statistics: Statistics, path: Path) -> Path:
-    """Write the figure: boxes a class, box sides, track lengths, speeds.  The suffix chooses the format (.png)."""
+    """Write the figure: boxes per class, box sides, track lengths, speeds.  The suffix chooses the format (.png)."""
     from matplotlib.figure import Figure
 
     if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
@@ -153,12 +153,12 @@ def plot(statistics: Statistics, path: Path) -> Path:
     panels[0, 0].bar(names[order], counts[order], color="#4477aa")
     panels[0, 0].set_xlim(-1, max(len(order), 3))
     panels[0, 0].tick_params(axis="x", rotation=60 if len(order) > 4 else 0)
-    panels[0, 0].set(title=f"boxes a class{' (the 30 most frequent)' if len(names) > _BARS else ''}", ylabel="boxes")
+    panels[0, 0].set(title=f"boxes per class{' (the 30 most frequent)' if len(names) > _BARS else ''}", ylabel="boxes")
     _histogram(panels[0, 1], statistics.side, "box side", "square root of the area, px", log=True)
     for limit in (SMALL, MEDIUM):
         panels[0, 1].axvline(limit, color="#bb5566", linestyle=":")
     _histogram(panels[1, 0], statistics.track_length, "track length", "frames from first to last box", log=True)
-    _histogram(panels[1, 1], statistics.speed_rel, "motion", "centre speed, box sides a frame", log=False)
+    _histogram(panels[1, 1], statistics.speed_rel, "motion", "centre speed, box sides per frame", log=False)
     with replacing(path) as draft:
         figure.savefig(draft, dpi=110)
     return path

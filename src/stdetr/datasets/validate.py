@@ -1,6 +1,6 @@
 """``stdetr data action=validate``: every violation of the CocoVID contract, with file and record.
 
-In memory are the columns of the file, about 250 bytes an annotation (see ``data.coco_vid_schema``).
+In memory are the columns of the file, about 250 bytes per annotation (see ``data.coco_vid_schema``).
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ class VideoTubes:
             self._rows.setdefault(tracks[n], []).append((frames[t], boxes[n][t], scores[n][t], labels[n]))
 
     def results(self, video: int, length: int, classes: ClassNames) -> list[dict[str, Any]]:
-        """One tube a track: its score, the class with most score, a box or null for each frame of the video."""
+        """One tube per track: its score, the class with most score, a box or null for each frame of the video."""
         self._collect(self._stitcher.flush())
         return [self._result(video, track, rows, length, classes) for track, rows in self._rows.items()]
 

@@ -44,8 +44,8 @@ class Trainer:
 
     max_steps: optimiser steps of the whole run, however often it is stopped and resumed
     single_frame: the first steps (a fraction of the run below 1, else a number) train on as many frames, but each from
-        anywhere and a clip of its own: far more different objects a step, and many more matched queries
-    accumulate: batches an optimiser step; precision: ``no | bf16 | fp16 | auto`` (bf16 on GPUs that have it)
+        anywhere and a clip of its own: far more different objects per step, and many more matched queries
+    accumulate: batches per optimiser step; precision: ``no | bf16 | fp16 | auto`` (bf16 on GPUs that have it)
     ema_decay: decay of the averaged weights that are evaluated and saved; null = none
     eval_every, save_every, log_every: in steps; 0 = only at the end; eval_start: one evaluation after that many steps,
         so that a mistake shows early (0 = none); the state is also saved before every evaluation

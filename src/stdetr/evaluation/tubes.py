@@ -1,7 +1,7 @@
 """Tubes as numpy columns: ground-truth tracks, tube results of a file, tubes put together from ``track_id``.
 
 Shape legend
-    N tubes     n boxes of all tubes, one a row     M images    V videos
+    N tubes     n boxes of all tubes, one per row     M images    V videos
 
 Boxes are ``xywh`` in source pixels.
 """

@@ -1,7 +1,7 @@
 """Video in, tracks out.
 
 Shape legend
-    B windows a batch    T frames of a window    N tubes    h, w pixels of the source frame
+    B windows per batch    T frames of a window    N tubes    h, w pixels of the source frame
 """
 
 from __future__ import annotations

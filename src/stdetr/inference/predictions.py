@@ -39,7 +39,7 @@ class VideoInfo:
     """Where detections come from.
 
     source: path or pattern it was opened from; name: what it is called; size: (h, w) in pixels
-    fps: frames a second, 0.0 where the source has no clock; frame_index: the frames that were looked at, in order
+    fps: frames per second, 0.0 where the source has no clock; frame_index: the frames that were looked at, in order
     """
 
     source: str
@@ -182,7 +182,7 @@ class VideoPredictions:
         return write_text(path, "".join(lines))
 
     def to_csv(self, path: str | Path) -> Path:
-        """A table with one row a detection: frame from 0, time in seconds (empty without a clock), xyxy in pixels."""
+        """A table with one row per detection: frame from 0, time in seconds (empty without a clock), xyxy in pixels."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_CSV_COLUMNS)

@@ -29,7 +29,7 @@ def can_record(detector: Detector) -> bool:
 
 
 def most_confident_window(predictions: VideoPredictions, length: int, objects: int = 4) -> tuple[int, ...]:
-    """The frames of the window of ``length`` frames with the largest sum of scores, ``objects`` detections a frame."""
+    """The frames of the window of ``length`` frames with the largest sum of the ``objects`` best scores per frame."""
     frames = predictions.info.frame_index
     length = min(length, len(frames))
     place = np.searchsorted(np.asarray(frames), predictions.frame_index)

@@ -27,13 +27,13 @@ class TubeCriterion:
 
     For each matched tube: class (``classification``: focal or varifocal; the target is 1 or, with ``quality``, the mean
     IoU of the tube), L1 and GIoU on the frames where the track is counted, presence on every frame that is not ignored.
-    ``weight_frame_class`` adds the class loss of each frame's own state, so that a clip teaches as many class samples
-    as its frames would; where the track is absent, the target is "no class".  The target of an unmatched tube is "no
-    class" as well; tubes that mostly cover ignore regions are left out.  Box losses are divided by the number of
-    counted boxes, class losses by the number of matched tubes (counted boxes for the frame class).  A causal tube has
-    a class on each frame: its loss is the mean over them, and frames before it begins take no part in any.
+    ``weight_frame_class`` adds a class loss per frame state, so that a clip gives as many class samples as its frames
+    would; where the track is absent, the target is "no class".  The target of an unmatched tube is also "no class";
+    tubes that mostly cover ignore regions are left out.  Box losses are divided by the number of counted boxes, class
+    losses by the number of matched tubes (counted boxes for the frame class).  A causal tube has a class per frame: its
+    loss is the mean over frames, and frames before it begins are left out of every loss.
 
-    auxiliary: layers before the last have losses, too
+    auxiliary: the layers before the last have losses, too
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TubeCriterion:
         if self.dense is not None:
             if training.dense is None:
                 raise ValueError(
-                    "criterion.dense needs the predictions of tokens, which learned queries do not make; "
+                    "criterion.dense needs the predictions of tokens, which learned queries do not give; "
                     "set criterion.dense=null"
                 )
             losses = self.dense(training.dense, training.token_valid, training.token_centres, mask, packed)
@@ -97,7 +97,7 @@ class TubeCriterion:
         return torch.stack(list(terms.values())).sum(), terms
 
     def _layers(self, predictions: Sequence[TubePrediction]) -> list[tuple[str, TubePrediction]]:
-        """The layers that have losses, each with the suffix of its terms' names: none for the last."""
+        """The layers that have losses, each with the suffix of its terms' names (empty for the last)."""
         *before, last = predictions
         auxiliary = [(f"_{i}", prediction) for i, prediction in enumerate(before)] if self.auxiliary else []
         return [*auxiliary, ("", last)]
@@ -128,7 +128,7 @@ class TubeCriterion:
         return result
 
     def _class(self, prediction: TubePrediction, pairs: _Pairs, weight_BQT: Tensor, frame_mask_BT: Tensor) -> Tensor:
-        """Sum over the tubes that are matched or, on some frame, outside ignore regions."""
+        """Sum over tubes that are matched or lie outside ignore regions on some frame."""
         weight_BQ = (weight_BQT.sum(-1) > 0).float()
         weight_BQ[pairs.clip, pairs.tube] = 1.0
         target = torch.zeros_like(prediction.logits)  # B,Q,K, or B,Q,T,K of a causal tube
@@ -136,7 +136,7 @@ class TubeCriterion:
             quality = (pairs.iou * pairs.counted).sum(1) / pairs.counted.sum(1).clamp(min=1)
             target[pairs.clip, pairs.tube, pairs.labels] = self._target(quality)
             return (self.loss(prediction.logits, target).sum(-1) * weight_BQ).sum()
-        # The target on a frame is what the frames up to it have shown: "no class" until the track was there once.
+        # Causal: the target is "no class" until the track has been present once.
         seen = pairs.counted.cumsum(1)
         quality = (pairs.iou * pairs.counted).cumsum(1) / seen.clamp(min=1)
         target[pairs.clip, pairs.tube, :, pairs.labels] = self._target(quality) * (seen > 0)
@@ -148,7 +148,7 @@ class TubeCriterion:
     def _frame_class(
         self, prediction: TubePrediction, pairs: _Pairs, weight_BQT: Tensor, frame_mask_BT: Tensor
     ) -> Tensor:
-        """Sum over the frames of all tubes: of matched ones where their track is not ignored."""
+        """Sum over the frames of all tubes, without the frames on which a matched track is ignored."""
         weight_BQT = weight_BQT * frame_mask_BT[:, None]
         weight_BQT[pairs.clip, pairs.tube] = pairs.has_presence.float()
         target_BQTK = torch.zeros_like(prediction.frame_logits)
@@ -157,7 +157,7 @@ class TubeCriterion:
         return (self.loss(prediction.frame_logits, target_BQTK).sum(-1) * weight_BQT).sum()
 
     def _target(self, iou: Tensor) -> Tensor:
-        """What the class logit of a matched tube should tell; never 0, which would mean "no class"."""
+        """Class target of a matched tube; never 0, which would mean "no class"."""
         return iou.clamp(min=0.01) if self.quality else torch.ones_like(iou)
 
     @staticmethod
@@ -178,12 +178,12 @@ class TubeCriterion:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Matched tubes beside their tracks.
+    """Matched tubes and their tracks.
 
     clip, tube, labels: M int64; predicted, boxes: M,T,4; iou (without gradient), giou: M,T
     counted: M,T float, 1 where the track has a box that counts and the tube exists
     has_class: M,T bool, real frames where the tube exists; has_presence: those where the track is not ignored, so that
-        it is known to be there or not
+        its presence is known
     """
 
     clip: Tensor

@@ -2,8 +2,8 @@
 
 Shape legend: B clips, T frames, S tokens of a frame, N tracks, K classes.  Boxes cxcywh normalised.
 
-A clip gives far fewer matched queries than its frames would one by one; the tokens get that supervision back.
-Task-aligned assignment (TOOD, Feng et al. 2021): for each box the tokens inside it with the best p^a x IoU^b.
+A clip has far fewer matched queries than its frames would have as single images; the tokens restore that supervision.
+Task-aligned assignment (TOOD, Feng et al. 2021): each box takes the tokens inside it with the highest p^a x IoU^b.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from stdetr.models.queries import DenseOutput
 class DenseLoss:
     """Class (varifocal, target = alignment scaled to the best IoU of its box), L1 and GIoU of the tokens.
 
-    positives: tokens a box; alpha, beta: exponents of the class score and the IoU in the alignment; floor: least
-        quality of a box's best token, which decides how fast classes are learned while boxes are still bad
+    positives: tokens per box; alpha, beta: exponents of the class score and the IoU in the alignment; floor: minimum
+        quality of a box's best token, which decides how fast classes are learned while boxes are still poor
     Tokens whose centre lies in an ignore region are left out of the class loss, unless they are positive.
     """
 
@@ -53,11 +53,11 @@ class DenseLoss:
             counted = counted & ~(hidden.any(1) & (track < 0))
         norm = reduce_count(weight.sum())
         loss = varifocal_loss(logits, quality).sum(-1)
-        predicted, wanted = boxes[b, t, s], targets.boxes[b, chosen, t]
-        giou = paired_iou(to_xyxy(predicted), to_xyxy(wanted))[1]
+        predicted, target_boxes = boxes[b, t, s], targets.boxes[b, chosen, t]
+        giou = paired_iou(to_xyxy(predicted), to_xyxy(target_boxes))[1]
         return {
             "class": (loss * counted).sum() / norm,
-            "box": ((predicted - wanted).abs().sum(-1) * weight).sum() / norm,
+            "box": ((predicted - target_boxes).abs().sum(-1) * weight).sum() / norm,
             "giou": ((1 - giou) * weight).sum() / norm,
         }
 
@@ -65,27 +65,27 @@ class DenseLoss:
     def assign(
         self, logits: Tensor, boxes: Tensor, valid_BS: Tensor, centres_BS2: Tensor, targets: PackedTargets
     ) -> tuple[Tensor, Tensor]:
-        """Which track each token answers for (B,T,S int64, -1 = none), and with what quality in [0,1] (B,T,S)."""
+        """The track each token is assigned to (B,T,S int64, -1 = none), and its quality in [0,1] (B,T,S)."""
         clips, frames, tokens, _ = boxes.shape
         tracks = targets.labels.shape[1]
-        wanted = targets.boxes.transpose(1, 2)  # B,T,N,4
-        iou = paired_iou(to_xyxy(wanted)[:, :, :, None], to_xyxy(boxes)[:, :, None])[0].clamp(min=0)  # B,T,N,S
+        target_boxes = targets.boxes.transpose(1, 2)  # B,T,N,4
+        iou = paired_iou(to_xyxy(target_boxes)[:, :, :, None], to_xyxy(boxes)[:, :, None])[0].clamp(min=0)  # B,T,N,S
         labels = targets.labels[:, None, None].expand(-1, frames, tokens, -1)
         score = logits.sigmoid().gather(3, labels).transpose(2, 3)  # B,T,N,S
         inside = _inside(centres_BS2, targets.boxes).transpose(1, 2)  # B,T,N,S
         # A box too small to hold a token centre takes the nearest token.
-        distance = (wanted[:, :, :, None, :2] - centres_BS2[:, None, None]).square().sum(-1)
+        distance = (target_boxes[:, :, :, None, :2] - centres_BS2[:, None, None]).square().sum(-1)
         real = valid_BS[:, None, None]
         distance = distance.masked_fill(~real, float("inf"))
         nearest = torch.nn.functional.one_hot(distance.argmin(-1), tokens).bool()
         inside = torch.where((inside & real).any(-1, keepdim=True), inside, nearest)
         usable = inside & real & targets.valid.transpose(1, 2)[..., None]
-        # The small distance term decides while the boxes say nothing yet, and breaks ties by geometry.
+        # The small distance term decides while the boxes are still uninformative, and breaks ties by geometry.
         aligned = (score.clamp(min=1e-4) ** self.alpha) * ((iou + 1e-3) ** self.beta) * (1 - distance.clamp(max=0.9))
         aligned = aligned.masked_fill(~usable, 0.0)
         best = aligned.topk(min(self.positives, tokens), dim=-1).indices
         chosen = torch.zeros_like(usable).scatter_(-1, best, torch.ones_like(best, dtype=torch.bool)) & usable
-        # A token that several boxes want goes to the one it overlaps most.
+        # A token that several boxes claim goes to the one it overlaps most.
         claim = torch.where(chosen, iou + 1e-6, torch.zeros_like(iou))
         strongest, track = claim.max(2)  # B,T,S
         track = torch.where(strongest > 0, track, -1)

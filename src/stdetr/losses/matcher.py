@@ -15,12 +15,12 @@ from stdetr.models.boxes import paired_iou, to_xyxy
 
 
 class TubeMatcher:
-    """One tube for each track, at least total cost (DETR, Carion et al. 2020; tubes as VisTR and SeqFormer match them).
+    """One tube per track, at the lowest total cost (DETR, Carion et al. 2020; whole tubes as in VisTR and SeqFormer).
 
     cost = cost_class x focal class cost + mean over the track's counted frames of
            (cost_box x L1 of cxcywh + cost_giou x (1 - GIoU))
 
-    A track without any counted frame (absent, or ignored throughout) is matched to nothing.
+    A track without a counted frame (absent, or ignored throughout) is not matched.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class TubeMatcher:
 
     @torch.no_grad()
     def cost(self, logits: Tensor, boxes: Tensor, targets: PackedTargets) -> Tensor:
-        """logits B,Q,K, or B,Q,T,K of which the mean over the track's counted frames is taken; boxes B,Q,T,4 -> B,Q,N
-        float32; columns of tracks that are not counted mean nothing."""
+        """logits B,Q,K, or B,Q,T,K (averaged over the track's counted frames); boxes B,Q,T,4 -> B,Q,N float32; the
+        columns of tracks that are not counted are meaningless."""
         weight = targets.valid.float() / targets.valid.sum(-1, keepdim=True).clamp(min=1)
         weight = weight[:, None]
         probability = logits.float().sigmoid()
@@ -55,9 +55,9 @@ class TubeMatcher:
             classes = classes.gather(3, labels[:, :, None].expand(-1, -1, logits.shape[2], -1))
             classes = (classes.transpose(2, 3) * weight).sum(-1)
         cost = self.cost_class * classes
-        predicted, wanted = boxes.float()[:, :, None], targets.boxes[:, None]  # B,Q,1,T,4 and B,1,N,T,4
-        l1 = ((predicted - wanted).abs().sum(-1) * weight).sum(-1)
-        giou = (paired_iou(to_xyxy(predicted), to_xyxy(wanted))[1] * weight).sum(-1)
+        predicted, target_boxes = boxes.float()[:, :, None], targets.boxes[:, None]  # B,Q,1,T,4 and B,1,N,T,4
+        l1 = ((predicted - target_boxes).abs().sum(-1) * weight).sum(-1)
+        giou = (paired_iou(to_xyxy(predicted), to_xyxy(target_boxes))[1] * weight).sum(-1)
         return cost + self.cost_box * l1 + self.cost_giou * (1 - giou)
 
     @torch.no_grad()

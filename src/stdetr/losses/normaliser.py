@@ -1,4 +1,4 @@
-"""What losses are divided by when several processes share a batch."""
+"""The normalisers of losses when several processes share a batch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from torch import Tensor, distributed
 
 
 def reduce_count(count: Tensor) -> Tensor:
-    """The normaliser of a loss that this process sums over its clips: max(count of all processes, 1) / processes.
+    """The normaliser for a loss summed over this process's clips: max(count of all processes, 1) / processes.
 
     count: one count or several, any shape and dtype; returns float32 of that shape, without gradient.
 
-    Gradients are averaged over processes.  The mean of ``local sum / reduce_count(local count)`` is thus
-    ``global sum / max(global count, 1)``: loss and gradient are those of one process that holds the whole batch, also
+    Gradients are averaged over processes, so the mean of ``local sum / reduce_count(local count)`` is
+    ``global sum / max(global count, 1)``: loss and gradient equal those of one process with the whole batch, even
     where a process has nothing to count.  All processes must call it equally often and in the same order.
     """
     total = count.detach().float()

@@ -1,6 +1,6 @@
-"""The targets of a batch, padded to one number of tracks, so that losses are a few large operations.
+"""The targets of a batch, padded to the same number of tracks, so that losses are a few large operations.
 
-Shape legend: B clips, N most tracks of a clip, T frames.  Boxes cxcywh normalised.
+Shape legend: B clips, N largest number of tracks in a clip, T frames.  Boxes cxcywh normalised.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class PackedTargets:
 
     @property
     def counted(self) -> Tensor:
-        """B,N bool: tracks with at least one frame that counts; the others are matched to nothing."""
+        """B,N bool: tracks with at least one frame that counts; the others are not matched."""
         return self.valid.any(-1)
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs over the whole batch: tube ``tube[i]`` of clip ``clip[i]`` answers for its track ``track[i]``; int64."""
+    """Pairs over the whole batch: tube ``tube[i]`` of clip ``clip[i]`` is matched to its track ``track[i]``; int64."""
 
     clip: Tensor
     tube: Tensor

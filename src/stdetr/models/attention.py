@@ -22,7 +22,7 @@ class Samples:
     """What the operator used in one call, for figures.
 
     locations: B,Q,H,F,L,K,2 in [0,1] of the unpadded frame; weights: B,Q,H,F,L,K
-    reference: B,Q,F,2|4, the points or boxes that it sampled around; frames: B,Q,F, of which frames, -1 = none
+    reference: B,Q,F,2|4, the points or boxes that it sampled around; frames: B,Q,F, the sampled frames, -1 = none
     """
 
     locations: Tensor
@@ -32,16 +32,16 @@ class Samples:
 
 
 class STDeformableAttention(nn.Module):
-    """Attention to K learned points a head, level and frame.
+    """Attention to K learned points per head, level and frame.
 
     With q the query and dt the signed distance, in source frames, from the query's frame to a sampled one:
 
         offsets(q, dt) = W q + dt * V q + b(dt)        logits(q, dt) = A q + a(dt)
 
-    so the parameters do not depend on how many frames there are, and ``st_deform_attn_temporal`` forms the sums inside.
-    b and a are tables over dt in [-reach, reach] (clamped beyond) whose entry at 0 does not exist; V, b start at zero
-    and a at ``-decay * |dt|`` so that, at first, a query trusts its own frame most.  With one frame this is Deformable
-    DETR's module (Zhu et al. 2020), operation by operation.  Its offset initialisation (a star of H directions, growing
+    so the parameters do not depend on the number of frames; ``st_deform_attn_temporal`` computes the sums.  b and a are
+    tables over dt in [-reach, reach] (clamped beyond) without an entry at 0; V and b start at zero and a at
+    ``-decay * |dt|``, so that a query initially weighs its own frame most.  With one frame this is Deformable DETR's
+    module (Zhu et al. 2020), operation by operation, and its offset initialisation (a star of H directions, growing
     with the point's index) is kept.
     """
 

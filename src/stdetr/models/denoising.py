@@ -2,8 +2,8 @@
 
 Shape legend: B clips, N tracks of a clip, G groups, Q = G x 2 x max N denoising queries, T frames, C width.
 
-DN-DETR (Li et al. 2022) and DINO (Zhang et al. 2022), carried to tubes: a tube's noise has a part that all its frames
-share and a part of each frame's own, so that a query is wrong the way a linked proposal is wrong.
+DN-DETR (Li et al. 2022) and DINO (Zhang et al. 2022), extended to tubes: part of the noise is shared by all frames of
+a tube and part is drawn per frame, so that queries have the kind of error that linked proposals have.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from stdetr.structures import ClipTargets
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """states B,Q,T,C; references B,Q,T,4 cxcywh in [0,1]; blocked Q+M,Q+M bool for M matching queries behind them;
-    track B,Q int64 (which track a query was made from, -1 = padding); positive Q bool; exists B,Q,T bool or None: the
-    track's object has been annotated on that frame or before (causal)."""
+    """states B,Q,T,C; references B,Q,T,4 cxcywh in [0,1]; blocked Q+M,Q+M bool for the M matching queries that follow;
+    track B,Q int64 (the track a query was made from, -1 = padding); positive Q bool; exists B,Q,T bool or None: the
+    track has been annotated on that frame or earlier (causal)."""
 
     states: Tensor
     references: Tensor
@@ -36,12 +36,12 @@ class DenoisingQueries:
 class TubeDenoising(ClipRandom):
     """Makes the denoising queries of a batch.
 
-    queries: about how many a clip; the number of groups follows from the clip with most tracks
+    queries: approximate number per clip; the number of groups follows from the clip with the most tracks
     label_noise: probability of a random label; box_noise: largest corner shift as a share of half the box side, for
         positives; negatives are shifted by one to two times that
-    frame_share: share of the noise that each frame draws anew
-    causal: a query begins on its track's first frame and knows boxes of earlier frames only
-    most: tracks of the clip with most, where other processes hold clips of the same batch
+    frame_share: share of the noise that is drawn per frame
+    causal: a query begins on its track's first frame and knows only the boxes of earlier frames
+    most: largest number of tracks in a clip, where other processes hold clips of the same batch
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class TubeDenoising(ClipRandom):
         labels = torch.where(flip, (noise[..., 1] * self.classes).long(), labels)
         sign = noise[..., None, 2:6].round() * 2 - 1
         shared = (noise[..., None, 6:10] + (~positive).float()[None, :, None, None]) * sign
-        own = (noise[..., 10:].view(clips, slots, frames, 4) * 2 - 1) * self.frame_share
+        per_frame = (noise[..., 10:].view(clips, slots, frames, 4) * 2 - 1) * self.frame_share
         half = boxes[..., 2:].repeat(1, 1, 1, 2) / 2
-        corners = to_xyxy(boxes) + (shared * (1 - self.frame_share) + own) * half * self.box_noise
+        corners = to_xyxy(boxes) + (shared * (1 - self.frame_share) + per_frame) * half * self.box_noise
         low = torch.minimum(corners[..., :2], corners[..., 2:]).clamp(0, 1)
         high = torch.maximum(corners[..., :2], corners[..., 2:]).clamp(0, 1)
         references = to_cxcywh(torch.cat((low, high), -1)).clamp(1e-3, 1 - 1e-3)
@@ -110,9 +110,9 @@ class TubeDenoising(ClipRandom):
 
 
 def fill_absent(boxes_NT4: Tensor, valid_NT: Tensor, causal: bool = False) -> Tensor:
-    """Boxes on frames without one: those of the nearest frame (the earlier on a tie) that has it.
+    """Fill in boxes on frames without one from the nearest frame that has one (the earlier on a tie).
 
-    Each track needs one.  causal: the nearest earlier frame, where there is one.
+    Each track needs at least one box.  causal: from the nearest earlier frame, where there is one.
     """
     frames = boxes_NT4.shape[1]
     time = torch.arange(frames, device=boxes_NT4.device)

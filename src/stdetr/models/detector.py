@@ -22,15 +22,15 @@ from stdetr.models.neck import Neck, Tokens
 from stdetr.models.queries import DenseOutput, LearnedQueries, TokenQueries
 from stdetr.structures import ClipTargets, ModelOutput, SamplingRecord
 
-# Of a tube on the frames before it begins: a logit whose sigmoid is 0 and whose loss, told "nothing", is 0.
+# Logit of a tube on frames before it begins: its sigmoid is 0, and so is its loss against "no object".
 NEVER = -1e4
 
 
 @dataclass(frozen=True)
 class TubePrediction:
-    """One layer's answer.  logits B,Q,N of the tube (causal: B,Q,T,N); frame_logits B,Q,T,N of its states one by one;
-    boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T logits; exists B,Q,T bool, False on the frames before a causal tube
-    begins, where all logits are ``NEVER`` and the box means nothing; None = every tube is there throughout."""
+    """One layer's prediction.  logits B,Q,N per tube (causal: B,Q,T,N); frame_logits B,Q,T,N per frame state;
+    boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T logits; exists B,Q,T bool, False on frames before a causal tube
+    begins, where all logits are ``NEVER`` and the box is undefined; None = every tube exists on all frames."""
 
     logits: Tensor
     frame_logits: Tensor
@@ -57,12 +57,12 @@ class TrainingOutput:
 class ClipDetector(nn.Module):
     """Backbone per frame, spatio-temporal encoder, queries, tube decoder, heads.
 
-    The parts are built elsewhere (Hydra ``_target_``) and handed in; ``neck`` may be a partial that still wants the
+    The parts are built elsewhere (Hydra ``_target_``) and passed in; ``neck`` may be a partial that still needs the
     backbone's ``channels``.  All parts must agree on width and levels.  T is arbitrary and may differ between calls.
     With T = 1 and learned queries the computation is Deformable DETR's.
 
-    share_heads: one class head for all decoder layers (plain Deformable DETR) instead of one each
-    causal: nothing that is said of a frame depends on a later one; all parts must agree on it
+    share_heads: one class head for all decoder layers (plain Deformable DETR) instead of one per layer
+    causal: the prediction for a frame does not depend on later frames; all parts must agree on it
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class ClipDetector(nn.Module):
         return self.detect(self.features(frames, sizes), frame_mask, frame_index, targets)
 
     def features(self, frames: Tensor, sizes: Tensor | None = None) -> Tokens:
-        """The tokens of every frame by itself, from backbone and neck.  Arguments as ``forward``."""
+        """The tokens of each frame, from backbone and neck.  Arguments as ``forward``."""
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must have shape (B,T,3,h,w), got {tuple(frames.shape)}")
         clips, _, _, height, width = frames.shape
@@ -141,8 +141,8 @@ class ClipDetector(nn.Module):
         targets: Sequence[ClipTargets] | None = None,
         memory: Tensor | None = None,
     ) -> ModelOutput:
-        """What the clips whose frames gave these tokens show.  Arguments as ``forward``; memory: what the encoder makes
-        of the tokens, B,T,S,C, where that is known."""
+        """The output for clips with these tokens.  Arguments as ``forward``; memory: the encoder's output for these
+        tokens, B,T,S,C, if already computed."""
         clips, length = tokens.features.shape[:2]
         device = tokens.features.device
         if frame_mask is None:
@@ -216,7 +216,7 @@ class ClipDetector(nn.Module):
         frame_mask: Tensor | None = None,
         frame_index: Tensor | None = None,
     ) -> tuple[ModelOutput, list[SamplingRecord]]:
-        """The output and, for each clip, where the last decoder layer sampled.  Arguments as ``forward``."""
+        """The output, and where the last decoder layer sampled in each clip.  Arguments as ``forward``."""
         attention = self.decoder.layers[-1].cross_attention
         assert isinstance(attention, STDeformableAttention)
         recorded: list[Samples] = []
@@ -231,7 +231,7 @@ class ClipDetector(nn.Module):
         for clip in zip(*samples, strict=True):
             locations, weights, reference, sampled = (rearrange(x, "(q t) ... -> q t ...", t=length) for x in clip)
             sampled = sampled.amax(0)  # T,F: tubes that have not begun sample none of them
-            own = (sampled == torch.arange(length)[:, None])[..., None]
+            same_frame = (sampled == torch.arange(length)[:, None])[..., None]
             boxes = nn.functional.pad(reference, (0, 4 - reference.shape[-1]))
-            records.append(SamplingRecord(locations, weights, sampled, torch.where(own, boxes, 0.0).sum(2)))
+            records.append(SamplingRecord(locations, weights, sampled, torch.where(same_frame, boxes, 0.0).sum(2)))
         return output, records

@@ -1,4 +1,4 @@
-"""Random draws of training that belong to a clip, whichever process holds it and whatever clips are beside it.
+"""Random draws in training that depend only on the clip, not on the process or on the other clips of the batch.
 
 Shape legend: B clips, N rows (B x T, clip by clip), Q queries, H heads, C width.
 """
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed of several, by the finaliser of splitmix64 (Steele et al. 2014)."""
+    """Mix several numbers into one 63-bit seed, by the finaliser of splitmix64 (Steele et al. 2014)."""
     state = 0
     for number in numbers:
         state = (state ^ number) * 0xBF58476D1CE4E5B9 + 0x9E3779B97F4A7C15 & (1 << 64) - 1
@@ -25,7 +25,7 @@ def mix(*numbers: int) -> int:
 
 
 class ClipRandom(nn.Module):
-    """A module that draws for each clip of a batch from a generator of its own.
+    """A module that uses a separate random generator for each clip of a batch.
 
     seeds: one for each clip, set by :func:`seed_clips` before each forward pass; None: the global generator
     """
@@ -42,16 +42,16 @@ class ClipRandom(nn.Module):
 
 
 def seed_clips(model: nn.Module, seeds: Sequence[int]) -> None:
-    """Let every module of ``model`` that draws use these seeds, one for each clip, in the next forward pass."""
+    """Make every random module of ``model`` use these seeds, one per clip, in the next forward pass."""
     drawing = [module for module in model.modules() if isinstance(module, ClipRandom)]
     for number, module in enumerate(drawing):
         module.seeds = tuple(mix(seed, number) for seed in seeds)
 
 
 class ClipDropout(ClipRandom):
-    """Dropout (Srivastava et al. 2014) of x N,...: its first axis holds the clips one after the other.
+    """Dropout (Srivastava et al. 2014) of x N,..., whose first axis holds the clips one after the other.
 
-    A mask depends on the clip's seed alone, so a layer that is computed again in the backward pass drops the same.
+    A mask depends only on the clip's seed, so a layer that is recomputed in the backward pass drops the same values.
     """
 
     def __init__(self, p: float) -> None:
@@ -72,7 +72,7 @@ class ClipDropout(ClipRandom):
 
 
 class TubeAttention(nn.MultiheadAttention):
-    """Multi-head attention N,Q,C between queries, the weights of a clip dropped by the clip's seed."""
+    """Multi-head attention N,Q,C between queries, with dropout of the weights by each clip's seed."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__(width, heads, batch_first=True)
@@ -86,7 +86,7 @@ class TubeAttention(nn.MultiheadAttention):
         attn_mask: Tensor | None = None,
         absent: Tensor | None = None,
     ) -> Tensor:
-        """attn_mask: Q,Q bool, or N x H,Q,Q, True = not seen; absent: N,Q bool, True = seen by none"""
+        """attn_mask: Q,Q bool, or N x H,Q,Q, True = not attended; absent: N,Q bool, True = attended by no query"""
         if not self.training or self.drop.p == 0:
             mixed, _ = super().forward(
                 query, key, value, need_weights=False, attn_mask=attn_mask, key_padding_mask=absent

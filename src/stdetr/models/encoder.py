@@ -1,4 +1,4 @@
-"""Spatio-temporal deformable encoder: every token looks at a few points of its own and of neighbouring frames.
+"""Spatio-temporal deformable encoder: every token samples a few points of its own and neighbouring frames.
 
 Shape legend: B clips, T frames, S tokens of a frame, C width, F sampled frames.
 """
@@ -47,7 +47,7 @@ class EncoderLayer(nn.Module):
     def forward(
         self, features_BTSC: Tensor, tokens: Tokens, window: Window, before_BTSC: Tensor | None = None
     ) -> Tensor:
-        """before: the layer's input on the frames before these, which ``window`` counts first; None = there are none"""
+        """before: the layer's input on earlier frames, which come first in ``window``; None = there are none"""
         clips, frames, count, _ = features_BTSC.shape
         sampled_BTSC = features_BTSC if before_BTSC is None else torch.cat((before_BTSC, features_BTSC), 1)
         value = self.attention.values(sampled_BTSC, tokens.valid)
@@ -55,7 +55,7 @@ class EncoderLayer(nn.Module):
         sampled = window.frames.shape[-1]
         reference = tokens.centres[:, None, :, None].expand(-1, frames, -1, sampled, -1).flatten(1, 2)
         where = repeat(window.frames, "b t f -> b (t s) f", s=count)
-        dt = None if window.own else repeat(window.dt, "b t f -> b (t s) f", s=count)
+        dt = None if window.self_only else repeat(window.dt, "b t f -> b (t s) f", s=count)
         update = self.attention(query, reference, value, tokens.shapes, tokens.valid_ratios, where, dt)
         update = rearrange(update, "b (t s) c -> b t s c", t=frames)
         return self.feed_forward(self.norm(features_BTSC + self.dropout(update)))
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
     """A stack of encoder layers; ``layers=0`` passes the tokens through.
 
     window: frames to each side that a token samples (None: the whole clip); its cost per frame does not depend on T
-    causal: sample only earlier frames and the token's own
+    causal: sample only the token's own and earlier frames
     checkpointing: recompute each layer in the backward pass instead of keeping its activations
     """
 
@@ -109,10 +109,11 @@ class Encoder(nn.Module):
         return memory
 
     def extend(self, tokens: Tokens, frame_index_BT: Tensor, past: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """The memory of one more frame of a clip (T = 1), and what the next one needs; causal encoders only.
+        """The memory of one more frame of a clip (T = 1), and the state for the next frame; causal encoders only.
 
-        frame_index_BT: numbers of the frames before it, at least those that it may sample, and its own
-        past: as the frame before gave it, None for a clip's first: the layers' inputs on the frames that may be sampled
+        frame_index_BT: numbers of at least those earlier frames that it may sample, and then its own
+        past: the state returned for the previous frame (the layers' inputs on frames that may be sampled); None for the
+            first frame of a clip
         """
         assert self.causal
         memory, inputs = self.dropout(tokens.features), []

@@ -1,4 +1,4 @@
-"""Prediction heads: class of a tube, box and presence of a tube on a frame.
+"""Prediction heads: class per tube, box and presence per tube and frame.
 
 Shape legend: B clips, Q tubes, T frames, C width.
 """
@@ -61,10 +61,10 @@ class ClassHead(nn.Module):
 
 
 class ClipPool(nn.Module):
-    """One clip state a tube from its frame states: a learned weighted mean, as the class belongs to the clip and the
+    """One clip state per tube from its frame states: a learned weighted mean, as the class belongs to the clip and the
     box to the frame (SeqFormer, Wu et al. 2022).  The weights start equal; with one frame the state is the frame's.
 
-    causal: one state for each frame instead, the mean of the tube's states up to it
+    causal: one state per frame instead, the mean of the tube's states up to that frame
     """
 
     def __init__(self, width: int, causal: bool = False) -> None:
@@ -74,7 +74,7 @@ class ClipPool(nn.Module):
         nn.init.zeros_(self.weight.bias)
 
     def forward(self, states_BQTC: Tensor, frame_mask_BT: Tensor, exists_BQT: Tensor | None = None) -> Tensor:
-        """returns B,Q,C; causal: B,Q,T,C.  exists: the frames on which a causal tube is there, None = all"""
+        """returns B,Q,C; causal: B,Q,T,C.  exists: False on frames before a causal tube begins, None = all True"""
         frames = states_BQTC.shape[2]
         if frames == 1 and not self.causal:
             return states_BQTC[:, :, 0]
@@ -83,8 +83,8 @@ class ClipPool(nn.Module):
             return (logits.softmax(2).to(states_BQTC.dtype) * states_BQTC).sum(2)
         usable = frame_mask_BT[:, None] if exists_BQT is None else frame_mask_BT[:, None] & exists_BQT
         past = torch.ones(frames, frames, dtype=torch.bool, device=states_BQTC.device).tril()
-        own = torch.eye(frames, dtype=torch.bool, device=states_BQTC.device)
-        # A frame's own state counts in any case: without one there would be nothing to take the mean of.
+        same_frame = torch.eye(frames, dtype=torch.bool, device=states_BQTC.device)
+        # The frame's own state always counts, so that the mean is never over nothing.
         logits = self.weight(states_BQTC).float().transpose(2, 3)  # B,Q,1,T
-        logits = logits.masked_fill(~((usable[:, :, None] & past) | own), float("-inf"))
+        logits = logits.masked_fill(~((usable[:, :, None] & past) | same_frame), float("-inf"))
         return logits.softmax(3).to(states_BQTC.dtype) @ states_BQTC

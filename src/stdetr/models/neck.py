@@ -1,4 +1,4 @@
-"""From backbone maps to one sequence of tokens a frame.
+"""From backbone maps to one sequence of tokens per frame.
 
 Shape legend: B clips, T frames, N = B x T, S tokens of a frame (levels in order, row-major), C width, L levels.
 """
@@ -45,7 +45,7 @@ class Tokens:
 class Neck(nn.Module):
     """Projects each backbone level to the model's width and adds coarser levels by strided convolutions.
 
-    The layout (1x1 convolution and GroupNorm a level, 3x3 stride 2 for further ones) is Deformable DETR's.
+    The layout (1x1 convolution and GroupNorm per level, 3x3 stride 2 for further ones) is Deformable DETR's.
     ``top_down`` adds each coarser level, upsampled, to the finer one before the projection's norm (Lin et al. 2017):
     cheap context for models without an encoder.
     """
@@ -71,7 +71,7 @@ class Neck(nn.Module):
             inputs = width
         self.projections = nn.ModuleList(projections)
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1) for _ in range(levels - 1)) if top_down else None
-        # None in a model without encoder layers, where nothing reads it.
+        # None without encoder layers, where it would be unused.
         self.level_embed: nn.Parameter | None = nn.Parameter(torch.empty(levels, width))
         self.width, self.levels = width, levels
         nn.init.normal_(self.level_embed)
@@ -87,7 +87,7 @@ class Neck(nn.Module):
         """
         sources = [project(x) for project, x in zip(self.projections, maps, strict=False)]
         for i in range(len(maps), self.levels):
-            # The first extra level looks at the raw backbone map, the next ones at the level before (Deformable DETR).
+            # The first extra level reads the raw backbone map, later ones the previous level (Deformable DETR).
             sources.append(self.projections[i](maps[-1] if i == len(maps) else sources[-1]))
         if self.smooth is not None:
             for i in range(self.levels - 2, -1, -1):

@@ -23,15 +23,15 @@ def to_tubes(
 ) -> list[Tubes]:
     """The ``top_k`` best (tube, class) pairs of each clip.
 
-    A frame's score is the geometric mean of the class scores of the tube and of its state on that frame: the one knows
-    the whole clip, the other how well this box fits.  With one frame it is the class score, as in Deformable DETR.  A
-    tube is kept when its best frame reaches ``score_threshold``, and is present on the frames whose presence (after the
-    sigmoid) reaches ``presence``.  One query may be reported under several classes, as DETR evaluation does.
+    A frame's score is the geometric mean of the class scores of the tube and of its state on that frame: the first
+    reflects the whole clip, the second how well this box fits.  With one frame it is the class score, as in Deformable
+    DETR.  A tube is kept when its best frame reaches ``score_threshold``; it is present on frames whose presence (after
+    the sigmoid) reaches ``presence``.  One query may be reported under several classes, as in DETR's evaluation.
     Boxes: xyxy in pixels of ``info.source_size``, clipped to the frame.  Frames that only pad a clip are cut off.
 
-    Of a causal model all of this holds frame by frame, by what the frames up to it show: its pairs are the best ones of
-    the frame, and a tube is kept from the first frame on that reaches the threshold.  On other frames it is not present
-    and scores 0.  ``tube_scores`` are those of the last frame.
+    For a causal model all of this applies per frame, given the frames up to it: the best pairs are chosen per frame,
+    and a tube is kept from the first frame that reaches the threshold.  On other frames it is not present and scores 0.
+    ``tube_scores`` are those of the last frame.
     """
     classes = output.frame_logits.shape[-1]
     of_frame = output.frame_logits.float().sigmoid()

@@ -18,7 +18,7 @@ from stdetr.models.neck import Tokens
 
 @dataclass(frozen=True)
 class DenseOutput:
-    """What every token predicts by itself: logits B,T,S,N; boxes B,T,S,4 cxcywh in [0,1] of the unpadded frame."""
+    """Predictions per token: logits B,T,S,N; boxes B,T,S,4 cxcywh in [0,1] of the unpadded frame."""
 
     logits: Tensor
     boxes: Tensor
@@ -27,7 +27,7 @@ class DenseOutput:
 @dataclass(frozen=True)
 class Queries:
     """states B,Q,T,C; references B,Q,T,2|4 in [0,1]; position B,Q,T,C or None (computed from boxes); dense or None;
-    exists B,Q,T bool, False on the frames before a causal tube begins, None = every tube is there throughout."""
+    exists B,Q,T bool, False on frames before a causal tube begins, None = every tube exists on all frames."""
 
     states: Tensor
     references: Tensor
@@ -37,7 +37,7 @@ class Queries:
 
 
 class LearnedQueries(nn.Module):
-    """The queries of Deformable DETR: content and position embeddings, reference points a linear map of the position.
+    """The queries of Deformable DETR: content and position embeddings, reference points by a linear map of the latter.
 
     All frames of a clip start from the same point, which is causal in itself.
     """
@@ -63,13 +63,13 @@ class LearnedQueries(nn.Module):
 class TokenQueries(nn.Module):
     """Two-stage queries: every token proposes a class and a box; the best are linked into tubes.
 
-    content: ``token`` starts a tube's state on a frame from the feature of the token it was found at, ``learned`` from
-        an embedding (mixed query selection, DINO, Zhang et al. 2022)
-    candidates: M, tokens of a frame that linking considers: the best of the ``pool`` highest-scoring ones that do not
-        overlap a better one by more than ``overlap`` (Dense Distinct Queries, Zhang et al. 2023)
-    anchor: side of the reference box at the finest level, as a share of the frame; doubles a level
-    causal: a tube begins on the frame that first proposes it and follows from earlier frames only; ``queries`` may
-        begin on the first frame and ``births`` (default: a fifth of them) on each further one
+    content: ``token`` initialises a tube's state on a frame from the feature of its token there, ``learned`` from an
+        embedding (mixed query selection, DINO, Zhang et al. 2022)
+    candidates: M, tokens per frame that linking considers: the best of the ``pool`` highest-scoring tokens, without
+        those that overlap a better one by more than ``overlap`` (Dense Distinct Queries, Zhang et al. 2023)
+    anchor: side of the reference box at the finest level, as a share of the frame; doubles with each level
+    causal: a tube begins on the frame that first proposes it and depends on earlier frames only; up to ``queries``
+        tubes begin on the first frame and up to ``births`` (default: a fifth of that) on each later one
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TokenQueries(nn.Module):
         self.causal, self.births = causal, max(1, queries // 5) if births is None else births
 
     def dense(self, memory_BTSC: Tensor, tokens: Tokens) -> tuple[Tensor, DenseOutput]:
-        """Token features after projection, B,T,S,C, and what each token predicts."""
+        """Projected token features, B,T,S,C, and the predictions of each token."""
         features = self.project(memory_BTSC)
         side = (self.anchor * 2.0 ** tokens.levels.float()).clamp(max=0.9)
         anchors = torch.cat((tokens.centres, side[None, :, None].expand(tokens.centres.shape[0], -1, 2)), -1)
@@ -118,7 +118,7 @@ class TokenQueries(nn.Module):
 
     @torch.no_grad()
     def _best_tokens(self, score_BTS: Tensor, boxes: Tensor) -> Tensor:
-        """B,T,M token indices of each frame: the best ones that do not repeat a better one's box (DDQ)."""
+        """B,T,M token indices of each frame: the best tokens whose boxes are distinct (DDQ)."""
         pool = score_BTS.topk(min(self.pool, score_BTS.shape[-1]), dim=-1).indices
         boxes = boxes.float().gather(2, pool[..., None].expand(-1, -1, -1, 4))
         order = distinct_boxes(boxes.flatten(0, 1), self.overlap).view_as(pool)
@@ -133,7 +133,7 @@ class TokenQueries(nn.Module):
         def take(x: Tensor) -> Tensor:
             return x.gather(2, best[..., None].expand(-1, -1, -1, x.shape[-1]))
 
-        found = Candidates(
+        candidates = Candidates(
             boxes=take(dense.boxes),
             scores=score.gather(2, best).clamp(min=0),
             classes=take(classes),
@@ -142,13 +142,13 @@ class TokenQueries(nn.Module):
             frame_index=index_BT,
         )
         if self.causal:
-            linked = self.linker.follow(found, self.queries, self.births)
+            linked = self.linker.follow(candidates, self.queries, self.births)
         else:
-            linked = self.linker(found, self.queries)
+            linked = self.linker(candidates, self.queries)
         tubes, frames = linked.scores.shape[1], memory_BTSC.shape[1]
         if self.content is not None and self.norm is not None:
-            # On frames that do not show the object the state starts from the tube's mean over those (before) that do.
-            seen = torch.einsum("bptm,btmc->bptc", linked.assignment.to(features.dtype), found.features)
+            # Where the object is not seen, the state starts from the tube's mean over the (earlier) frames where it is.
+            seen = torch.einsum("bptm,btmc->bptc", linked.assignment.to(features.dtype), candidates.features)
             share = linked.visible[..., None].to(features.dtype)
             if self.causal:
                 past = torch.ones(frames, frames, dtype=seen.dtype, device=seen.device).tril()
@@ -160,7 +160,7 @@ class TokenQueries(nn.Module):
             assert self.embedding is not None
             weight = self.embedding.weight[:tubes]
             if self.causal:
-                # Tubes that begin on later frames start as those of the first: the best from the first embedding.
+                # On every frame the best new tube starts from the first embedding.
                 births = min(self.births, best.shape[2])
                 first = weight[: tubes - (frames - 1) * births]
                 weight = torch.cat((first, weight[:births].repeat(frames - 1, 1)))

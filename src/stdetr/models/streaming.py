@@ -16,19 +16,17 @@ from stdetr.structures import ModelOutput
 
 
 class CausalStream:
-    """What the frames of a video show, each as soon as it is read, for good.
+    """The output for each frame of a video as soon as it is read; it is final.
 
-    Frames are read in windows of ``length``.  A window begins with the last ``overlap`` frames of the one before, so
-    that its first new frame has a past, and what is said of a frame is what one pass over the window up to it says.
-    Backbone and neck have run before (``ClipDetector.features``), the encoder runs on each frame as it comes; both are
-    kept for the window, the only memory there is.
+    Frames are read in windows of ``length``.  A window begins with the last ``overlap`` frames of the previous one, so
+    that its first new frame has a past; the output for a frame equals one forward pass over the window up to it.
+    Backbone and neck run before (``ClipDetector.features``), the encoder runs on each new frame; both results are kept
+    for the current window only, which bounds the memory.
     """
 
     def __init__(self, model: ClipDetector, length: int, overlap: int) -> None:
         if not model.causal:
-            raise ValueError(
-                "model.causal=false: this model also looks at later frames and cannot answer frame by frame"
-            )
+            raise ValueError("model.causal=false: this model also uses later frames and cannot run frame by frame")
         if not 0 <= overlap < length:
             raise ValueError(f"overlap={overlap} must lie in [0, length - 1] = [0, {length - 1}]")
         self.model, self.length, self.overlap = model, length, overlap
@@ -38,7 +36,7 @@ class CausalStream:
         self._past: list[Tensor] | None = None
 
     def push(self, tokens: Tokens, frame_index: int) -> ModelOutput:
-        """Read one frame (tokens of one clip with T = 1) and return what its window shows so far, this frame last.
+        """Read one frame (tokens of one clip with T = 1) and return the output for its window so far, this frame last.
 
         ``index`` tells which frames those are.
         """

@@ -1,8 +1,8 @@
 """Spatio-temporal deformable attention: the public functions.
 
 Shape legend
-    B clips    T frames of a clip    S tokens of a frame, sum over levels of h x w    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame
+    B clips    T frames of a clip    S tokens of a frame, sum over levels of h x w    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame
 
 The operator samples a few learned points across frames and feature levels.  It extends multi-scale deformable
 attention (Zhu et al., "Deformable DETR", ICLR 2021) by a frame axis; DeVIS (Caelles et al., 2022) reaches the same
@@ -38,7 +38,7 @@ def _autocast(value: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 
 
 def runs_kernels(value: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernels take these arguments.
+    """Whether the kernels run for these arguments.
 
     The kernels have no forward-mode derivative: where an argument has a tangent, the reference runs.
     """
@@ -102,7 +102,7 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Multi-scale deformable attention of one image: ``st_deform_attn`` with T = F = 1 and the field's shapes.
+    """Multi-scale deformable attention of one image: ``st_deform_attn`` with T = F = 1 and the usual shapes.
 
     Args:
         value: B,S,H,D.
@@ -178,7 +178,7 @@ def st_deform_attn_fused(
         validate.check_shape("valid_ratios", valid_ratios, "B,L,2", (batch, len(shapes), 2), value)
         validate.check_dtype("valid_ratios", valid_ratios, (precise, torch.float32), value)
         validate.check_device("valid_ratios", valid_ratios, value)
-        # They describe the padding of the batch: data, not something to learn.
+        # They describe the padding of the batch: data without a gradient.
         valid_ratios = valid_ratios.detach().to(precise)
     for name, tensor in (("reference", reference), ("offsets", offsets), ("logits", logits)):
         validate.check_device(name, tensor, value)

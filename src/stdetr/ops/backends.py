@@ -19,7 +19,7 @@ from stdetr.ops.registration import register_operators
 
 CHOICES = ("auto", "reference", "kernels")
 _VARIABLE = "STDETR_OPS_BACKEND"
-# The stdetr-ops whose operators this source calls; another version may define others.
+# The version of stdetr-ops that defines the operators called here.
 OPS_VERSION = "0.2.0"
 
 
@@ -42,7 +42,7 @@ def _checked(choice: str, source: str) -> str:
 
 
 def _load() -> dict[str, Backend]:
-    """Loads what is installed; for each device type the backend that it gives."""
+    """Load the installed libraries; returns the backend of each device type."""
     try:
         import stdetr_ops
     except ModuleNotFoundError:
@@ -51,15 +51,15 @@ def _load() -> dict[str, Backend]:
     if stdetr_ops.__version__ != OPS_VERSION:
         other = f"stdetr-ops {stdetr_ops.__version__} is installed, but this stdetr needs {OPS_VERSION}; run: make ops"
         return {part: Backend("reference", other) for part in ("cpu", "cuda")}
-    found: dict[str, Backend] = {}
+    backends: dict[str, Backend] = {}
     for part in ("cpu", "cuda"):
         if part == "cuda" and torch.version.cuda is None:
-            found[part] = Backend("reference", "this torch was built without CUDA")
+            backends[part] = Backend("reference", "this torch was built without CUDA")
             continue
         try:
             stdetr_ops.load(part)
         except stdetr_ops.LibraryError as error:
-            found[part] = Backend("reference", str(error))
+            backends[part] = Backend("reference", str(error))
             continue
         detail = f"stdetr-ops {stdetr_ops.__version__}"
         if part == "cpu":
@@ -68,8 +68,8 @@ def _load() -> dict[str, Backend]:
                 detail += f", {stdetr_ops.cpu_isa()}"
             except stdetr_ops.LibraryError as error:
                 raise ValueError(f"STDETR_CPU_ISA={os.environ.get('STDETR_CPU_ISA')}: {error}") from error
-        found[part] = Backend(part, detail)
-    return found
+        backends[part] = Backend(part, detail)
+    return backends
 
 
 _available = _load()
@@ -78,12 +78,12 @@ _told = False
 
 
 def backend(device: torch.device | str | None = None) -> Backend:
-    """The implementation that tensors on ``device`` get, and why (None: the GPU where there is one, else the CPU)."""
+    """The implementation used for tensors on ``device``, and why (None: the GPU where there is one, else the CPU)."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = torch.device(device).type
     if _choice == "reference":
-        return Backend("reference", "asked for by use_backend or STDETR_OPS_BACKEND")
+        return Backend("reference", "selected by use_backend or STDETR_OPS_BACKEND")
     return _available.get(kind, Backend("reference", f"no kernels for {kind} tensors"))
 
 
@@ -91,7 +91,7 @@ def backend(device: torch.device | str | None = None) -> Backend:
 def use_backend(choice: str) -> Iterator[None]:
     """Runs the block with ``choice``: auto, reference, or kernels (which fails where there are none).
 
-    Holds for the whole process.  Raises ValueError for another name.
+    Applies to the whole process.  Raises ValueError for another name.
     """
     global _choice
     before, _choice = _choice, _checked(choice, "backend")
@@ -102,7 +102,7 @@ def use_backend(choice: str) -> Iterator[None]:
 
 
 def use_kernels(kind: str) -> bool:
-    """Whether tensors on device type ``kind`` go to the kernels.  Says once when they could but are missing."""
+    """Whether tensors on device type ``kind`` go to the kernels.  Warns once when the kernels are missing."""
     if _choice == "reference" or torch.onnx.is_in_onnx_export():
         return False
     have = kind in _available and _available[kind].name != "reference"

@@ -1,8 +1,8 @@
-"""The attention op in plain PyTorch: the truth that the kernels are tested against, and what runs without them.
+"""The attention op in plain PyTorch: the reference for testing the kernels, and the fallback without them.
 
 Shape legend
-    B clips    T frames of a clip    S tokens of a frame, sum over levels of h x w    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame    P = F x L x K (x 4 corners)
+    B clips    T frames of a clip    S tokens of a frame, sum over levels of h x w    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame    P = F x L x K (x 4 corners)
 
 Written from the definition of multi-scale deformable attention (Zhu et al., "Deformable DETR", ICLR 2021), with
 frames as a further axis.  Everything is built from differentiable primitives, so that first and second derivatives
@@ -28,7 +28,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def has_autocast(kind: str) -> bool:
-    """Whether device type ``kind`` knows autocast; meta tensors do not.
+    """Whether device type ``kind`` supports autocast; meta tensors do not.
 
     Not ``torch.amp.is_autocast_available``: Dynamo of torch 2.11 cannot trace it.
     """
@@ -36,7 +36,7 @@ def has_autocast(kind: str) -> bool:
 
 
 def without_autocast(kind: str) -> AbstractContextManager[Any]:
-    """Switches autocast off on device type ``kind``, where there is such a thing (meta tensors have none)."""
+    """Switches autocast off on device type ``kind``, if it supports autocast (meta tensors do not)."""
     return torch.autocast(kind, enabled=False) if has_autocast(kind) else nullcontext()
 
 
@@ -152,12 +152,12 @@ def locate(
 
     with torch.no_grad():
         finite = place(centre, extent, offsets).isfinite().all(-1, keepdim=True)
-    placed = place(
+    locations = place(
         torch.where(finite, centre, 0.0),
         None if extent is None else torch.where(finite, extent, 0.0),
         torch.where(finite, offsets, 0.0),
     )
-    return torch.where(finite, placed, torch.nan)
+    return torch.where(finite, locations, torch.nan)
 
 
 def masked_softmax(logits: Tensor, frame_index: Tensor | None, clip: int, precise: torch.dtype) -> Tensor:
@@ -169,7 +169,7 @@ def masked_softmax(logits: Tensor, frame_index: Tensor | None, clip: int, precis
         _, usable = _frames_of(frame_index, clip, logits.device)
         flat = torch.where(usable, flat, -torch.inf)
     flat = flat.flatten(3)
-    # Rows without any usable point would be NaN: give them finite logits and take the result out again.
+    # Rows without a usable point would be NaN: give them finite logits and set the result to 0.
     dead = (flat == -torch.inf).all(-1, keepdim=True)
     return torch.where(dead, 0.0, torch.where(dead, 0.0, flat).softmax(-1)).view(logits.shape)
 
@@ -210,7 +210,7 @@ def st_deform_attn_fused_reference(
 
 
 def table_rows(dt: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Row of the tables for each distance, and whether there is one: at 0 (and NaN) there is none.
+    """Row of the tables for each distance, and whether there is one: 0 (and NaN) has no row.
 
     The first half of the ``rows`` holds dt = -rows/2 .. -1, the second 1 .. rows/2; dt is clamped beyond.
     """
@@ -221,7 +221,7 @@ def table_rows(dt: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def reference_at(reference: Tensor, dt: Tensor) -> Tensor:
-    """``reference`` B,Q,F,2|4, NaN where ``dt`` B,Q,F is not finite: there no point counts, and no gradient is NaN."""
+    """``reference`` B,Q,F,2|4, NaN where ``dt`` B,Q,F is not finite, so that those points count for nothing."""
     return torch.where(dt.isfinite()[..., None], reference, torch.nan)
 
 
@@ -233,14 +233,14 @@ def form_samples(
     An infinite or NaN ``dt`` adds no velocity; ``reference_at`` takes the points of such a frame out.
     """
     steps = dt.to(offset_table.dtype).nan_to_num(0.0, 0.0, 0.0)[:, :, None, :, None, None]
-    placed = offsets[:, :, :, None] + steps[..., None] * velocity[:, :, :, None]
-    weighed = logits[:, :, :, None].expand(placed.shape[:-1])
+    frame_offsets = offsets[:, :, :, None] + steps[..., None] * velocity[:, :, :, None]
+    frame_logits = logits[:, :, :, None].expand(frame_offsets.shape[:-1])
     if len(offset_table) == 0:
         # Keep the graph connected, so that the gradients are empty rather than missing.
-        placed, weighed = placed + offset_table.sum(), weighed + logit_table.sum()
+        frame_offsets, frame_logits = frame_offsets + offset_table.sum(), frame_logits + logit_table.sum()
     else:
         row, has_row = table_rows(dt, len(offset_table))
-        # An index of 0 stands where there is no row; its entries are multiplied away.
-        placed = placed + (offset_table[row] * has_row[..., None, None, None, None]).movedim(2, 3)
-        weighed = weighed + (logit_table[row] * has_row[..., None, None, None]).movedim(2, 3)
-    return placed, weighed
+        # Distances without a row have index 0; their entries are multiplied by 0.
+        frame_offsets = frame_offsets + (offset_table[row] * has_row[..., None, None, None, None]).movedim(2, 3)
+        frame_logits = frame_logits + (logit_table[row] * has_row[..., None, None, None]).movedim(2, 3)
+    return frame_offsets, frame_logits

@@ -1,8 +1,8 @@
 """Fake kernels and derivatives of the operators ``torch.ops.stdetr.*`` that the stdetr-ops libraries define.
 
 Shape legend
-    B clips    T frames    S tokens of a frame    H heads    D channels a head    Q queries
-    F frames a query samples    L levels    K points a head, level and frame
+    B clips    T frames    S tokens of a frame    H heads    D channels per head    Q queries
+    F sampled frames    L levels    K points per head, level and frame
 
 First derivatives are operators of their own, so that compilers and exporters see them; their derivatives go through the
 PyTorch reference.  Schemas and shapes: cuda_ops/csrc/common/SCHEMA.md.
@@ -187,9 +187,9 @@ def _register_temporal() -> None:
         shapes = _pairs(ctx.shapes)
 
         def run(value, reference, offsets, velocity, logits, offset_table, logit_table):
-            placed, weighed = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
+            frame_offsets, frame_logits = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
             return plain.st_deform_attn_fused_reference(
-                value, reference_at(reference, dt), placed, weighed, frame_index, valid_ratios, shapes
+                value, reference_at(reference, dt), frame_offsets, frame_logits, frame_index, valid_ratios, shapes
             )
 
         grads = _second(run, inputs, grad_out, upstream)

@@ -1,17 +1,17 @@
-"""The fused op with the temporal parameterisation: offsets and logits of all frames from what a query says once.
+"""The fused op with the temporal parameterisation: one projection per query gives offsets and logits for all frames.
 
 Shape legend
-    B clips    T frames of a clip    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame    R rows of the tables, even
+    B clips    T frames of a clip    S tokens of a frame    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame    R rows of the tables, even
 
 For a query and a frame at the signed distance dt, in source frames:
 
     offset(dt) = offset + dt * velocity + offset_table[row(dt)]        logit(dt) = logit + logit_table[row(dt)]
 
-The kernels for the CPU and for CUDA form these inside, so that neither they nor their gradients exist for each of the F
-frames.  The alternative is the composition: PyTorch operations form them and ``st_deform_attn_fused`` samples.  On the
-CPU the kernel measured (``stdetr bench suite=model``) both faster and smaller, and it is what runs there.  On CUDA it
-has not been measured: there the composition runs, unless ``formed_inside("cuda")`` asks for the kernel.
+The kernels for the CPU and for CUDA compute these sums internally, so that neither they nor their gradients are stored
+for each of the F frames.  The alternative is the composition: PyTorch computes the sums and ``st_deform_attn_fused``
+samples.  On the CPU the kernel measured faster and smaller (``stdetr bench suite=model``), so it runs there.  On CUDA
+it has not been measured: the composition runs, unless ``use_temporal_kernel("cuda")`` selects the kernel.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from stdetr.ops import attention, validate
 from stdetr.ops.reference import accumulation_dtype, form_samples, reference_at
 
 # Device types whose kernel measured better than the composition.
-_inside = frozenset({"cpu"})
+_kernel_devices = frozenset({"cpu"})
 
 
 @contextmanager
-def formed_inside(*device_types: str) -> Iterator[None]:
-    """Runs the block with offsets and logits formed by the kernels on ``device_types`` only, and before them elsewhere.
+def use_temporal_kernel(*device_types: str) -> Iterator[None]:
+    """Runs the block with the temporal kernel on ``device_types`` and the composition elsewhere.
 
-    Holds for the whole process.
+    Applies to the whole process.
     """
-    global _inside
-    before, _inside = _inside, frozenset(device_types)
+    global _kernel_devices
+    before, _kernel_devices = _kernel_devices, frozenset(device_types)
     try:
         yield
     finally:
-        _inside = before
+        _kernel_devices = before
 
 
-def formed_outside() -> AbstractContextManager[None]:
-    """Runs the block with offsets and logits formed by PyTorch operations before the fused op, for comparison."""
-    return formed_inside()
+def use_composition() -> AbstractContextManager[None]:
+    """Runs the block with the composition on all devices, for comparison."""
+    return use_temporal_kernel()
 
 
 def st_deform_attn_temporal(
@@ -61,7 +61,7 @@ def st_deform_attn_temporal(
     frame_index: Tensor | None = None,
     valid_ratios: Tensor | None = None,
 ) -> Tensor:
-    """``st_deform_attn_fused`` with offsets and logits that follow from the distance in time.
+    """``st_deform_attn_fused`` with offsets and logits that depend on the distance in time.
 
     Args:
         value: B,T,S,H,D float32, float16, bfloat16 or float64.
@@ -70,7 +70,7 @@ def st_deform_attn_temporal(
         offsets: B,Q,H,L,K,2 at dt = 0, in pixels of the level (points) or in half boxes (boxes); value's dtype.
         velocity: B,Q,H,L,K,2 the same per source frame; value's dtype.
         logits: B,Q,H,L,K; value's dtype.
-        offset_table: R,H,L,K,2 float32 (float64 for float64 values), never cast down; ``table_rows`` tells the row.
+        offset_table: R,H,L,K,2 float32 (float64 for float64 values), never cast down; rows by ``table_rows``.
         logit_table: R,H,L,K, likewise.
         dt: B,Q,F signed distance from the query's frame to the sampled one, in source frames; it gets no gradient.
         frame_index: Q,F or B,Q,F int32 or int64: which frame of value; -1 = masked.  None: F = T in order.
@@ -96,7 +96,7 @@ def st_deform_attn_temporal(
         raise ValueError(f"reference must have shape (B,Q,F,2) or (B,Q,F,4), got {tuple(reference.shape)}")
     if rows % 2:
         raise ValueError(f"logit_table must have an even number of rows R (past and future), got {rows}")
-    wanted = {
+    expected = {
         "reference": (batch, queries, frames, reference.shape[-1]),
         "offsets": (*axes, 2),
         "velocity": (*axes, 2),
@@ -108,7 +108,7 @@ def st_deform_attn_temporal(
     value, offsets, velocity, logits = attention._autocast(value, offsets, velocity, logits)
     precise = accumulation_dtype(value.dtype)
     for name, (tensor, letters) in named.items():
-        validate.check_shape(name, tensor, letters, wanted[name], value)
+        validate.check_shape(name, tensor, letters, expected[name], value)
         validate.check_device(name, tensor, value)
     for name, tensor in (("offsets", offsets), ("velocity", velocity), ("logits", logits)):
         validate.check_dtype(name, tensor, (value.dtype,), value)
@@ -123,11 +123,11 @@ def st_deform_attn_temporal(
     index = validate.check_frame_index(frame_index, value, queries, frames)
     dt = dt.detach().to(precise)
     tensors = (value, reference, offsets, velocity, logits, offset_table, logit_table, dt, index, valid_ratios)
-    if value.device.type in _inside and attention.runs_kernels(*tensors):
+    if value.device.type in _kernel_devices and attention.runs_kernels(*tensors):
         out, _ = torch.ops.stdetr.st_deform_attn_temporal_forward(*tensors, attention._flat(shapes))
         return out
     reference = reference_at(reference, dt)
-    placed, weighed = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
+    frame_offsets, frame_logits = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
     return attention.st_deform_attn_fused(
-        value, shapes, reference, placed.to(value.dtype), weighed.to(value.dtype), index, valid_ratios
+        value, shapes, reference, frame_offsets.to(value.dtype), frame_logits.to(value.dtype), index, valid_ratios
     )

@@ -1,10 +1,10 @@
 """Argument checks of the attention op, done before any kernel runs.
 
 Shape legend
-    B clips    T frames    S tokens of a frame    H heads    D channels a head
-    Q queries  F frames a query samples    L levels    K points a head, level and frame
+    B clips    T frames    S tokens of a frame    H heads    D channels per head
+    Q queries  F sampled frames    L levels    K points per head, level and frame
 
-Every failure is a ``ValueError`` that names the argument, the shape (dtype, device) wanted and the one given.
+Every failure is a ``ValueError`` that names the argument, and the expected and the actual shape (dtype, device).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def check_tensor(name: str, tensor: object, letters: str) -> Tensor:
     return tensor
 
 
-def check_shape(name: str, tensor: Tensor, letters: str, wanted: tuple[int, ...], against: Tensor) -> None:
-    """The shape of ``tensor`` is ``wanted``, which follows from value's shape (``against``) and the other arguments."""
-    if tuple(tensor.shape) != wanted:
+def check_shape(name: str, tensor: Tensor, letters: str, expected: tuple[int, ...], against: Tensor) -> None:
+    """The shape of ``tensor`` is ``expected``, which value's shape (``against``) and the other arguments determine."""
+    if tuple(tensor.shape) != expected:
         raise ValueError(
-            f"{name} must have shape ({letters}) = {wanted} for value of shape {tuple(against.shape)}, "
+            f"{name} must have shape ({letters}) = {expected} for value of shape {tuple(against.shape)}, "
             f"got {tuple(tensor.shape)}"
         )
 
@@ -60,7 +60,7 @@ def check_value(value: object, letters: str = "B,T,S,H,D") -> Tensor:
 
 
 def _is_integer(size: object) -> bool:
-    """Python's and NumPy's integers and the symbols that stand for one in an exported graph; True is not a size."""
+    """Integers of Python and NumPy and the symbolic ones of an exported graph; True is not a size."""
     return isinstance(size, (Integral, torch.SymInt)) and not isinstance(size, bool)
 
 

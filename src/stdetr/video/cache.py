@@ -4,7 +4,7 @@ Shape legend
     T frames asked for     h, w height and width in pixels
 
 A video is decoded once, in order.  ``MemoryCache`` holds it in the process; ``DiskCache`` holds it as one uint8
-array file a video, mapped into memory, so that all workers share the operating system's page cache.
+array file per video, mapped into memory, so that all workers share the operating system's page cache.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class NoCache:
 
 
 class MemoryCache:
-    """Whole videos in memory, the least recently used ones dropped beyond ``limit_gb`` gigabytes a process."""
+    """Whole videos in memory, the least recently used ones dropped beyond ``limit_gb`` gigabytes per process."""
 
     def __init__(self, limit_gb: float = 2.0) -> None:
         self._limit = _in_bytes(limit_gb)

@@ -23,7 +23,7 @@ class PacketIndex:
     """Frames of one file.
 
     size:  (h, w) px as displayed; rotation: degrees counter-clockwise that the file asks for
-    fps:   average frames a second; 0.0 when unknown
+    fps:   average frames per second; 0.0 when unknown
     count: n
     pts:   n int64 presentation times in units of ``time_base``, ascending; None where the file stores none
     keys:  int64 frame numbers of the key frames, ascending

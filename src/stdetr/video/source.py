@@ -26,7 +26,7 @@ class VideoSource(ABC):
 
     name: what to call it in messages and result files
     size: (h, w) in pixels, as displayed (rotation metadata applied)
-    fps:  frames a second, 0.0 where the source has no clock
+    fps:  frames per second, 0.0 where the source has no clock
     """
 
     backend: str

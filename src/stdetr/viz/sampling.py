@@ -74,8 +74,8 @@ def sampling_figure(
 
     frames:      T,h,w,3 uint8 RGB
     tubes:       the rows, as indices into the record's Q, most confident first
-    titles:      one line a row, such as ``#3 dog 0.91``
-    colours:     one hex colour a row, such as its track's; default one after the other
+    titles:      one line per row, such as ``#3 dog 0.91``
+    colours:     one hex colour per row, such as its track's; default one after the other
     boxes:       optional Q,T,4 cxcywh in [0,1]: the final boxes, drawn dashed beside the references
     seen_from:   which of the T frames asks (default: the middle one)
     frame_index: T source frame numbers for the column heads

@@ -60,14 +60,14 @@ def test_validate_gives_the_exit_code(converted, capsys):
 
 def test_stats_by_hand(converted, tmp_path, capsys):
     statistics = measure(converted / "all.json")
-    # Speed 5 px a frame twice for track 1, 0 for track 2 over its gap of 2 frames.
+    # Speed 5 px per frame twice for track 1, 0 for track 2 over its gap of 2 frames.
     np.testing.assert_allclose(sorted(statistics.speed_px), [0, 5, 5])
     np.testing.assert_allclose(sorted(statistics.speed_rel), [0, 5 / 16, 5 / 16])
     np.testing.assert_allclose(sorted(statistics.side), [16, 16, 16, (34 * 48) ** 0.5, (34 * 48) ** 0.5], rtol=1e-6)
     assert sorted(statistics.track_length) == [3, 3]
     assert statistics.ignored == 1
     rows = table(statistics).splitlines()
-    assert rows[0].endswith("1 videos, 4 frames, 5 boxes (1.25 a frame), 1 ignore regions, 2 tracks")
+    assert rows[0].endswith("1 videos, 4 frames, 5 boxes (1.25 per frame), 1 ignore regions, 2 tracks")
     assert rows[2].split() == ["person", "5", "2", "60.0", "40.0", "0.0", "16.0", "3", "5.00", "0.312"]
     assert rows[3].split()[1:] == rows[2].split()[1:]
     figure = tmp_path / "figures/f.png"

@@ -1,1 +1,1 @@
-"""Converters of video benchmarks into CocoVID, one format a file."""
+"""Converters of video benchmarks into CocoVID, one format per file."""

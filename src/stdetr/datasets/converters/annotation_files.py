@@ -1,4 +1,4 @@
-"""Finds a benchmark's annotation files, one a split, and the folder that its frame names start from."""
+"""Finds a benchmark's annotation files, one per split, and the folder that its frame names start from."""
 
 from __future__ import annotations
 

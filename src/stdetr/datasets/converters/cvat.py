@@ -1,4 +1,4 @@
-"""CVAT's "CVAT for video 1.1" export: one XML file a task, with its video.
+"""CVAT's "CVAT for video 1.1" export: one XML file per task, with its video.
 
 ``<track label>`` holds ``<box frame xtl ytl xbr ybr outside keyframe>``; ``frame`` counts decoded frames from 0.  A box
 with ``outside="1"`` ends the track until the next one.  Where a file has key frames only, boxes between two of them are

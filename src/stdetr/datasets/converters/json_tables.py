@@ -143,12 +143,12 @@ class Loaded:
 
 
 class CocoLikeReader(Reader):
-    """Formats with one COCO-like JSON file a split.
+    """Formats with one COCO-like JSON file per split.
 
     patterns, what: how the files are called, and what a message calls them
     sections: the type of each section's records, and what they belong to
     required: sections without which the file is another format
-    counted: the section that has one record a video
+    counted: the section that has one record per video
     """
 
     patterns: ClassVar[tuple[str, ...]]

@@ -1,4 +1,4 @@
-"""UA-DETRAC: one XML file a sequence, traffic seen from above (Wen et al., 2020).
+"""UA-DETRAC: one XML file per sequence, traffic seen from above (Wen et al., 2020).
 
 ``<sequence>`` holds ``<ignored_region>`` with boxes that are ignored on every frame, and ``<frame num="1">`` with
 ``<target id>``, each with a ``<box left top width height>`` and an ``<attribute vehicle_type>``.

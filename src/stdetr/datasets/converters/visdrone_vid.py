@@ -1,4 +1,4 @@
-"""VisDrone-VID (and -MOT): one text file a sequence, seen from drones (Zhu et al., 2021).
+"""VisDrone-VID (and -MOT): one text file per sequence, seen from drones (Zhu et al., 2021).
 
 A row is ``frame,target_id,left,top,width,height,score,category,truncation,occlusion`` with frames from 1.  Score 0
 marks an ignore region of its class; category 0 (ignored region) and 11 (others) are ignore regions for every class.

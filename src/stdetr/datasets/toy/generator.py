@@ -30,7 +30,7 @@ class ToyBenchmark:
     """Settings of the benchmark; :meth:`prepare` generates it where it is absent.
 
     frame_size: side of the square frames in pixels, even
-    frames:     frames a video
+    frames:     frames per video
     classes:    how many of ``SPRITE_CLASSES`` occur
     splits:     ``train``, ``val`` and ``test``
 

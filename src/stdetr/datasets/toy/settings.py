@@ -19,7 +19,7 @@ def _check_ranges(settings: object, key: str) -> None:
 
 @dataclass(frozen=True)
 class ToySplit:
-    """One split.  Splits differ in seed, texture frequency (cycles a radius), the part of each class's palette in
+    """One split.  Splits differ in seed, texture frequency (cycles per radius), the part of each class's palette in
     use (0-1), background hues (0-1) and background roughness."""
 
     videos: int
@@ -37,11 +37,11 @@ class ToySplit:
 
 @dataclass(frozen=True)
 class ToyObjects:
-    """Objects: how many a video, size (side of the box of an upright object, pixels), aspect, speed in px a frame.
+    """Objects: how many per video, size (side of the box of an upright object, pixels), aspect, speed in px per frame.
 
     scale_change: largest relative change of size within a video
-    turn:         largest rotation, degrees a frame
-    acceleration: standard deviation of the change of velocity, px a frame squared
+    turn:         largest rotation, degrees per frame
+    acceleration: standard deviation of the change of velocity, px per frame squared
     leave:        share of objects whose path may leave the frame altogether and come back
     palette:      half width of a class's range of hues, the classes being spread evenly over the circle: 0.5 lets every
                   class have any colour, small values let colour tell the classes apart
@@ -65,7 +65,7 @@ class ToyObjects:
 
 @dataclass(frozen=True)
 class ToyBackground:
-    """Background: mean level and contrast (0-255), scroll in px a frame, distractor shapes and occluding bars."""
+    """Background: mean level and contrast (0-255), scroll in px per frame, distractor shapes and occluding bars."""
 
     level: Range = (60, 120)
     contrast: Range = (10, 18)

@@ -79,7 +79,7 @@ SPRITE_CLASSES = (
 
 @dataclass(frozen=True)
 class Sprite:
-    """Appearance of one object: two colours (3,) in 0-255, texture frequency in cycles a radius and its phase."""
+    """Appearance of one object: two colours (3,) in 0-255, texture frequency in cycles per radius and its phase."""
 
     silhouette: str
     texture: str
