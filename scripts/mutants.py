@@ -7,7 +7,7 @@
 A mutant of src/stdetr/PACKAGE/NAME.py is run against tests/PACKAGE: first the files that are named after NAME, then the
 others.  It is caught when a test fails or takes far too long.  Mutants that compute the same as the original can be
 listed in tests/equivalent_mutants.txt, one name per line, with the reason after "  # ".  Sources and tests are copied,
-so the working tree is never touched.  Exits 1 when fewer than ``--bar`` of the mutants that are not equivalent are caught.
+the working tree is never touched.  Exits 1 when fewer than ``--bar`` of the mutants that are not equivalent are caught.
 
 mutmut and cosmic-ray draw no sample with a seed and run one command for all mutants, hence this script.
 """

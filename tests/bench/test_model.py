@@ -44,13 +44,13 @@ def test_memory_of_the_encoder_per_frame_is_flat_with_a_fixed_window(backend, ke
     weights = addresses(*detector.parameters())
     kept, peak = {}, {}
     with use_backend(backend):
-        for frames in (2, 4, 8):
+        for frames in (4, 8, 16):  # a window of three frames needs clips of at least three
             part = make_part(detector, "encoder", frames, settings, CPU)
             kept[frames] = saved_bytes(part.run, part.given | weights) / frames
             peak[frames] = peak_allocated(lambda part=part: part.run().backward(), CPU) / frames
     # What does not belong to a frame (parameters' gradients, tables) only makes short clips dearer.
-    assert kept[4] <= 1.02 * kept[2] and kept[8] <= 1.02 * kept[4]
-    assert peak[4] <= 1.02 * peak[2] and peak[8] <= 1.02 * peak[4]
+    assert kept[8] <= 1.02 * kept[4] and kept[16] <= 1.02 * kept[8]
+    assert peak[8] <= 1.02 * peak[4] and peak[16] <= 1.02 * peak[8]
 
 
 def test_memory_grows_where_offsets_of_all_frames_exist(kernels):
@@ -58,14 +58,14 @@ def test_memory_grows_where_offsets_of_all_frames_exist(kernels):
     settings = ModelBench(overrides=("model.encoder_layers=1", "model.width=32"), size=(64, 96), window=7)
     detector = build_detector(settings)
     inside, outside = {}, {}
-    for frames in (2, 4, 8):
+    for frames in (3, 6, 12):
         part = make_part(detector, "encoder", frames, settings, CPU)
         inside[frames] = saved_bytes(part.run, part.given) / frames
         with use_composition():
             outside[frames] = saved_bytes(part.run, part.given) / frames
-    assert outside[4] > 1.3 * outside[2] and outside[8] > 1.3 * outside[4]
+    assert outside[6] > 1.3 * outside[3] and outside[12] > 1.3 * outside[6]
     # Reference points, distances and frame numbers still exist for each sampled frame.
-    assert inside[4] < 1.1 * inside[2] and inside[8] < 1.2 * inside[4]
+    assert inside[6] < 1.2 * inside[3] and inside[12] < 1.2 * inside[6]
 
 
 def test_growth_is_fitted_beyond_the_window():

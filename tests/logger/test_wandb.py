@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def records(folder: Path) -> Iterator[Any]:
     """
     from wandb.proto import wandb_internal_pb2
 
-    data = next(folder.glob("*.wandb")).read_bytes()
+    data = _finished_file(folder)
     assert data[:4] == b":W&B"
     position, parts = 7, b""
     while position + 7 <= len(data):
@@ -50,6 +51,19 @@ def records(folder: Path) -> Iterator[Any]:
             record.ParseFromString(parts)
             parts = b""
             yield record
+
+
+def _finished_file(folder: Path) -> bytes:
+    """W&B's own process writes the file, and on a busy machine still does when ``finish`` has returned."""
+    size, until = -1, time.monotonic() + 60
+    while time.monotonic() < until:
+        found = next(folder.glob("*.wandb"), None)
+        now = -1 if found is None else found.stat().st_size
+        if found is not None and now == size > 7:
+            return found.read_bytes()
+        size = now
+        time.sleep(0.5)
+    raise AssertionError(f"{folder} holds no finished .wandb file: {[path.name for path in folder.iterdir()]}")
 
 
 def write_video(path: Path) -> None:
