@@ -115,8 +115,8 @@ def test_a_failure_at_every_operation_and_another_in_the_next_save(tmp_path: Pat
     assert count > 20
     reached = set()
     for first in range(1, count + 1):
-        # A failure of the second save a few operations on from the start, and at places spread over all of it.
-        for second in range(1 + first % 3, count + 12, 3):
+        # Every operation of the second save comes up, each after some of the first failures.
+        for second in range(1 + first % 7, count + 12, 7):
             folder = tmp_path / f"{first}_{second}" / "last"
             save(folder, 1)
             save(folder, 2)
@@ -159,7 +159,7 @@ def test_a_failure_while_the_start_cleans_up(tmp_path: Path, kill: bool) -> None
 def test_the_first_save_that_fails_leaves_a_fresh_start(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "last"
     assert found(folder) == 0
-    assert not attempt(folder, 1, Failing(3, kill=True))
+    assert not attempt(folder, 1, Failing(5, kill=True))
     assert names(folder.parent) == ["last.new"]
     assert found(folder) == 0
     assert names(folder.parent) == []
