@@ -42,7 +42,7 @@ def detector(kind: str, *, encoder_layers: int = 2, window: int | None = 1, caus
         if learned
         else TokenQueries(
             classes=3, width=32, queries=10, candidates=12, anchor=0.2, content=content,
-            linker=TubeLinker(seeds=24), causal=causal, births=3,
+            linker=TubeLinker(seeds=24), causal=causal, births=3 if causal else None,
         ),
         decoder=Decoder(layers=2, position="fixed" if learned else "boxes", **common),
         classes=3,
@@ -71,7 +71,7 @@ def infos(frames: int, count: int = 2) -> list[ClipInfo]:
 def detections(output: ModelOutput, frames: int, top_k: int = 7) -> list[list[tuple[float, ...]]]:
     """Label, score and box of all that is reported on each frame of all clips, sorted."""
     found: list[list[tuple[float, ...]]] = [[] for _ in range(frames)]
-    for tubes in to_tubes(output, infos(frames, len(output.boxes)), top_k, score_threshold=0.001, presence=0.3):
+    for tubes in to_tubes(output, infos(frames, len(output.boxes)), top_k, score_threshold=1e-4, presence=0.3):
         for n, t in tubes.present.nonzero().tolist():
             found[t].append((int(tubes.labels[n]), float(tubes.scores[n, t]), *tubes.boxes[n, t].tolist()))
     return [sorted(rows) for rows in found]
@@ -236,5 +236,7 @@ def test_parts_that_disagree_are_refused() -> None:
         )  # fmt: skip
     with pytest.raises(ValueError, match=r"model\.causal=false"):
         CausalStream(detector("token", causal=False), 4, 2)
+    with pytest.raises(ValueError, match=r"births=2 must be at least 1 and needs model\.causal=true"):
+        TokenQueries(classes=1, births=2, linker=TubeLinker(seeds=300))
     with pytest.raises(ValueError, match=r"overlap=4"):
         CausalStream(model, 4, 4)

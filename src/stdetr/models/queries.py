@@ -106,6 +106,8 @@ class TokenQueries(nn.Module):
             )
         if candidates > pool:
             raise ValueError(f"model.detector.queries.candidates={candidates} are drawn from pool={pool}; raise pool")
+        if births is not None and not (causal and births >= 1):
+            raise ValueError(f"model.detector.queries.births={births} must be at least 1 and needs model.causal=true")
         self.causal, self.births = causal, max(1, queries // 5) if births is None else births
 
     def dense(self, memory_BTSC: Tensor, tokens: Tokens) -> tuple[Tensor, DenseOutput]:

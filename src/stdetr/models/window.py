@@ -34,7 +34,7 @@ class Window:
         device = frame_mask.device
         reach = length - 1 if radius is None else min(radius, length - 1)
         time = torch.arange(length, device=device)
-        if reach == length - 1 and not causal:
+        if radius is None and not causal:
             sampled = time.expand(length, -1)  # the whole clip in order: T slots are enough
         else:
             sampled = time[:, None] + torch.arange(-reach, 1 if causal else reach + 1, device=device)  # T,F
