@@ -6,10 +6,10 @@
 
 A mutant of src/stdetr/PACKAGE/NAME.py is run against tests/PACKAGE: first the files that are named after NAME, then the
 others.  It is caught when a test fails or takes far too long.  Mutants that compute the same as the original can be
-listed in tests/equivalent_mutants.txt, one name per line, with the reason after "  # ".  Sources and tests are copied, so
+listed in tests/equivalent_mutants.txt, one name per line, with the reason after "  # ".  Sources and tests are copied;
 the working tree is never touched.  Exits 1 when fewer than ``--bar`` of the mutants that are not equivalent are caught.
 
-mutmut and cosmic-ray draw no sample with a seed and run one command for all mutants, hence this script.
+mutmut and cosmic-ray cannot draw a seeded sample and run one command for all mutants, hence this script.
 """
 
 from __future__ import annotations

@@ -138,8 +138,8 @@ def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBen
     if name == "whole":
 
         def whole() -> Tensor:
-            found = detector(clips)
-            return found.logits.sum() + found.boxes.sum() + found.presence.sum()
+            output = detector(clips)
+            return output.logits.sum() + output.boxes.sum() + output.presence.sum()
 
         return Part(whole, [], addresses(clips))
     height, width = settings.size
@@ -244,18 +244,18 @@ def growth(rows: Sequence[Mapping[str, Any]], window: int) -> dict[str, dict[str
 
     Shorter clips than the window are left out: there, F grows with T.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    fitted: dict[str, dict[str, dict[str, float]]] = {}
     for part in PARTS:
         for one in BACKENDS:
-            mine = [
+            matching = [
                 row for row in rows if row["part"] == part and row["backend"] == one and row["frames"] >= window + 1
             ]
-            if len(mine) >= 2:
-                frames = [row["frames"] for row in mine]
+            if len(matching) >= 2:
+                frames = [row["frames"] for row in matching]
                 keys = ("forward_ms", "both_ms", "kept", "peak")
-                exponents = {key: fit_exponent(frames, [row[key] for row in mine]) for key in keys}
-                found.setdefault(part, {})[one] = exponents
-    return found
+                exponents = {key: fit_exponent(frames, [row[key] for row in matching]) for key in keys}
+                fitted.setdefault(part, {})[one] = exponents
+    return fitted
 
 
 def _progress(row: Mapping[str, Any]) -> str:

@@ -28,12 +28,12 @@ class Check:
 
 def run_checks(*checks: Callable[[], Check | Iterable[Check]]) -> Sequence[Check]:
     """Run every check; one that itself fails is reported as broken, so that the report is always whole."""
-    found: list[Check] = []
+    results: list[Check] = []
     for check in checks:
         try:
             result = check()
-            found += [result] if isinstance(result, Check) else list(result)
+            results += [result] if isinstance(result, Check) else list(result)
         except Exception as error:  # a broken installation can fail anywhere: the failure is the finding
             name = getattr(check, "__name__", "check").removeprefix("check_").replace("_", " ")
-            found.append(Check(name, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}"))
-    return found
+            results.append(Check(name, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+    return results

@@ -62,14 +62,14 @@ def bootstrap(
         raise ValueError(f"compare: draws={draws} are too few for an interval; give at least 10")
     generator = np.random.default_rng(seed)
     keys = [key for key in a if key in b]
-    found = {key: np.empty((draws, 2)) for key in keys}
+    samples = {key: np.empty((draws, 2)) for key in keys}
     for draw in range(draws):
         weights = np.bincount(generator.integers(videos, size=videos), minlength=videos)
         for key in keys:
-            found[key][draw] = a[key].value(weights), b[key].value(weights)
+            samples[key][draw] = a[key].value(weights), b[key].value(weights)
     out = []
     for key in keys:
-        gain = found[key][:, 1] - found[key][:, 0]
+        gain = samples[key][:, 1] - samples[key][:, 0]
         gain = gain[~np.isnan(gain)]
         first, second = a[key].value(), b[key].value()
         if not len(gain) or np.isnan(first) or np.isnan(second):

@@ -70,7 +70,7 @@ def make_evaluators(names: Sequence[str]) -> list[Evaluator]:
             raise ValueError(f"evaluators: {name!r} is not an evaluator; {hint}")
     motion = "motion" in names
     both = motion and "vid" not in names and "vid_mega" not in names
-    wanted = {*names, "vid", "vid_mega"} if both else set(names)
+    selected = {*names, "vid", "vid_mega"} if both else set(names)
     every = (
         CocoEvaluator(),
         VidEvaluator(motion),
@@ -79,7 +79,7 @@ def make_evaluators(names: Sequence[str]) -> list[Evaluator]:
         TrackEvaluator(),
         StreamingEvaluator(),
     )
-    return [evaluator for evaluator in every if evaluator.name in wanted]
+    return [evaluator for evaluator in every if evaluator.name in selected]
 
 
 def prepare(

@@ -208,8 +208,8 @@ def _read(tables: dict[str, Table], what: str) -> GroundTruth:
 
 def _tracks(video: np.ndarray, instance: np.ndarray) -> np.ndarray:
     """Number of the track of each box: equal (video, instance) share one, a box without instance has its own."""
-    own = np.where(instance < 0, -1 - np.arange(len(instance)), instance)
-    return np.unique(np.stack([video, own], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    track = np.where(instance < 0, -1 - np.arange(len(instance)), instance)
+    return np.unique(np.stack([video, track], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _federation(

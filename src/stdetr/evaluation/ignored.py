@@ -36,9 +36,9 @@ def _inside_regions(gt: GroundTruth, category: int, image: np.ndarray, boxes: np
     out = np.zeros(len(image), dtype=bool)
     if gt.region is None:
         return out
-    mine = np.flatnonzero(gt.region & (gt.category == category))
-    join = ImageJoin(gt.image[mine], len(gt.image_ids))
-    for pairs in join.overlaps(image, boxes, gt.boxes[mine], crowd=np.ones(len(mine), dtype=bool)):
+    regions = np.flatnonzero(gt.region & (gt.category == category))
+    join = ImageJoin(gt.image[regions], len(gt.image_ids))
+    for pairs in join.overlaps(image, boxes, gt.boxes[regions], crowd=np.ones(len(regions), dtype=bool)):
         out[pairs.det[pairs.iou > INSIDE]] = True
     return out
 

@@ -101,13 +101,13 @@ def greedy_match(
     if not len(det):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     first = np.flatnonzero(np.concatenate([[True], det[1:] != det[:-1]]))
-    who = det[first]
+    chooser = det[first]
     end = np.append(first[1:], len(det))
     slot = np.full(n, -1, dtype=np.int64)
-    slot[who] = np.arange(len(who))
+    slot[chooser] = np.arange(len(chooser))
     place = first.copy()
-    chosen = np.full(len(who), FREE, dtype=np.int64)
-    active = np.arange(len(who))
+    chosen = np.full(len(chooser), FREE, dtype=np.int64)
+    active = np.arange(len(chooser))
     while len(active):
         active = active[place[active] < end[active]]
         wish = gt[place[active]]
@@ -115,8 +115,8 @@ def greedy_match(
         chosen[active[free]] = wish[free]
         active, wish = active[~free], wish[~free]
         before = holder[wish]
-        np.minimum.at(holder, wish, who[active])
-        won = holder[wish] == who[active]
+        np.minimum.at(holder, wish, chooser[active])
+        won = holder[wish] == chooser[active]
         chosen[active[won]] = wish[won]
         # A better detection arrived after all: the former holder goes on to its next wish.
         lost = np.unique(before[won & (before < n)])
@@ -126,8 +126,8 @@ def greedy_match(
         refused = active[~won]
         place[refused] += 1
         active = np.concatenate([refused, evicted])
-    found = chosen != FREE
-    return who[found], chosen[found]
+    matched = chosen != FREE
+    return chooser[matched], chosen[matched]
 
 
 def rank_in_group(group: np.ndarray) -> np.ndarray:

@@ -45,8 +45,8 @@ class StreamingEvaluator(Evaluator):
             return Result(nothing, undefined="no latency is known: give timestamps or latency_ms")
         source = shown_output(inputs.gt, inputs.output_times, inputs.frame_rate, self.horizon)
         shown = replay(inputs.detections, source)
-        found = CocoEvaluator().evaluate(Inputs(inputs.gt, shown))
-        metrics = {f"s{name}": found.metrics[name] for name in NAMES}
+        result = CocoEvaluator().evaluate(Inputs(inputs.gt, shown))
+        metrics = {f"s{name}": result.metrics[name] for name in NAMES}
         seen = source >= 0
         age = (inputs.gt.frame_ids - inputs.gt.frame_ids[source])[seen]
         details = {
@@ -54,7 +54,7 @@ class StreamingEvaluator(Evaluator):
             "frames_without_output": int((~seen).sum()),
             "mean_age_in_frames": float(age.mean()) if len(age) else None,
         }
-        return Result(metrics, {f"s{name}": value for name, value in found.per_class.items()}, {}, details)
+        return Result(metrics, {f"s{name}": value for name, value in result.per_class.items()}, {}, details)
 
 
 def shown_output(gt: GroundTruth, output_times: np.ndarray, frame_rate: np.ndarray, horizon: float = 0.0) -> np.ndarray:
@@ -72,8 +72,8 @@ def shown_output(gt: GroundTruth, output_times: np.ndarray, frame_rate: np.ndarr
         now = (gt.frame_ids[images] - horizon) / frame_rate[video]
         # A time written with six digits is not to miss the frame it belongs to.
         latest = np.searchsorted(output_times[ready], now + 1e-9, side="right") - 1
-        found = latest >= 0
-        source[images[found]] = ready[latest[found]]
+        available = latest >= 0
+        source[images[available]] = ready[latest[available]]
     return source
 
 

@@ -239,9 +239,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     if node is None:
         raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
     model: nn.Module = configs.instantiate(node)
-    weights, own = checkpoint.read_weights(files.weights), model.state_dict()
-    weights = {name: x for name, x in weights.items() if name in own or name not in checkpoint.UNUSED_TENSORS}
-    difference = checkpoint.Difference.between(own, weights)
+    weights, parameters = checkpoint.read_weights(files.weights), model.state_dict()
+    weights = {name: x for name, x in weights.items() if name in parameters or name not in checkpoint.UNUSED_TENSORS}
+    difference = checkpoint.Difference.between(parameters, weights)
     if difference:
         raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
     model.load_state_dict(weights)

@@ -105,14 +105,14 @@ def image_ids_of(annotations: str | Path, source: str) -> dict[int, int]:
         for key in ("name", "file_name"):
             if video.get(key):
                 names[Path(video[key]).name] = names[Path(video[key]).stem] = video["id"]
-    wanted = Path(source)
-    chosen = names.get(wanted.name, names.get(wanted.stem))
+    source_path = Path(source)
+    chosen = names.get(source_path.name, names.get(source_path.stem))
     if chosen is None and len(videos) == 1:
         chosen = videos[0]["id"]
     if chosen is None:
-        near = difflib.get_close_matches(wanted.name, list(names), n=1)
+        near = difflib.get_close_matches(source_path.name, list(names), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"annotations={annotations} has no video named {wanted.name}{hint}")
+        raise ValueError(f"annotations={annotations} has no video named {source_path.name}{hint}")
     return {int(image["frame_id"]): int(image["id"]) for image in images if image["video_id"] == chosen}
 
 

@@ -113,12 +113,12 @@ def _track_of(box: Tensor, size: tuple[int, int], predictions: VideoPredictions 
     """The confirmed track whose box on ``frame`` is the given one (cxcywh in [0,1]), None where there is none."""
     if predictions is None:
         return None
-    found = predictions.on_frame(frame)
-    kept = found["track_ids"] >= 0
+    detections = predictions.on_frame(frame)
+    kept = detections["track_ids"] >= 0
     if not kept.any():
         return None
     height, width = size
     pixel = box_convert(box.float()[None], "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
-    iou = box_iou(pixel, torch.from_numpy(found["boxes"][kept]))[0]
+    iou = box_iou(pixel, torch.from_numpy(detections["boxes"][kept]))[0]
     best = int(iou.argmax())
-    return int(found["track_ids"][kept][best]) if float(iou[best]) >= 0.5 else None
+    return int(detections["track_ids"][kept][best]) if float(iou[best]) >= 0.5 else None

@@ -51,17 +51,17 @@ class AvSource(VideoFile):
         numbers = self.check_indices(indices)
         if not numbers:
             return []
-        wanted = sorted(set(numbers))
-        self._runs = self._runs + 1 if wanted[0] == self._expected else 0
-        self._expected = wanted[-1] + 1
-        if self._ahead is not None and not 0 <= wanted[0] - self._ahead.next <= NEARBY:
+        unique = sorted(set(numbers))
+        self._runs = self._runs + 1 if unique[0] == self._expected else 0
+        self._expected = unique[-1] + 1
+        if self._ahead is not None and not 0 <= unique[0] - self._ahead.next <= NEARBY:
             self._halt()
         take = self._seek if self._ahead is None else self._ahead.take
-        found = {number: self._array(number, take(number)) for number in wanted}
+        arrays = {number: self._array(number, take(number)) for number in unique}
         if self._ahead is None and self._runs >= 2 and self._expected < len(self):
             # Converting the colours, a fifth of a frame's time, is left to this thread, as decord's reader does.
-            self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(wanted), _GROUP))
-        return [found[number] for number in numbers]
+            self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(unique), _GROUP))
+        return [arrays[number] for number in numbers]
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames; one decoded picture in memory."""

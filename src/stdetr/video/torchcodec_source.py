@@ -77,8 +77,8 @@ class TorchcodecSource(AvSource):
         """Whether frames with these presentation times are the frames ``numbers``."""
         if self._index.pts is None:
             return False
-        wanted = self._index.pts[numbers] * self._index.time_base
-        return bool((np.abs(seconds - wanted) < self._index.time_base + 1e-5).all())
+        expected = self._index.pts[numbers] * self._index.time_base
+        return bool((np.abs(seconds - expected) < self._index.time_base + 1e-5).all())
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames; torchcodec decodes on demand."""

@@ -45,31 +45,31 @@ def find_files(tree: SourceTree, options: Options, patterns: tuple[str, ...], wh
         path = tree.require(options.annotations, "the annotation file")
         name = options.split[0] if options.split else _split_of(tree, path, patterns) or "all"
         return [AnnotationFile(path, tree.name(path), split_name(name), name)]
-    found: dict[str, AnnotationFile] = {}
+    files: dict[str, AnnotationFile] = {}
     for pattern in patterns:
         for path in sorted(tree.root.glob(pattern.replace("{split}", "*"))):
             name = _split_of(tree, path, (pattern,))
-            if name is not None and path.is_file() and split_name(name) not in found:
+            if name is not None and path.is_file() and split_name(name) not in files:
                 tree.check_inside(path)
-                found[split_name(name)] = AnnotationFile(path, tree.name(path), split_name(name), name)
-    if not found:
+                files[split_name(name)] = AnnotationFile(path, tree.name(path), split_name(name), name)
+    if not files:
         expected = " or ".join(pattern.replace("{split}", "train") for pattern in patterns[:2])
         raise FileNotFoundError(f"source={tree.root} has no {what}: expected {expected}; or name it: annotations=FILE")
-    return [found[name] for name in choose_splits(found, options)]
+    return [files[name] for name in choose_splits(files, options)]
 
 
-def choose_splits(found: Mapping[str, object], options: Options) -> list[str]:
+def choose_splits(available: Mapping[str, object], options: Options) -> list[str]:
     """The splits to convert, in the source's order.
 
     Raises ValueError for a split that the source does not have.
     """
-    wanted = {name if name in found else split_name(name) for name in options.split}
-    for name in sorted(wanted):
-        if name not in found:
+    requested = {name if name in available else split_name(name) for name in options.split}
+    for name in sorted(requested):
+        if name not in available:
             raise ValueError(
-                f"split={name} is not in the source; it has {', '.join(filter(None, sorted(found))) or 'none'}"
+                f"split={name} is not in the source; it has {', '.join(filter(None, sorted(available))) or 'none'}"
             )
-    return [name for name in found if not wanted or name in wanted]
+    return [name for name in available if not requested or name in requested]
 
 
 def _split_of(tree: SourceTree, path: Path, patterns: tuple[str, ...]) -> str | None:

@@ -145,17 +145,17 @@ class CvatReader(Reader):
 
 def _points(track: Node, length: int) -> list[_Point]:
     """The boxes of a track by frame; raises MalformedField."""
-    found: dict[int, _Point] = {}
+    points: dict[int, _Point] = {}
     try:
         whole(track.get("id"), "track id")
         for box in track.findall("box"):
             frame = whole(box.get("frame"), "box frame")
             if not 0 <= frame < length:
                 raise MalformedField(f"frame {frame} is outside 0..{length - 1}")
-            if frame in found:
+            if frame in points:
                 raise MalformedField(f"two boxes on frame {frame}")
             corners = tuple(number(box.get(side), f"box {side}") for side in ("xtl", "ytl", "xbr", "ybr"))
-            found[frame] = _Point(frame, corners, box.get("outside") == "1", box.get("occluded") == "1")
+            points[frame] = _Point(frame, corners, box.get("outside") == "1", box.get("occluded") == "1")
     except MalformedField as error:
         raise MalformedField(f"track {track.get('id')}: {error}") from None
-    return [found[frame] for frame in sorted(found)]
+    return [points[frame] for frame in sorted(points)]

@@ -58,10 +58,10 @@ class EpicKitchensReader(Reader):
                 names[whole(row["noun_id"], "noun_id")] = row["class_key"].strip()
             except MalformedField as error:
                 raise MalformedInputError(f"{shown}:{line}: {error}") from None
-        wanted = set(self.options.classes)
-        for name in sorted(wanted - set(names.values())):
+        selected = set(self.options.classes)
+        for name in sorted(selected - set(names.values())):
             raise ValueError(f"classes has {name!r}, which {shown} does not know")
-        kept = {number for number, name in names.items() if not wanted or name in wanted}
+        kept = {number for number, name in names.items() if not selected or name in selected}
         self._load(kept, set(names))
         self.total = len(self.rows)
         return [Category(number, names[number]) for number in sorted(kept)]
@@ -106,13 +106,13 @@ class EpicKitchensReader(Reader):
 
     def _frames(self, video: str, rows: list[_Row], shown: str, root: FrameRoot) -> Iterator[Frame]:
         for number, group in itertools.groupby(rows, key=lambda row: row.frame):
-            found = list(group)
-            name, line = f"{self.participants[video]}/{video}/{number:010d}.jpg", found[0].line
+            annotated = list(group)
+            name, line = f"{self.participants[video]}/{video}/{number:010d}.jpg", annotated[0].line
             path = self.problems.attempt(shown, line, root.path, name, shown, line)
             if path is not None:
                 boxes = tuple(
                     Box(row.noun, (left, top, width, height), record=row.line)
-                    for row in found
+                    for row in annotated
                     for top, left, height, width in row.boxes
                 )
                 yield Frame(number - 1, number, boxes, path)

@@ -102,10 +102,10 @@ class ImageNetVidReader(Reader):
             yield from self._still(name)
 
     def _video(self, listed: Listed) -> Iterator[Video]:
-        wanted = range(listed.length)
+        numbers = range(listed.length)
         if self.options.frames == "listed" and listed.split == "train":
-            wanted = sorted(listed.marked)
-        frames = self._frames(listed, iter(wanted))
+            numbers = sorted(listed.marked)
+        frames = self._frames(listed, iter(numbers))
         first = next(frames, None)
         if first is None:
             self.problems.note("videos left out: no frame")
@@ -118,8 +118,8 @@ class ImageNetVidReader(Reader):
         shown = self.tree.name(self.annotations / "VID" / listed.path)
         yield Video(listed.path, width, height, listed.length, chained, shown, split=listed.split, extra=extra)
 
-    def _frames(self, listed: Listed, wanted: Iterator[int]) -> Iterator[Frame]:
-        for index in wanted:
+    def _frames(self, listed: Listed, numbers: Iterator[int]) -> Iterator[Frame]:
+        for index in numbers:
             stem = f"VID/{listed.path}/{index:06d}"
             parsed = self._parse(stem)
             if parsed is None:

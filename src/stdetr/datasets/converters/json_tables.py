@@ -167,7 +167,7 @@ class CocoLikeReader(Reader):
 
         Raises MalformedInputError when a file has none, two share a name, or an id means another class elsewhere.
         """
-        found: dict[int, Category] = {}
+        categories: dict[int, Category] = {}
         for file in self.files:
             loaded = self._load(file)
             self.loaded.append(loaded)
@@ -176,14 +176,14 @@ class CocoLikeReader(Reader):
                 if value.name in names:
                     raise MalformedInputError(f"{file.shown}: {where}: category name {value.name!r} was already used")
                 names.add(value.name)
-                known = found.setdefault(value.id, Category(value.id, value.name, value.extra))
+                known = categories.setdefault(value.id, Category(value.id, value.name, value.extra))
                 if known.name != value.name:
                     told = f"category {value.id} is {value.name!r} here, and {known.name!r} in another split"
                     raise MalformedInputError(f"{file.shown}: {where}: {told}")
             if not names:
                 raise MalformedInputError(f"{file.shown}: no categories")
         self.total = sum(len(loaded[self.counted]) for loaded in self.loaded)
-        return [found[number] for number in sorted(found)]
+        return [categories[number] for number in sorted(categories)]
 
     def _load(self, file: AnnotationFile) -> Loaded:
         json = JsonFile(file.path, file.shown)

@@ -105,16 +105,16 @@ class SourceTree:
         Raises:
             MalformedInputError: a name without a number, or one number twice.
         """
-        found: dict[int, Path] = {}
+        images: dict[int, Path] = {}
         for path in self.files(folder, IMAGE_SUFFIXES):
             match = re.search(r"(\d+)$", path.stem)
             if match is None:
                 raise MalformedInputError(f"{self.name(path)}: frame file without a number at the end of its name")
             number = int(match.group(1))
-            if number in found:
-                raise MalformedInputError(f"{self.name(path)}: frame {number} is also {found[number].name}")
-            found[number] = path
-        return found
+            if number in images:
+                raise MalformedInputError(f"{self.name(path)}: frame {number} is also {images[number].name}")
+            images[number] = path
+        return images
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

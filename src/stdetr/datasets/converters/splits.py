@@ -63,10 +63,10 @@ class SplitRules:
         """The splits that take this frame, ``all`` included."""
         if not self:
             return [source_split or EVERYTHING]
-        found = [name for name, pairs in self.ranges.items() if any(low <= number <= high for low, high in pairs)]
-        found += [name for name, globs in self.patterns.items() if any(fnmatch.fnmatchcase(video, g) for g in globs)]
-        self.used.update(found)
-        return [*found, EVERYTHING]
+        chosen = [name for name, pairs in self.ranges.items() if any(low <= number <= high for low, high in pairs)]
+        chosen += [name for name, globs in self.patterns.items() if any(fnmatch.fnmatchcase(video, g) for g in globs)]
+        self.used.update(chosen)
+        return [*chosen, EVERYTHING]
 
     def check_used(self) -> None:
         """Raises ValueError when a rule took no frame at all: most likely a typo."""

@@ -35,8 +35,8 @@ class UaDetracReader(Reader):
     names = ("car", "van", "bus", "others")
 
     def prepare(self) -> None:
-        found = {split: self.tree.first_existing(candidates) for split, (candidates, _) in _SPLITS.items()}
-        folders = {split: folder for split, folder in found.items() if folder is not None}
+        existing = {split: self.tree.first_existing(candidates) for split, (candidates, _) in _SPLITS.items()}
+        folders = {split: folder for split, folder in existing.items() if folder is not None}
         if not folders:
             raise FileNotFoundError(f"source={self.tree.root} has no {_SPLITS['train'][0][0]} (UA-DETRAC annotations)")
         self.sequences = [

@@ -32,7 +32,7 @@ def iter_elements(path: Path, shown: str, tags: frozenset[str]) -> Iterator[Elem
     """
     parser = ET.XMLPullParser(("start", "end"))
     parents: list[ET.Element] = []
-    wanted: Element | None = None
+    element: Element | None = None
     line, tail = 1, b""
     try:
         with path.open("rb") as stream:
@@ -50,16 +50,16 @@ def iter_elements(path: Path, shown: str, tags: frozenset[str]) -> Iterator[Elem
                 for event, node in events:
                     if event == "start":
                         parents.append(node)
-                        if wanted is None and node.tag in tags:
-                            wanted = Element(node, line)
+                        if element is None and node.tag in tags:
+                            element = Element(node, line)
                         if len(parents) > _DEPTH:
                             raise MalformedInputError(f"{shown}:{line}: nested too deeply; refused")
                         continue
                     parents.pop()
-                    if wanted is not None and node is wanted.node:
-                        yield wanted
-                        wanted = None
-                    if wanted is None and parents:
+                    if element is not None and node is element.node:
+                        yield element
+                        element = None
+                    if element is None and parents:
                         parents[-1].remove(node)
                 if not text:
                     return

@@ -14,10 +14,10 @@ from stdetr.datasets.toy.settings import ToyDegradation
 
 def draw_schedule(rng: np.random.Generator, settings: ToyDegradation, frames: int) -> list[str | None]:
     """Kind of degradation of each frame, or None; at most ``limit`` degraded in any ``window`` consecutive frames."""
-    wanted = int(settings.rate * frames + rng.random())
+    count = int(settings.rate * frames + rng.random())
     degraded = np.zeros(frames, dtype=np.int64)
     for frame in rng.permutation(frames):
-        if degraded.sum() >= wanted:
+        if degraded.sum() >= count:
             break
         degraded[frame] = 1
         near = degraded[max(0, frame - settings.window + 1) : frame + settings.window]
