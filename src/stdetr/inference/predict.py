@@ -1,4 +1,4 @@
-"""``stdetr predict``: run a checkpoint on a video and write everything there is to see and to use."""
+"""``stdetr predict``: run a checkpoint on a video and write the predictions and pictures of them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DETECTOR_KEYS = (
 def run(cfg: DictConfig) -> VideoPredictions:
     """Predict as ``cfg`` (conf/predict.yaml) says; returns the predictions it wrote.
 
-    Raises ValueError and FileNotFoundError in one line for what the user got wrong; nothing is written before the
-    checkpoint and the source are open.
+    Raises ValueError and FileNotFoundError with one line for a user's mistake; nothing is written before the checkpoint
+    and the source are open.
     """
     for key, what in (
         ("checkpoint", "the run folder or checkpoint to use"),
@@ -122,7 +122,7 @@ def _frames_ahead(video: VideoSource, start: int, most: int | None, step: int) -
 
 
 def _with_progress(clips: Iterator[Tubes], total: int) -> Iterator[Tubes]:
-    """The clips as they come, with a bar that moves on a terminal and is printed every 15 s elsewhere."""
+    """The clips, with a progress bar that moves on a terminal and is printed every 15 s elsewhere."""
     every = 0.1 if sys.stderr.isatty() else 15.0
     with tqdm(total=total, desc="predict", unit="frame", dynamic_ncols=True, mininterval=every, delay=every) as bar:
         for clip in clips:
