@@ -113,7 +113,7 @@ def amend(folder: Path, **values: Any) -> None:
 
 
 def find_resume(folder: Path) -> Path | None:
-    """The checkpoint to go on from, after ``recover``; None where the run has saved nothing yet.
+    """The checkpoint to resume from, after ``recover``; None where the run has saved nothing yet.
 
     Raises ValueError as ``check_state`` does, also where ``folder`` alone is missing.
     """
@@ -123,7 +123,7 @@ def find_resume(folder: Path) -> Path | None:
 
 
 def check_state(folder: Path) -> Path:
-    """``folder``, a checkpoint that a run can go on from.
+    """``folder``, a checkpoint that a run can resume from.
 
     Raises ValueError where it is damaged: one line that says how, and which complete checkpoint there is instead.
     """
@@ -142,7 +142,7 @@ def check_state(folder: Path) -> Path:
 
 
 def _damage(folder: Path) -> str | None:
-    """Why a run cannot go on from ``folder``; None where it can."""
+    """Why a run cannot resume from ``folder``; None where it can."""
     if not folder.is_dir():
         return "the folder is missing"
     if not (folder / META).is_file():
