@@ -167,7 +167,7 @@ def _raw(backend: str, video: Path, folder: Path, length: int) -> None:
         import av
         from av.video.reformatter import VideoReformatter
 
-        converter = VideoReformatter()  # one for all frames: setting one up for each costs more than decoding
+        converter = VideoReformatter()  # one for all frames: creating one per frame costs more than decoding
         with av.open(str(video)) as container:
             container.streams.video[0].codec_context.thread_count = 1
             for number, picture in enumerate(container.decode(video=0)):

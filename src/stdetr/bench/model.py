@@ -74,7 +74,7 @@ class ModelBench:
 
 @dataclass(frozen=True)
 class Part:
-    """``run`` gives tensors to differentiate; ``leaves`` are what gets gradients beside the parameters."""
+    """``run`` returns tensors to differentiate; ``leaves`` get gradients in addition to the parameters."""
 
     run: Callable[[], Tensor]
     leaves: list[Tensor]
@@ -132,7 +132,7 @@ def build_detector(settings: ModelBench) -> ClipDetector:
 
 
 def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBench, device: torch.device) -> Part:
-    """What is measured of ``name``, on random frames; what comes before it is done here."""
+    """The part ``name`` to be measured, on random frames; the steps before it are done here."""
     made = torch.Generator(device).manual_seed(frames)
     clips = torch.randn(settings.batch, frames, 3, *settings.size, generator=made, device=device)
     if name == "whole":
@@ -181,7 +181,7 @@ def _using(name: str) -> Iterator[None]:
 def _measure(
     detector: ClipDetector, name: str, frames: int, used: Sequence[str], settings: ModelBench, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One row a backend; the others' rows have how many times longer than the kernels they take."""
+    """One row per backend; the others' rows say how many times longer than the kernels they take."""
     part = make_part(detector, name, frames, settings, device)
     weights = list(detector.parameters())
     given = part.given | addresses(*weights)

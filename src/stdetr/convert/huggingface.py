@@ -29,7 +29,7 @@ def from_transformers(model: nn.Module, *, window: int = 1) -> ClipDetector:
     the original; train on clips from there.  ``window`` is the encoder's temporal window in frames to each side.
 
     Raises ValueError for a two-stage model, another backbone, activation or position embedding, and names any weight
-    that finds no place.
+    without a counterpart.
     """
     config: Any = model.config
     if getattr(config, "two_stage", False):

@@ -11,9 +11,9 @@ Status = Literal["ok", "note", "broken"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is, and what to do where it is not well.
+    """What was checked, its status, and the fix where there is a problem.
 
-    ``note`` is something missing that nothing needs until asked for; ``broken`` stops runs.
+    ``note`` is something optional that is missing; ``broken`` stops runs.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Check:
 
 
 def run_checks(*checks: Callable[[], Check | Iterable[Check]]) -> Sequence[Check]:
-    """Run every check; one that itself fails is reported as broken, so that the report is always whole."""
+    """Run every check; one that itself fails is reported as broken, so that the report is always complete."""
     results: list[Check] = []
     for check in checks:
         try:

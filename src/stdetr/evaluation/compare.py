@@ -1,7 +1,7 @@
-"""Is run A better than run B?  A paired bootstrap over videos, so that a gain within noise is called noise.
+"""Is run A better than run B?  A paired bootstrap over videos that tells gains from noise.
 
 Frames of one video are not independent, so whole videos are drawn with replacement (Efron and Tibshirani, "An
-Introduction to the Bootstrap", 1993), the same ones for both runs, and the metrics are computed anew on each draw.
+Introduction to the Bootstrap", 1993), the same ones for both runs, and the metrics are recomputed on each draw.
 
 Shape legend
     V videos        R draws
@@ -81,7 +81,7 @@ def bootstrap(
 
 
 def as_table(differences: list[Difference], names: tuple[str, str]) -> Table:
-    """One row a metric; the title says when there are too few videos to trust the interval."""
+    """One row per metric; the title says when there are too few videos to trust the interval."""
     columns = ["metric", f"A: {names[0]}", f"B: {names[1]}", "B - A", "95 % low", "95 % high", "verdict"]
     videos = differences[0].videos if differences else 0
     few = ", too few for a reliable interval" if videos < FEW_VIDEOS else ""

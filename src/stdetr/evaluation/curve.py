@@ -33,7 +33,7 @@ class ScoredMatches:
 
         Precision falls on every false positive, so its envelope (the best precision at this recall or a higher one)
         only needs the points where a true positive arrives.  ``weights`` (V) counts each video that many times
-        (bootstrap).  Recall is nan where there is nothing to find.
+        (bootstrap).  Recall is nan where there is no ground truth.
         """
         hits = np.flatnonzero(self.tp)
         if weights is None:
@@ -63,7 +63,7 @@ class ScoredMatches:
         return float(sample_curve(recall, envelope).mean())
 
     def compact(self) -> ScoredMatches:
-        """Without the detections that no average precision depends on: ignored ones and those after the last hit."""
+        """Without the detections that do not affect average precision: ignored ones and those after the last hit."""
         hits = np.flatnonzero(self.tp)
         last = int(hits[-1]) + 1 if len(hits) else 0
         keep = np.flatnonzero(self.tp[:last] | (self.fp[:last] > 0))

@@ -1,4 +1,4 @@
-"""The entry point: score detections and tubes against annotations with every evaluator asked for."""
+"""The entry point: score detections and tubes against annotations with the chosen evaluators."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def prepare(
     elif not isinstance(tubes, TubeResults):
         tubes = TubeResults.load(tubes, gt)
     if gt.federation is not None:
-        # After the tubes are built: the class of a track is the one that most of all its detections carry.
+        # After the tubes are built: the class of a track is the majority over all its detections.
         scored = gt.federation.scored
         bound = bound.take(scored[gt.image_video[bound.image], bound.category])
         tubes = None if tubes is None else tubes.select(scored[tubes.video, tubes.category])

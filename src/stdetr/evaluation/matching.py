@@ -1,9 +1,9 @@
 """Greedy assignment of detections to ground truth, for all images at once.
 
-Every AP protocol here assigns greedily: detections in order of score, each takes the free ground truth that it
-likes best.  As all ground truth agree that the higher score comes first, the result is the one stable matching of
-detections and ground truth (Gale and Shapley, "College admissions and the stability of marriage", 1962), so it can be
-found in a few vectorised rounds of proposals instead of a Python loop over images, detections and ground truth.
+Every AP protocol here assigns greedily: in order of score, each detection takes the free ground truth that it ranks
+highest.  As all ground truth prefers higher scores, the result is the unique stable matching of detections and ground
+truth (Gale and Shapley, "College admissions and the stability of marriage", 1962), which a few vectorised rounds of
+proposals compute instead of a Python loop over images, detections and ground truth.
 
 Shape legend
     n detections    g ground truth boxes    p candidate pairs of one detection and one ground truth     M images
@@ -91,11 +91,11 @@ def greedy_match(
 
     det: p positions of detections; a smaller position chooses first
     gt:  p positions of ground truth; pairs must be grouped by ``det`` ascending and, inside a group, ordered from
-         the ground truth that the detection likes best to the one it likes least
+         the ground truth that the detection ranks highest to the one it ranks lowest
     n, g: number of detections and ground truth
     reusable: g bool, ground truth that any number of detections may take (crowd); None for none
 
-    Returns the detections that found ground truth, ascending, and the ground truth of each.
+    Returns the matched detections, ascending, and the ground truth of each.
     """
     holder = np.full(g, n, dtype=np.int64)
     if not len(det):
@@ -118,7 +118,7 @@ def greedy_match(
         np.minimum.at(holder, wish, chooser[active])
         won = holder[wish] == chooser[active]
         chosen[active[won]] = wish[won]
-        # A better detection arrived after all: the former holder goes on to its next wish.
+        # A better detection takes over: the previous holder proposes to its next choice.
         lost = np.unique(before[won & (before < n)])
         evicted = slot[lost]
         chosen[evicted] = FREE

@@ -1,4 +1,4 @@
-"""``stdetr eval annotations=FILE predictions=FILE``: score anybody's output, or compare two runs, without torch.
+"""``stdetr eval annotations=FILE predictions=FILE``: score any predictions, or compare two runs, without torch.
 
 Keys of the configuration (all but ``annotations`` and ``predictions`` may be absent or null):
     annotations, predictions, tubes     files; predictions may be COCO results, MOT text or a column file

@@ -1,4 +1,4 @@
-"""Typed records of JSON files as numpy columns, and checks that name the record that does not fit.
+"""Typed records of JSON files as numpy columns, and checks that name the offending record.
 
 Shape legend
     n records or boxes
@@ -91,7 +91,7 @@ def index_of(ids: np.ndarray, values: np.ndarray, key: str, what: str, dtype: An
 
 
 def first_repeat(one: np.ndarray, two: np.ndarray) -> int | None:
-    """A row (of n) whose pair of keys an earlier row has, too; None when all pairs differ."""
+    """A row (of n) whose pair of keys repeats an earlier row's; None when all pairs differ."""
     order = np.lexsort((two, one))
     twice = np.flatnonzero((np.diff(one[order]) == 0) & (np.diff(two[order]) == 0))
     return int(order[twice[0] + 1]) if len(twice) else None

@@ -1,6 +1,6 @@
 """Streaming AP: latency counts.
 
-At the time a frame arrives the world is compared with the latest output that is ready, whatever frame that output
+When a frame arrives, its ground truth is compared with the latest output that is ready, whichever frame that output
 was computed from (Li et al., "Towards Streaming Perception", 2020).
 
 Shape legend
@@ -70,7 +70,7 @@ def shown_output(gt: GroundTruth, output_times: np.ndarray, frame_rate: np.ndarr
         ready = images[~np.isnan(output_times[images])]
         ready = ready[np.argsort(output_times[ready], kind="stable")]
         now = (gt.frame_ids[images] - horizon) / frame_rate[video]
-        # A time written with six digits is not to miss the frame it belongs to.
+        # A time rounded to six digits must not miss its frame.
         latest = np.searchsorted(output_times[ready], now + 1e-9, side="right") - 1
         available = latest >= 0
         source[images[available]] = ready[latest[available]]

@@ -1,9 +1,9 @@
 """HOTA, CLEAR and identity metrics through TrackEval, on columns instead of MOT files.
 
 The metrics are TrackEval's own code (Luiten et al., "HOTA: A Higher Order Metric for Evaluating Multi-Object
-Tracking", 2020; Bernardin and Stiefelhagen, 2008; Ristani et al., 2016).  What is here is the preparation that its
-MOTChallenge reader does: crowd ground truth is a distractor, and a prediction that Hungarian matching at IoU 0.5
-assigns to one is removed together with it.
+Tracking", 2020; Bernardin and Stiefelhagen, 2008; Ristani et al., 2016).  This file does the preparation of its
+MOTChallenge reader: crowd ground truth is a distractor, and a prediction that Hungarian matching at IoU 0.5 assigns to
+one is removed together with it.
 
 Shape legend
     f frames of a video     g ground truth of a frame       d predictions of a frame
@@ -35,9 +35,9 @@ _EPSILON = np.finfo(np.float64).eps
 class TrackEvaluator(Evaluator):
     """``track/HOTA``, ``DetA``, ``AssA``, ``LocA``, ``MOTA``, ``IDF1``, ``IDSW`` and the metrics they are made of.
 
-    All classes together as one, as MOTChallenge scores; and ``HOTA``, ``MOTA``, ``IDF1`` of each class alone.  Only
-    predictions with a ``track_id`` count, whatever their score.  Where none has one but there are tubes, as where a
-    model is evaluated, the tubes that score at least ``tube_score`` are the tracks.
+    All classes are scored as one, as in MOTChallenge; ``HOTA``, ``MOTA`` and ``IDF1`` also per class.  Only predictions
+    with a ``track_id`` count, whatever their score.  If none has one but there are tubes, as when a model is evaluated,
+    the tubes that score at least ``tube_score`` are the tracks.
     """
 
     name = "track"
@@ -146,7 +146,7 @@ def _frame(
 
 
 def _sequence(frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """What TrackEval's metrics read of one video; ids are renumbered from 0."""
+    """The input of TrackEval's metrics for one video; ids are renumbered from 0."""
 
     def renumber(which: int) -> tuple[list[np.ndarray], int]:
         sizes = [len(frame[which]) for frame in frames]

@@ -29,7 +29,7 @@ Area = Literal["all_frames", "present_frames"]
 class TubeEvaluator(CocoRulesEvaluator):
     """``tube/AP``, ``AP50``, ``AP75``, ``AP_small|medium|large`` (128 and 256 pixels), ``AR1``, ``AR10``, ``AR100``.
 
-    area: which frames the mean area of a tube is taken over: ``all_frames`` of the video, absent ones counting 0
+    area: frames over which the mean area of a tube is taken: ``all_frames`` of the video, absent ones counting 0
         (SAM 3's evaluator), or the ``present_frames`` (YouTube-VOS's)
     """
 

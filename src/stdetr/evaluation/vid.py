@@ -3,7 +3,7 @@
 The rules are those of the Python ports in Flow-Guided Feature Aggregation (Zhu et al., 2017) and YOLOV (Shi et al.,
 2023): inclusive pixels, a threshold that is lower for small objects, the area under the whole precision envelope, no
 limit of detections.  In a motion split, ground truth outside the range is ignored; an unmatched detection then counts
-by whether it lies nearer to ground truth inside or outside the range, of whatever class.
+only if it lies nearer to ground truth inside the range than outside, of any class.
 
 Shape legend
     n detections of one class, by descending score      A annotations       M images        C classes
@@ -83,15 +83,15 @@ class VidEvaluator(Evaluator):
         return np.minimum(0.5, width * height / ((width + 10) * (height + 10)))
 
     def ranking(self, image: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The order of one class's detections (n positions), and the turn in which each one, so ordered, chooses among
-        those of its image (n, a smaller number first).
+        """The order of one class's detections (n positions), and the turn in which each chooses within its image (n, in
+        that order; a smaller number first).
 
         Here: by descending score, equal scores by image in the order of the annotations, then as given.
         """
         return np.lexsort((image, -scores)), np.arange(len(image))
 
     def preference(self, pairs: Pairs, ignored: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Sort keys (p each, the last is the first that counts) by which a detection ranks its candidates.
+        """Sort keys (p each, the last is the primary key) by which a detection ranks its candidates.
 
         Here: the highest IoU, then the first ground truth.  ignored: g bool, out of the motion range
         """
@@ -123,7 +123,7 @@ class VidEvaluator(Evaluator):
                 ignored = split.ignored[near]
                 taker, taken = _assign(candidates, turn, self.preference(candidates, ignored), len(near))
                 share = np.bincount(gt.image[near[ignored]], minlength=images) / np.maximum(join.counts, 1)
-                # As near to both: by the share of the image's ground truth that is ignored.
+                # Equally near to both: by the share of the image's ground truth that is ignored.
                 equal = share[detections.image]
                 false = np.where(inside[s] > outside[s], 1.0, np.where(inside[s] < outside[s], 0.0, equal))
                 false[nothing] = split.empty_weight

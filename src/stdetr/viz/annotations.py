@@ -34,7 +34,7 @@ def show(
     """Render annotated frames of ``videos`` (ids or names; default: the first) into ``output/<name>.mp4``.
 
     root: folder that file names start from; default: that of the annotation file
-    max_frames: at most so many annotated frames per video, from its beginning; None for all
+    max_frames: at most this many annotated frames per video, from its beginning; None for all
 
     A track keeps its colour, a box without a track has that of its class, ignore regions are grey.
 
@@ -74,7 +74,7 @@ def open_video(
 def annotated_tubes(index: CocoVid, rows: range, frames: np.ndarray) -> Tubes:
     """The annotations of consecutive ``rows`` as tubes with score 1 (xyxy px), one per track; ``frames`` T names them.
 
-    Ignore regions are left out; a box without a track id is a track of its own.
+    Ignore regions are left out; a box without a track id is a separate track.
     """
     records = index.annotations(np.array(rows))
     kept = ~records.ignored
