@@ -11,7 +11,7 @@ from stdetr.datasets.converters.options import Options
 from stdetr.datasets.converters.problems import MalformedField
 from stdetr.datasets.converters.source_tree import SourceTree
 
-# Not just any name: the same folders hold category lists, captions and the like.
+# By name pattern, as the same folders hold category lists, captions and the like.
 # Argoverse-HD's test-meta.json lists frames without annotations.
 _SPLIT = r"((?:mini|sub)?(?:train|val|test|dev)(?!-meta\b)[A-Za-z0-9-]*)"
 _SAME = {"valid": "val", "validation": "val"}
@@ -35,10 +35,10 @@ def split_name(source_split: str) -> str:
 def find_files(tree: SourceTree, options: Options, patterns: tuple[str, ...], what: str) -> list[AnnotationFile]:
     """Annotation files by name pattern; ``{split}`` in a pattern stands for the split's name.
 
-    ``annotations=FILE`` takes that file only; ``split`` then names it, or chooses among the found ones.
+    ``annotations=FILE`` takes that file only; ``split`` then names it, or selects among the files found.
 
     Raises:
-        FileNotFoundError: none there, or not the named one.
+        FileNotFoundError: there is none, or not the named one.
         ValueError: an unknown split.
     """
     if options.annotations is not None:
@@ -93,8 +93,8 @@ class FrameRoot:
         """The frame file ``name`` of the annotation ``file``.
 
         Raises:
-            MalformedInputError: it leaves the source; refused in any case.
-            MalformedField: (check_media) there is no such file.
+            MalformedInputError: it leads outside the source, which is always refused.
+            MalformedField: (check_media) the file does not exist.
         """
         # The name itself is checked first: a folder in front would turn "/etc/passwd" into a name inside the source.
         self.tree.join(name, file, record)

@@ -1,7 +1,7 @@
 """CVAT's "CVAT for video 1.1" export: one XML file per task, with its video.
 
 ``<track label>`` holds ``<box frame xtl ytl xbr ybr outside keyframe>``; ``frame`` counts decoded frames from 0.  A box
-with ``outside="1"`` ends the track until the next one.  Where a file has key frames only, boxes between two of them are
+with ``outside="1"`` ends the track until the next one.  Where a file has only key frames, boxes between two of them are
 interpolated linearly, as CVAT itself shows them.
 """
 
@@ -24,7 +24,7 @@ _SHAPES = ("polygon", "polyline", "points", "ellipse", "cuboid", "mask", "skelet
 
 @dataclass
 class _Task:
-    """One XML file: its labels and video, read from ``<meta>`` without the tracks behind it."""
+    """One XML file: its labels and video, read from ``<meta>`` without the tracks that follow."""
 
     path: Path
     shown: str

@@ -1,4 +1,4 @@
-"""The frame lists that the field uses for ImageNet VID (from FGFA, Zhu et al., 2017)."""
+"""The commonly used frame lists for ImageNet VID (from FGFA, Zhu et al., 2017)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ImageNetLists:
         """Path below ``Data/DET``, without suffix, of each of the 53,639 DET stills; none without the list."""
         path = self._find(_STILLS)
         if path is None:
-            self.problems.note(f"list missing ({_STILLS}): no DET stills (det=false says so on purpose)")
+            self.problems.note(f"list missing ({_STILLS}): no DET stills (det=false omits them on purpose)")
             return []
         shown, stills = self.tree.name(path), []
         for line, cells in _lines(path, shown):

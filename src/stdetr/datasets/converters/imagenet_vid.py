@@ -2,7 +2,7 @@
 
 Lists are used as they are: ``VID_train_15frames.txt`` has ``path id frame length``, and ``frame`` is the number in the
 file name; it is not shifted by one.  Boxes have w = xmax - xmin without +1.  Frames keep the order of the list and
-objects that of the XML file, which the motion ground truth of FGFA counts on.
+objects that of the XML file, which the motion ground truth of FGFA relies on.
 """
 
 from __future__ import annotations

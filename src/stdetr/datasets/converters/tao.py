@@ -1,6 +1,6 @@
 """TAO: sparse frames (1 per second), 833 classes, federated annotation (Dave et al., 2020).
 
-A video lists classes that were looked for and are absent (``neg_category_ids``) and classes of which not every object
+A video lists classes that are known to be absent (``neg_category_ids``) and classes of which not every object
 was annotated (``not_exhaustive_category_ids``); both are kept.  Classes that the file declares merged are merged.
 """
 

@@ -58,7 +58,7 @@ class UaDetracReader(Reader):
             images = self._images(shown, folder, targets)
             for index in sorted(set(targets) - set(images)):
                 self.problems.add(shown, 0, f"frame {index} has targets, but no image in {folder}")
-            # Without a look at the images: every UA-DETRAC sequence has this size.
+            # Without reading the images: every UA-DETRAC sequence has this size.
             size = self.frame_size(images[min(images)]) or (960, 540)
             frames = (
                 Frame(index - 1, index, (*targets.get(index, ()), *regions), images[index]) for index in sorted(images)

@@ -1,7 +1,7 @@
 """Your own data: a folder of videos, each with one CSV or MOT text file of the same stem.
 
 CSV columns, found by name: ``frame`` (from 0), ``x, y, w, h`` or ``x1, y1, x2, y2`` in pixels, and if they are there
-``class``, ``track_id`` and ``ignore`` (0 or 1); others are left alone, so that ``detections.csv`` of ``stdetr predict``
+``class``, ``track_id`` and ``ignore`` (0 or 1); others are ignored, so that ``detections.csv`` of ``stdetr predict``
 is accepted, too.  A ``.txt`` file has MOT rows ``frame,id,x,y,w,h[,conf[,class]]`` with frames from 1.
 """
 

@@ -1,4 +1,4 @@
-"""Elements of an XML file, one at a time; document types and entities are refused, XML bombs are made of them."""
+"""Elements of an XML file, one at a time; document types and entities, which XML bombs use, are refused."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Element(NamedTuple):
 
 
 def iter_elements(path: Path, shown: str, tags: frozenset[str]) -> Iterator[Element]:
-    """Elements with one of ``tags`` as they end, in document order; an element inside another one comes with it only.
+    """Elements with one of ``tags`` as they end, in document order; nested ones come only with the outer one.
 
-    The file is parsed line by line, so that an element is known by its line; what has been given is forgotten.
+    The file is parsed line by line, so that each element has its line number; yielded elements are freed.
 
     Raises:
         MalformedInputError: not well-formed, nested too deeply, or it declares a document type or entities.
@@ -38,7 +38,7 @@ def iter_elements(path: Path, shown: str, tags: frozenset[str]) -> Iterator[Elem
         with path.open("rb") as stream:
             while True:
                 text = stream.readline(_CHUNK)
-                # A key word may lie across two pieces of a very long line.
+                # A keyword may be split across two pieces of a very long line.
                 if b"<!DOCTYPE" in tail + text or b"<!ENTITY" in tail + text or (line == 1 and text[:2] in _WIDE):
                     raise MalformedInputError(f"{shown}:{line}: declares a document type or entities; refused")
                 tail = (tail + text)[-9:]
