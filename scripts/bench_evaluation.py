@@ -108,28 +108,28 @@ def detections(gt: GroundTruth, per_frame: int, seed: int) -> Detections:
     return Detections(image, category, boxes, scores)
 
 
-def plain_port(gt: GroundTruth, found: BoundDetections, names: tuple[str, ...]) -> dict[str, float]:
+def plain_port(gt: GroundTruth, predicted: BoundDetections, names: tuple[str, ...]) -> dict[str, float]:
     """The devkit rules in plain Python: AP50 of each motion range."""
     motion, out = motion_iou(gt), {}
     weights = {split.name: split.empty_weight for split in motion_splits(gt, ("all", "fast", "medium", "slow"))}
     gt_edges = np.searchsorted(gt.image, np.arange(len(gt.image_ids) + 1))
-    det_edges = np.searchsorted(found.image, np.arange(len(gt.image_ids) + 1))
+    det_edges = np.searchsorted(predicted.image, np.arange(len(gt.image_ids) + 1))
     for name in names:
         low, high = SPLITS[name]
         empty = 1.0 if name == "all" else weights[name]
         rows, positives = defaultdict(list), defaultdict(int)
         for image in range(len(gt.image_ids)):
-            mine = slice(gt_edges[image], gt_edges[image + 1])
-            theirs = slice(det_edges[image], det_edges[image + 1])
-            truth, labels = gt.boxes[mine].tolist(), gt.category[mine].tolist()
-            ignored = [not low <= value <= high for value in motion[mine].tolist()]
+            gt_rows = slice(gt_edges[image], gt_edges[image + 1])
+            det_rows = slice(det_edges[image], det_edges[image + 1])
+            truth, labels = gt.boxes[gt_rows].tolist(), gt.category[gt_rows].tolist()
+            ignored = [not low <= value <= high for value in motion[gt_rows].tolist()]
             for label, out_of_range in zip(labels, ignored, strict=True):
                 positives[label] += not out_of_range
             taken = [False] * len(truth)
-            order = np.argsort(-found.scores[theirs], kind="stable")
-            scores = found.scores[theirs][order].tolist()
-            kinds = found.category[theirs][order].tolist()
-            for score, kind, box in zip(scores, kinds, found.boxes[theirs][order].tolist(), strict=True):
+            order = np.argsort(-predicted.scores[det_rows], kind="stable")
+            scores = predicted.scores[det_rows][order].tolist()
+            kinds = predicted.category[det_rows][order].tolist()
+            for score, kind, box in zip(scores, kinds, predicted.boxes[det_rows][order].tolist(), strict=True):
                 best, match, inside, outside = -1.0, -1, -1.0, -1.0
                 for k, (x, y, w, h) in enumerate(truth):
                     wide = min(box[0] + box[2], x + w) - max(box[0], x) + 1

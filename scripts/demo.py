@@ -65,14 +65,14 @@ def report(output: Path, seconds: dict[str, float]) -> None:
         metrics = json.loads(path.read_text(encoding="utf-8"))
         shown = {key: value for key, value in metrics.items() if key.endswith(("/AP", "/AP50")) and key.count("/") == 1}
         print(f"{path}: " + ", ".join(f"{key} {value:.3f}" for key, value in shown.items() if value is not None))
-    found = {
+    files = {
         "overlay": sorted(output.rglob("overlay.mp4")),
         "figure": sorted(output.rglob("sampling.png")),
         "W&B run": sorted((output / "wandb").glob("*run-*")),
         "metrics over time": [output / "metrics.jsonl"],
         "checkpoints": sorted((output / "checkpoints").glob("*")),
     }
-    for name, paths in found.items():
+    for name, paths in files.items():
         existing = [str(path) for path in paths if path.exists()]
         print(f"{name}: {', '.join(existing) or 'none'}")
 

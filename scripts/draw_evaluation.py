@@ -59,8 +59,8 @@ def frame(axes: Axes, box: list[float], colour: str, text: str = "", dashed: boo
 
 
 def box_conventions() -> Figure:
-    truth, found = [4.0, 4.0, 10.0, 10.0], [8.0, 4.0, 10.0, 10.0]
-    inputs = prepare(document([1], [(1, truth, 1, 1)]), [result(1, found, 0.9)])
+    truth, detected = [4.0, 4.0, 10.0, 10.0], [8.0, 4.0, 10.0, 10.0]
+    inputs = prepare(document([1], [(1, truth, 1, 1)]), [result(1, detected, 0.9)])
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     rows = (
         ("coco", 0.0, 0.5, CocoEvaluator()),
@@ -69,9 +69,9 @@ def box_conventions() -> Figure:
     )
     for place, (name, grow, threshold, evaluator) in enumerate(rows):
         axes = figure.add_subplot(1, 3, place + 1)
-        for box, colour, dashed in ((truth, TRUTH, False), (found, FOUND, True)):
+        for box, colour, dashed in ((truth, TRUTH, False), (detected, FOUND, True)):
             frame(axes, [box[0], box[1], box[2] + grow, box[3] + grow], colour, dashed=dashed)
-        iou = paired_iou(np.array([found]), np.array([truth]), grow)[0]
+        iou = paired_iou(np.array([detected]), np.array([truth]), grow)[0]
         value = evaluator.evaluate(inputs).metrics["AP50"]
         axes.set(xlim=(0, 24), ylim=(20, 0), aspect="equal", xticks=range(0, 25, 4), yticks=range(0, 21, 4))
         axes.grid(alpha=0.3)
@@ -148,8 +148,8 @@ def motion() -> Figure:
 def ignored_by_motion() -> Figure:
     slow, stray = [24.0, 20.0, 9.0, 9.0], [12.0, 8.0, 8.0, 8.0]
     boxes = [(1, slow, 1, 1), (2, slow, 1, 1), (1, [2.0, 2.0, 7.0, 7.0], 2, 2), (2, [2.0, 22.0, 7.0, 7.0], 2, 2)]
-    found = [result(1, slow, 0.8), result(2, slow, 0.8), result(1, stray, 0.9)]
-    inputs = prepare(document([2], boxes, classes=2), found)
+    detected = [result(1, slow, 0.8), result(2, slow, 0.8), result(1, stray, 0.9)]
+    inputs = prepare(document([2], boxes, classes=2), detected)
     vid = VidEvaluator().evaluate(inputs).metrics["AP50_slow"]
     mega = VidMegaEvaluator().evaluate(inputs).metrics["AP50_slow"]
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
@@ -175,8 +175,8 @@ def ignored_by_motion() -> Figure:
 def tube() -> Figure:
     box = [0.0, 0.0, 40.0, 40.0]
     truth = [(f + 1, box, 1, 1) for f in range(6)]
-    found = [result(f + 1, box, 0.9, track=1) for f in range(1, 6)] + [result(7, box, 0.9, track=1)]
-    inputs = prepare(document([8], truth), found)
+    detected = [result(f + 1, box, 0.9, track=1) for f in range(1, 6)] + [result(7, box, 0.9, track=1)]
+    inputs = prepare(document([8], truth), detected)
     metrics = TubeEvaluator().evaluate(inputs).metrics
     frames = CocoEvaluator().evaluate(inputs).metrics["AP50"]
     figure = Figure(figsize=(8.4, 2.8), layout="constrained")
@@ -202,8 +202,8 @@ def tube() -> Figure:
 def track() -> Figure:
     box = [0.0, 0.0, 40.0, 40.0]
     truth = [(f + 1, box, 1, 1) for f in range(8)]
-    found = [result(f + 1, box, 0.9, track=1 + f // 4) for f in range(8)]
-    inputs = prepare(document([8], truth), found)
+    detected = [result(f + 1, box, 0.9, track=1 + f // 4) for f in range(8)]
+    inputs = prepare(document([8], truth), detected)
     metrics = TrackEvaluator().evaluate(inputs).metrics
     frames = CocoEvaluator().evaluate(inputs).metrics["AP"]
     figure = Figure(figsize=(8.4, 2.6), layout="constrained")

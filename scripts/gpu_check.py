@@ -82,12 +82,12 @@ class Machine:
     def tool(self, name: str) -> str:
         home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
         places = [home / "bin" / name, home / name / name]
-        found = shutil.which(name) or next((str(path) for path in places if os.access(path, os.X_OK)), None)
+        executable = shutil.which(name) or next((str(path) for path in places if os.access(path, os.X_OK)), None)
         if self.gpu is None:
             raise SkipError("needs a GPU")
-        if found is None:
+        if executable is None:
             raise SkipError(f"{name} is not installed")
-        return found
+        return executable
 
 
 @dataclass(frozen=True)
@@ -268,8 +268,8 @@ def run(command: list[str], environment: dict[str, str], seconds: float, log: IO
 
 def tests_of(lines: Sequence[str]) -> dict[str, Any]:
     """Counts of pytest's verbose lines, and the names of what failed."""
-    found = [re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line) for line in lines]
-    results = [(match[1], match[2].lower()) for match in found if match]
+    matches = [re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line) for line in lines]
+    results = [(match[1], match[2].lower()) for match in matches if match]
     counts: dict[str, Any] = {}
     for _, status in results:
         counts[status] = counts.get(status, 0) + 1

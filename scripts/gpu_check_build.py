@@ -72,11 +72,11 @@ def build_reductions(folder: Path) -> None:
 
 def build_peer(folder: Path) -> None:
     """The 2020 kernels, into ``extensions``; afterwards they only load."""
-    found = sorted(Path(os.environ.get("GPU_CHECK_WHEELS", "/nonexistent")).glob("transformers-4.46.3-*.whl"))
-    if not found:
+    wheels = sorted(Path(os.environ.get("GPU_CHECK_WHEELS", "/nonexistent")).glob("transformers-4.46.3-*.whl"))
+    if not wheels:
         raise RuntimeError("GPU_CHECK_WHEELS has no transformers-4.46.3 wheel")
     # In a process of its own: importing the benchmark here would load the operators before they are built.
-    code = f"from stdetr_ops.bench.peers import build_deformable_detr; build_deformable_detr({str(found[0])!r})"
+    code = f"from stdetr_ops.bench.peers import build_deformable_detr; build_deformable_detr({str(wheels[0])!r})"
     path = os.pathsep.join([str(CUDA_OPS), str(ROOT / "src")])
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder / "extensions"), "PYTHONPATH": path}
     home = toolkit()
@@ -117,10 +117,10 @@ def main() -> None:
     importlib.invalidate_caches()  # the folder may have been on PYTHONPATH before it existed
     from stdetr.ops import backend
 
-    found = backend(device)
-    if found.name != device:
-        sys.exit(f"error: the kernels were built but are not in use: {found.reason}")
-    print(f"in use: {found}")
+    chosen = backend(device)
+    if chosen.name != device:
+        sys.exit(f"error: the kernels were built but are not in use: {chosen.reason}")
+    print(f"in use: {chosen}")
 
 
 if __name__ == "__main__":

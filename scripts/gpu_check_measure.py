@@ -86,7 +86,7 @@ def hardware() -> dict[str, Any]:
         target.copy_(source)
     end.record()
     torch.cuda.synchronize()
-    found: dict[str, Any] = {"copy_bytes_per_second": 10 * 2 * source.nbytes / (begin.elapsed_time(end) / 1e3)}
+    figures: dict[str, Any] = {"copy_bytes_per_second": 10 * 2 * source.nbytes / (begin.elapsed_time(end) / 1e3)}
     del source, target
     library = ctypes.CDLL(str(Path(os.environ["GPU_CHECK_BUILD"]) / "reductions.so"))
     blocks, turns, repeats = 16384, 64, 5
@@ -108,8 +108,8 @@ def hardware() -> dict[str, Any]:
         # Small whole numbers, so that float sums are exact: every addition arrived.
         arrived = sums.double().sum().item() / CHANNELS
         assert arrived == added * (repeats + 1), f"{arrived} of {added * (repeats + 1)} rows arrived"
-        found[name] = {"rows": rows, "milliseconds": took.value, "bytes_per_second": added * 128 / took.value * 1e3}
-    return found
+        figures[name] = {"rows": rows, "milliseconds": took.value, "bytes_per_second": added * 128 / took.value * 1e3}
+    return figures
 
 
 def peers(device: torch.device) -> list[Implementation]:

@@ -35,33 +35,33 @@ KEYS = {
 
 
 def main(arguments: list[str]) -> int:
-    own = {"seeds": "0,1,2", "frames": "5", "threads": "2", "output": "benchmarks/temporal_toy.json",
+    settings = {"seeds": "0,1,2", "frames": "5", "threads": "2", "output": "benchmarks/temporal_toy.json",
            "work": "runs/temporal"}  # fmt: skip
     overrides = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key in own and equals:
-            own[key] = value
+        if key in settings and equals:
+            settings[key] = value
         elif equals:
             overrides.append(argument)
         else:
-            print(f"error: {argument!r} is not KEY=VALUE; own keys: {', '.join(own)}", file=sys.stderr)
+            print(f"error: {argument!r} is not KEY=VALUE; own keys: {', '.join(settings)}", file=sys.stderr)
             return 2
-    seeds, clip = [int(seed) for seed in own["seeds"].split(",")], int(own["frames"])
+    seeds, clip = [int(seed) for seed in settings["seeds"].split(",")], int(settings["frames"])
     runs: dict[str, list[dict[str, Any]]] = {"clip": [], "causal": [], "single": [], "oracle": []}
     for seed in seeds:
         for name, frames, keys in (("clip", clip, []), ("causal", clip, ["model.causal=true"]), ("single", 1, [])):
-            folder = Path(own["work"]) / f"{name}_seed{seed}"
+            folder = Path(settings["work"]) / f"{name}_seed{seed}"
             size = 4 * clip // frames
-            train(folder, seed, own["threads"], [*overrides, *keys], frames, size)
+            train(folder, seed, settings["threads"], [*overrides, *keys], frames, size)
             runs[name].append(score(folder))
-        runs["oracle"].append(oracle(Path(own["work"]) / f"single_seed{seed}"))
+        runs["oracle"].append(oracle(Path(settings["work"]) / f"single_seed{seed}"))
         print(table(runs), flush=True)
     report = {
         "what": f"clip detector (T = {clip}), offline and causal, and its T = 1 twin, equal frames seen, toy test",
         "command": "python scripts/temporal_gain.py " + " ".join(arguments),
         "commit": git_revision(),
-        "machine": f"{platform.machine()} CPU, {own['threads']} threads, {platform.system()}",
+        "machine": f"{platform.machine()} CPU, {settings['threads']} threads, {platform.system()}",
         "evaluator": "COCO rules per frame; offline (a frame sees later frames of its clip) but for the row causal",
         "seeds": seeds,
         "runs": runs,
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         "gain_AP50": [c["AP50"] - s["AP50"] for c, s in pairs(runs)],
         "train_seconds_median": {n: median(r["train_seconds"] for r in runs[n]) for n in ("clip", "causal", "single")},
     }
-    output = Path(own["output"])
+    output = Path(settings["output"])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(f"wrote {output}")
@@ -100,8 +100,8 @@ def score(folder: Path) -> dict[str, Any]:
     rates = [line["frames_per_second"] for line in lines if line.get("split") == "train"]
     frames = load_config(folder)
     seen = frames.trainer.max_steps * frames.data.loader.batch_size * frames.data.frames
-    found = {name: metrics[key] for name, key in KEYS.items()}
-    return found | {"frames_seen": seen, "train_seconds": seen / median(rates)}
+    figures = {name: metrics[key] for name, key in KEYS.items()}
+    return figures | {"frames_seen": seen, "train_seconds": seen / median(rates)}
 
 
 def oracle(folder: Path) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def oracle(folder: Path) -> dict[str, Any]:
             source = image
             if image.get("degradation") is not None and clean:
                 source = min(clean, key=lambda other: (abs(other["frame_id"] - image["frame_id"]), other["frame_id"]))
-            copied += [dict(found, image_id=image["id"]) for found in detections.get(source["id"], [])]
+            copied += [dict(copy, image_id=image["id"]) for copy in detections.get(source["id"], [])]
     write_text(folder / "oracle.json", json.dumps(copied))
     metrics = evaluate(annotations, copied, [], evaluators=("coco",), causal=False, seeds=1).flat()
     return {name: metrics[key] for name, key in KEYS.items()}

@@ -13,14 +13,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _found(name: str) -> dict[str, Any] | None:
+def _read(name: str) -> dict[str, Any] | None:
     file = ROOT / "benchmarks" / f"{name}.json"
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def toy() -> list[str]:
-    found = _found("temporal_toy")
-    if found is None:
+    data = _read("temporal_toy")
+    if data is None:
         return []
     names = {
         "clip": "clip, T = 5",
@@ -29,21 +29,21 @@ def toy() -> list[str]:
         "oracle": "T = 1, degraded frames copied (oracle)",
     }
     lines = [
-        f"**Toy benchmark**, test split, COCO rules per frame, mean of {len(found['seeds'])} seeds, equal "
-        f"frames seen ({found['runs']['clip'][0]['frames_seen']}); `{found['command'].strip()}`, commit "
-        f"`{found['commit'][:10]}`, {found['machine']}:",
+        f"**Toy benchmark**, test split, COCO rules per frame, mean of {len(data['seeds'])} seeds, equal "
+        f"frames seen ({data['runs']['clip'][0]['frames_seen']}); `{data['command'].strip()}`, commit "
+        f"`{data['commit'][:10]}`, {data['machine']}:",
         "",
         "| | AP50 | AP | AP50 clean | AP clean | AP50 degraded | AP degraded |",
         "|---|---|---|---|---|---|---|",
     ]
     for key, name in names.items():
-        if key not in found["mean"]:
+        if key not in data["mean"]:
             continue
-        mean = found["mean"][key]
+        mean = data["mean"][key]
         cells = [mean[k] for k in ("AP50", "AP", "AP50_clean", "AP_clean", "AP50_degraded", "AP_degraded")]
         lines.append(f"| {name} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |")
-    clip, single, oracle = (found["mean"][key] for key in ("clip", "single", "oracle"))
-    gain = found["gain_AP50_degraded"]
+    clip, single, oracle = (data["mean"][key] for key in ("clip", "single", "oracle"))
+    gain = data["gain_AP50_degraded"]
     clean = 100 * (clip["AP_clean"] - single["AP_clean"])
     lines += [
         "",
@@ -56,18 +56,18 @@ def toy() -> list[str]:
 
 
 def pets() -> list[str]:
-    found = _found("mot_pets")
-    if found is None:
+    data = _read("mot_pets")
+    if data is None:
         return []
     lines = [
         "**One real clip** (PETS09-S2L1, walkers; trained on frames 1-560, scored on 600-795; one camera and shared "
-        f"people: a demonstration, not a claim of generalisation), {found['seeds']} seed, COCO rules; "
-        f"`{found['command']}`, commit `{found['commit'][:10]}`, {found['machine']}:",
+        f"people: a demonstration, not a claim of generalisation), {data['seeds']} seed, COCO rules; "
+        f"`{data['command']}`, commit `{data['commit'][:10]}`, {data['machine']}:",
         "",
         "| | AP50 | AP | tube AP50 | HOTA | IDF1 | id switches | training |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for run in found["runs"]:
+    for run in data["runs"]:
         shares = [run.get(key) for key in ("AP50", "AP", "tube_AP50", "HOTA", "IDF1")]
         cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
         switches = run.get("IDSW")
@@ -78,21 +78,21 @@ def pets() -> list[str]:
 
 def op() -> list[str]:
     """The attention op on the CPU: ours, and how many times longer the others take in the same run."""
-    found = _found("op_cpu")
-    if found is None:
+    data = _read("op_cpu")
+    if data is None:
         return []
-    machine = found["machine"]
+    machine = data["machine"]
     lines = [
-        f"**The op**, {found['dtype']}, inference (forward) and a training step (both), medians of "
+        f"**The op**, {data['dtype']}, inference (forward) and a training step (both), medians of "
         f"turns that start with a call that is not timed; "
-        f"`{found['command']}`, commit `{found['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads, "
-        f"torch {machine['torch']}, {found['backend']}:",
+        f"`{data['command']}`, commit `{data['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}, {data['backend']}:",
         "",
         "| case, sampling locations | forward | both | grid_sample takes | reference takes | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, str, str], dict[str, dict]] = {}
-    for row in found["rows"]:
+    for row in data["rows"]:
         groups.setdefault((row["case"], row["locations"], row["kind"]), {})[row["implementation"]] = row
     for (case, locations, kind), rows in groups.items():
         ours = rows["stdetr"]
@@ -102,7 +102,7 @@ def op() -> list[str]:
         peak = ours.get("memory_peak")
         cells.append("-" if peak is None else f"{peak / 2**20:.0f} MiB, {peak / ours['memory_needed']:.2f} of needed")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for kind, sweep in found.get("sweep", {}).items():
+    for kind, sweep in data.get("sweep", {}).items():
         grown = sweep["exponents"].get("stdetr")
         if grown is not None:
             memory = "" if "memory_peak" not in grown else f", peak memory {grown['memory_peak']:.2f}"
@@ -113,26 +113,26 @@ def op() -> list[str]:
                 f"linear): forward {grown['forward_ms']:.2f}, both {grown['both_ms']:.2f}{memory}. Needed memory: "
                 "inputs, outputs and gradients.",
             ]
-    absent = ", ".join(f"{peer} ({why})" for peer, why in found["absent"].items())
+    absent = ", ".join(f"{peer} ({why})" for peer, why in data["absent"].items())
     return [*lines, "", *([f"Not in this run: {absent}.", ""] if absent else [])]
 
 
 def model() -> list[str]:
     """The detector's encoder and decoder on the CPU over T, and what forming offsets inside the op saves."""
-    found = _found("model_cpu")
-    if found is None:
+    data = _read("model_cpu")
+    if data is None:
         return []
-    machine = found["machine"]
+    machine = data["machine"]
     lines = [
-        f"**The model over T** with a fixed window of {found['model']['window']} frame to each side; "
-        f"`{found['command']}`, commit `{found['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads; "
+        f"**The model over T** with a fixed window of {data['model']['window']} frame to each side; "
+        f"`{data['command']}`, commit `{data['commit'][:10]}`, {machine['processor']}, {machine['threads']} threads; "
         "composed: offsets and logits of all sampled frames formed before the op, instead of in it:",
         "",
         "| part | T | training step | peak memory per frame | composed: step, peak | reference: step, peak |",
         "|---|---|---|---|---|---|",
     ]
     groups: dict[tuple[str, int], dict[str, dict]] = {}
-    for row in found["rows"]:
+    for row in data["rows"]:
         groups.setdefault((row["part"], row["frames"]), {})[row["backend"]] = row
     for (part, frames), rows in groups.items():
         ours = rows["kernels"]
@@ -146,27 +146,27 @@ def model() -> list[str]:
 
 def loader() -> list[str]:
     """Clips in order, loaded in the training process and by workers, against the bare decoder."""
-    found = _found("loader")
-    if found is None:
+    data = _read("loader")
+    if data is None:
         return []
-    film = found["video"]
-    ways = [name for name in next(iter(found["backends"].values())) if name.startswith("loader_contiguous_workers_")]
-    reads = next(memory["reads"] for memory in found["memory"].values())
+    film = data["video"]
+    ways = [name for name in next(iter(data["backends"].values())) if name.startswith("loader_contiguous_workers_")]
+    reads = next(memory["reads"] for memory in data["memory"].values())
     workers = [int(name.rpartition("_")[2]) for name in ways]
     lines = [
-        f"**Reading** clips of {found['clip_frames']} frames, {film['size'][0]}x{film['size'][1]}, a key frame every "
+        f"**Reading** clips of {data['clip_frames']} frames, {film['size'][0]}x{film['size'][1]}, a key frame every "
         f"{film['gop']} frames, in order against the bare decoder and from anywhere, the fastest passes of one run; "
-        f"`{found['command']}`, commit `{found['commit'][:10]}`, {found['machine']['processor']}, "
-        f"{found['machine']['cores']} cores:",
+        f"`{data['command']}`, commit `{data['commit'][:10]}`, {data['machine']['processor']}, "
+        f"{data['machine']['cores']} cores:",
         "",
         "| | bare decoder | in order, "
         + ", ".join("no worker" if n == 0 else f"{n} worker{'s' * (n > 1)}" for n in workers)
         + f" | random clips | memory, each 1,000 of {reads:,} random clips |",
         "|---|---|---|---|---|",
     ]
-    for name, rows in found["backends"].items():
+    for name, rows in data["backends"].items():
         shares = ", ".join(f"{100 * rows[way]['ratio_to_raw']:.0f} %" for way in ways)
-        memory = found["memory"].get(name)
+        memory = data["memory"].get(name)
         lines.append(
             f"| {name} | {rows['raw_sequential']['frames_per_s']:.0f} frames/s | {shares} | "
             f"{rows['loader_random_workers_0']['frames_per_s']:.0f} frames/s | "
@@ -178,16 +178,16 @@ def loader() -> list[str]:
 
 def evaluation() -> list[str]:
     """Time and memory of the AP evaluators at the size of ImageNet VID val."""
-    found = _found("evaluation")
-    if found is None:
+    data = _read("evaluation")
+    if data is None:
         return []
-    faster = found["subset"]["times_faster"]
+    faster = data["subset"]["times_faster"]
     return [
-        f"**Scoring** {found['frames']:,} frames in {found['videos']} videos with {found['detections']:,} detections "
+        f"**Scoring** {data['frames']:,} frames in {data['videos']} videos with {data['detections']:,} detections "
         f"(the size of ImageNet VID val, generated) by three AP evaluators with motion splits: "
-        f"{found['total_seconds']:.0f} s, {found['peak_memory_gib']:.1f} GiB; the VID rules alone are "
+        f"{data['total_seconds']:.0f} s, {data['peak_memory_gib']:.1f} GiB; the VID rules alone are "
         f"{faster['all']:.0f} times (with motion {faster['all_and_motion']:.0f} times) faster than a plain port; "
-        f"`{found['command']}`, commit `{found['commit'][:10]}`, {found['machine']['cpu']}.",
+        f"`{data['command']}`, commit `{data['commit'][:10]}`, {data['machine']['cpu']}.",
         "",
     ]
 

@@ -113,7 +113,7 @@ def amend(folder: Path, **values: Any) -> None:
 
 
 def find_resume(folder: Path) -> Path | None:
-    """The checkpoint to go on from, after ``recover``; None where the run has saved nothing yet.
+    """The checkpoint to resume from, after ``recover``; None where the run has saved nothing yet.
 
     Raises ValueError as ``check_state`` does, also where ``folder`` alone is missing.
     """
@@ -123,7 +123,7 @@ def find_resume(folder: Path) -> Path | None:
 
 
 def check_state(folder: Path) -> Path:
-    """``folder``, a checkpoint that a run can go on from.
+    """``folder``, a checkpoint that a run can resume from.
 
     Raises ValueError where it is damaged: one line that says how, and which complete checkpoint there is instead.
     """
@@ -142,7 +142,7 @@ def check_state(folder: Path) -> Path:
 
 
 def _damage(folder: Path) -> str | None:
-    """Why a run cannot go on from ``folder``; None where it can."""
+    """Why a run cannot resume from ``folder``; None where it can."""
     if not folder.is_dir():
         return "the folder is missing"
     if not (folder / META).is_file():
@@ -260,14 +260,14 @@ def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> 
     ValueError when nothing agrees.
     """
     file = find_weights(path, key)
-    weights, own = read_weights(file), model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    difference = Difference.between(own, weights)
+    weights, current = read_weights(file), model.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in current and current[name].shape == value.shape}
+    difference = Difference.between(current, weights)
     if not fitting:
         raise ValueError(f"{key}={path}: no tensor of {file} fits the model: {difference}")
     model.load_state_dict(fitting, strict=False)
     rest = f"; left as they were: {difference}" if difference else ""
-    return f"{key}={path}: {len(fitting)} of {len(own)} tensors taken over{rest}"
+    return f"{key}={path}: {len(fitting)} of {len(current)} tensors taken over{rest}"
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -301,15 +301,15 @@ class Difference:
     shapes: Sequence[str]
 
     @classmethod
-    def between(cls, own: dict[str, Tensor], weights: dict[str, Tensor]) -> Difference:
-        both = own.keys() & weights.keys()
+    def between(cls, current: dict[str, Tensor], weights: dict[str, Tensor]) -> Difference:
+        both = current.keys() & weights.keys()
         return cls(
-            sorted(own.keys() - both),
+            sorted(current.keys() - both),
             sorted(weights.keys() - both),
             [
-                f"{name} {tuple(weights[name].shape)}, model {tuple(own[name].shape)}"
+                f"{name} {tuple(weights[name].shape)}, model {tuple(current[name].shape)}"
                 for name in sorted(both)
-                if weights[name].shape != own[name].shape
+                if weights[name].shape != current[name].shape
             ],
         )
 

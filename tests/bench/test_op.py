@@ -239,7 +239,7 @@ def test_a_training_step_allocates_the_output_and_the_gradients_only(kernels, ki
     ("override", "text"),
     [
         ("suite=ops", "did you mean 'op'"),
-        ("op.cases=[enc]", "is no case"),
+        ("op.cases=[enc]", "is not a case"),
         ("op.locations=[near]", "op.locations may have clustered, uniform, got 'near'"),
         ("op.kinds=[all]", "op.kinds may have plain, fused, temporal, got 'all'"),
         ("op.dtype=fp32", "op.dtype must be one of"),

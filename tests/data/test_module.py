@@ -71,7 +71,7 @@ def test_data_of_ones_own(name: str, toy: DataModule, tmp_path: Path) -> None:
 def test_mistakes_in_keys_and_files(toy: DataModule, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"split 'vall' is unknown.*did you mean 'val'"):
         toy.annotations("vall")
-    with pytest.raises(FileNotFoundError, match=r"data\.root=.*nowhere is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"data\.root=.*nowhere is not a folder"):
         _ = instantiate(_node("coco_vid", tmp_path, root=str(tmp_path / "nowhere"))).classes
     with pytest.raises(FileNotFoundError, match=r"trian\.json does not exist; did you mean train\.json"):
         _ = instantiate(_node("coco_vid", tmp_path, root=str(toy.root), train="trian.json")).classes

@@ -152,7 +152,7 @@ def test_a_window_without_encoder_layers_is_refused(tiny) -> None:
 
 
 def test_wrong_monitor_is_refused_before_the_first_step(tiny, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.monitor='coco/APP' is no metric .*did you mean 'coco/AP'"):
+    with pytest.raises(ValueError, match=r"trainer\.monitor='coco/APP' is not a metric .*did you mean 'coco/AP'"):
         train.run(tiny("run", "trainer.monitor=coco/APP"))
     assert list((tmp_path / "run").iterdir()) == []
     with pytest.raises(ValueError, match=r"trainer\.keep=-1"):

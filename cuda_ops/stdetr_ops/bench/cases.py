@@ -116,7 +116,7 @@ def find_cases(names: Sequence[str]) -> list[OpCase]:
     for name in names:
         if name not in CASES:
             near = difflib.get_close_matches(name, CASES, n=1, cutoff=0.0)[0]
-            raise ValueError(f"op.cases has {name!r}, which is no case; did you mean {near!r}? All: {', '.join(CASES)}")
+            raise ValueError(f"op.cases: {name!r} is not a case; did you mean {near!r}? All: {', '.join(CASES)}")
     return [CASES[name] for name in names]
 
 

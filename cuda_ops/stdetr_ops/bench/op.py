@@ -151,7 +151,7 @@ def _settings(keys: Mapping[str, Any]) -> OpBench:
     given: dict[str, Any] = {str(key): tuple(value) if _is_list(value) else value for key, value in dict(keys).items()}
     unknown = sorted(set(given) - set(OpBench.__dataclass_fields__))
     if unknown:
-        raise ValueError(f"op.{unknown[0]} is no key; there are {', '.join(OpBench.__dataclass_fields__)}")
+        raise ValueError(f"op.{unknown[0]} is not a key; there are {', '.join(OpBench.__dataclass_fields__)}")
     return OpBench(**given)
 
 

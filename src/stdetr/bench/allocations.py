@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_allocated(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors that ``run`` holds at most beside what was there before.
+    """Peak bytes of tensors that ``run`` holds in addition to what existed before.
 
     Everything that ``run`` returns is freed inside the measurement.
     """

@@ -167,7 +167,7 @@ def _raw(backend: str, video: Path, folder: Path, length: int) -> None:
         import av
         from av.video.reformatter import VideoReformatter
 
-        converter = VideoReformatter()  # one for all frames: setting one up for each costs more than decoding
+        converter = VideoReformatter()  # one for all frames: creating one per frame costs more than decoding
         with av.open(str(video)) as container:
             container.streams.video[0].codec_context.thread_count = 1
             for number, picture in enumerate(container.decode(video=0)):
@@ -252,9 +252,9 @@ def _measure_backend(backend: str, folder: Path, video: Path, length: int, setti
     with _one_thread():
         for turn in range(settings.repeats + 1):
             for name, work in ways.items():
-                found = _timed(work)
+                measured = _timed(work)
                 if turn:
-                    passes[name].append(found)
+                    passes[name].append(measured)
     return _summary(passes, clip)
 
 
@@ -268,7 +268,7 @@ def _summary(passes: Mapping[str, Sequence[_Pass]], clip: int) -> dict[str, Any]
     raw = passes["raw_sequential"]
     result: dict[str, Any] = {}
     for name, kept in passes.items():
-        rates = [found.frames / found.seconds for found in kept]
+        rates = [measured.frames / measured.seconds for measured in kept]
         entry = {
             "frames_per_s": round(median(rates), 2),
             "clips_per_s": round(median(rates) / clip, 2),
@@ -277,7 +277,7 @@ def _summary(passes: Mapping[str, Sequence[_Pass]], clip: int) -> dict[str, Any]
             ),
         }
         if "_workers_" not in name or name.endswith("_workers_0"):
-            costs = [found.cpu / found.frames for found in kept]
+            costs = [measured.cpu / measured.frames for measured in kept]
             entry["cpu_ms_per_frame"] = round(1000 * median(costs), 3)
             entry["cpu_ratio_to_raw"] = round(
                 median(bare.cpu / bare.frames / cost for cost, bare in zip(costs, raw, strict=True)), 3

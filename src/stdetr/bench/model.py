@@ -74,7 +74,7 @@ class ModelBench:
 
 @dataclass(frozen=True)
 class Part:
-    """``run`` gives tensors to differentiate; ``leaves`` are what gets gradients beside the parameters."""
+    """``run`` returns tensors to differentiate; ``leaves`` get gradients in addition to the parameters."""
 
     run: Callable[[], Tensor]
     leaves: list[Tensor]
@@ -132,14 +132,14 @@ def build_detector(settings: ModelBench) -> ClipDetector:
 
 
 def make_part(detector: ClipDetector, name: str, frames: int, settings: ModelBench, device: torch.device) -> Part:
-    """What is measured of ``name``, on random frames; what comes before it is done here."""
+    """The part ``name`` to be measured, on random frames; the steps before it are done here."""
     made = torch.Generator(device).manual_seed(frames)
     clips = torch.randn(settings.batch, frames, 3, *settings.size, generator=made, device=device)
     if name == "whole":
 
         def whole() -> Tensor:
-            found = detector(clips)
-            return found.logits.sum() + found.boxes.sum() + found.presence.sum()
+            output = detector(clips)
+            return output.logits.sum() + output.boxes.sum() + output.presence.sum()
 
         return Part(whole, [], addresses(clips))
     height, width = settings.size
@@ -181,7 +181,7 @@ def _using(name: str) -> Iterator[None]:
 def _measure(
     detector: ClipDetector, name: str, frames: int, used: Sequence[str], settings: ModelBench, device: torch.device
 ) -> list[dict[str, Any]]:
-    """One row a backend; the others' rows have how many times longer than the kernels they take."""
+    """One row per backend; the others' rows say how many times longer than the kernels they take."""
     part = make_part(detector, name, frames, settings, device)
     weights = list(detector.parameters())
     given = part.given | addresses(*weights)
@@ -244,18 +244,18 @@ def growth(rows: Sequence[Mapping[str, Any]], window: int) -> dict[str, dict[str
 
     Shorter clips than the window are left out: there, F grows with T.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    fitted: dict[str, dict[str, dict[str, float]]] = {}
     for part in PARTS:
         for one in BACKENDS:
-            mine = [
+            matching = [
                 row for row in rows if row["part"] == part and row["backend"] == one and row["frames"] >= window + 1
             ]
-            if len(mine) >= 2:
-                frames = [row["frames"] for row in mine]
+            if len(matching) >= 2:
+                frames = [row["frames"] for row in matching]
                 keys = ("forward_ms", "both_ms", "kept", "peak")
-                exponents = {key: fit_exponent(frames, [row[key] for row in mine]) for key in keys}
-                found.setdefault(part, {})[one] = exponents
-    return found
+                exponents = {key: fit_exponent(frames, [row[key] for row in matching]) for key in keys}
+                fitted.setdefault(part, {})[one] = exponents
+    return fitted
 
 
 def _progress(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What every suite's result carries (command, commit, machine), its JSON file and plain tables."""
+"""The context of every suite's result (command, commit, machine), its JSON file and plain tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = Sequence[object]
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system reports it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():
@@ -88,7 +88,7 @@ def write(result: Mapping[str, Any], output: str | Path) -> None:
 
 
 def finish(result: Mapping[str, Any], *, table: str | None, output: str | None) -> None:
-    """Print ``table`` (or every figure, a line each) and write the result with its circumstances to ``output``."""
+    """Print ``table`` (or every figure, one per line) and write the result with its circumstances to ``output``."""
     print("\n".join(flat_lines(result)) if table is None else table)
     if output is not None:
         write(result, output)

@@ -1,4 +1,4 @@
-"""Files and checkpoints that a command names, looked for before anything heavy is imported."""
+"""Checks that files and checkpoints named by a command exist, before anything heavy is imported."""
 
 from __future__ import annotations
 

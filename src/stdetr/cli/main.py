@@ -19,7 +19,7 @@ TRACEBACK_VARIABLE = "STDETR_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``stdetr`` with ``arguments`` (default: the process's own) and return its exit code.
 
-    An exception that is no user's mistake passes through with its traceback; ``STDETR_TRACEBACK=1`` lets all through.
+    An exception that is not a user's mistake keeps its traceback; with ``STDETR_TRACEBACK=1`` all do.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

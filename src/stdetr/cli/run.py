@@ -150,5 +150,5 @@ def through_hydra(verb: str, task: Callable[[DictConfig], Any], words: Sequence[
 
 
 def _exit_code(result: object) -> int:
-    """A verb returns an exit code, or None; a float is the objective of a sweep, which is no failure."""
+    """A verb returns an exit code or None; a float is the objective of a sweep, not a failure."""
     return result if isinstance(result, int) and not isinstance(result, bool) else 0

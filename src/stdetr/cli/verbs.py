@@ -1,4 +1,4 @@
-"""What ``stdetr`` can do: each verb, the module whose ``run(cfg)`` does it, and its one line of help."""
+"""The verbs of ``stdetr``: the module with ``run(cfg)`` and one line of help for each."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def compose(
 
 
 def compose_sweep(verb: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration, ``hydra`` node included, of the first job of a sweep, after looking at every value of it.
+    """The configuration, ``hydra`` node included, of the first job of a sweep, after checking all its values.
 
     Raises:
         ValueError: as ``compose``, also for a mistake in a later value.

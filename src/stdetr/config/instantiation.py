@@ -64,8 +64,8 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
 def _find(path: str, node: DictConfig) -> Any:
     import pydoc  # standard, but slow to import for a command that builds nothing
 
-    own = [pattern.strip() for pattern in os.environ.get(TARGETS_VARIABLE, "").split(",")]
-    if not any(fnmatch.fnmatchcase(path, pattern) for pattern in (*TRUSTED, *own)):
+    allowed = [pattern.strip() for pattern in os.environ.get(TARGETS_VARIABLE, "").split(",")]
+    if not any(fnmatch.fnmatchcase(path, pattern) for pattern in (*TRUSTED, *allowed)):
         adds = f"{TARGETS_VARIABLE}={path.partition('.')[0]}.* in the environment adds it"
         raise ValueError(f"{_name(node)}: _target_ {path} is in none of {', '.join(TRUSTED)}; {adds}")
     try:

@@ -89,7 +89,7 @@ def _values(item: Override) -> list[Any]:
 
 
 def _mismatch(default: Any, value: Any) -> str | None:
-    """What the key takes, where ``value`` is not that; None where it fits."""
+    """What the key takes, if ``value`` does not fit; else None."""
     if default is None or value is None or (isinstance(value, str) and value.startswith("${")):
         return None
     if isinstance(default, DictConfig):

@@ -29,7 +29,7 @@ def from_transformers(model: nn.Module, *, window: int = 1) -> ClipDetector:
     the original; train on clips from there.  ``window`` is the encoder's temporal window in frames to each side.
 
     Raises ValueError for a two-stage model, another backbone, activation or position embedding, and names any weight
-    that finds no place.
+    without a counterpart.
     """
     config: Any = model.config
     if getattr(config, "two_stage", False):
@@ -79,12 +79,12 @@ def from_transformers(model: nn.Module, *, window: int = 1) -> ClipDetector:
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    own = module.state_dict()
+    target = module.state_dict()
     for key, tensor in state.items():
-        if key not in own:
+        if key not in target:
             raise ValueError(f"{what}: weight {key} of the original has no place in the converted model")
-        if own[key].shape != tensor.shape:
-            raise ValueError(f"{what}: {key} has shape {tuple(tensor.shape)}, expected {tuple(own[key].shape)}")
+        if target[key].shape != tensor.shape:
+            raise ValueError(f"{what}: {key} has shape {tuple(tensor.shape)}, expected {tuple(target[key].shape)}")
     module.load_state_dict(state, strict=False)
 
 
@@ -142,18 +142,18 @@ def _rename(
 def _backbone_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Torchvision's names for the backbone's tensors, and which ResNet it is."""
     for prefix in ("model.backbone.model.", "model.backbone.conv_encoder.model."):
-        found = {k.removeprefix(prefix).removeprefix("_backbone."): v for k, v in state.items() if k.startswith(prefix)}
-        if found:
+        body = {k.removeprefix(prefix).removeprefix("_backbone."): v for k, v in state.items() if k.startswith(prefix)}
+        if body:
             break
     else:
         raise ValueError("no backbone found under model.backbone")
-    if any(k.startswith("encoder.stages.") for k in found):
-        found = {_resnet_key(k): v for k, v in found.items()}
-    found = {k: v for k, v in found.items() if "num_batches_tracked" not in k and not k.startswith("fc.")}
+    if any(k.startswith("encoder.stages.") for k in body):
+        body = {_resnet_key(k): v for k, v in body.items()}
+    body = {k: v for k, v in body.items() if "num_batches_tracked" not in k and not k.startswith("fc.")}
     depths = tuple(
-        1 + max((int(k.split(".")[1]) for k in found if k.startswith(f"layer{i}.")), default=-1) for i in range(1, 5)
+        1 + max((int(k.split(".")[1]) for k in body if k.startswith(f"layer{i}.")), default=-1) for i in range(1, 5)
     )
-    bottleneck = "layer1.0.conv3.weight" in found
+    bottleneck = "layer1.0.conv3.weight" in body
     names: dict[tuple[tuple[int, ...], bool], str] = {
         ((2, 2, 2, 2), False): "resnet18",
         ((3, 4, 6, 3), False): "resnet34",
@@ -165,7 +165,7 @@ def _backbone_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         raise ValueError(
             f"backbone with layers {depths} is no ResNet of torchvision; supported: {sorted(names.values())}"
         )
-    return found, names[depths, bottleneck]
+    return body, names[depths, bottleneck]
 
 
 def _resnet_key(key: str) -> str:

@@ -1,4 +1,4 @@
-"""The CocoVID index: one annotation file that keeps every rule, as columns sorted by video and frame.
+"""The CocoVID index: one valid annotation file as columns sorted by video and frame.
 
 Shape legend
     V videos     I images (frames with a record)     A annotations
@@ -22,7 +22,7 @@ from stdetr.data.coco_vid_schema import DEGRADATIONS, CocoVidFile
 
 @dataclass(frozen=True)
 class PackedNames:
-    """Strings in one buffer; a list of a million ``str`` would be pickled and reference counted one by one."""
+    """Strings in one buffer, as a list of a million ``str`` would be pickled and reference counted one by one."""
 
     buffer: bytes
     stops: np.ndarray
@@ -118,7 +118,7 @@ def read_coco_vid(path: str | Path, *, strict: bool = True) -> CocoVid:
     to the frame and those that lie wholly outside are dropped (``CocoVid.clipped`` counts both).
 
     Raises FileNotFoundError when the file is absent and ValueError, in one line that names file, record and fix, for
-    anything else that is wrong with it.
+    any other violation.
     """
     file = CocoVidFile(Path(path))
     for fault in faults(file, borders=strict):

@@ -1,4 +1,4 @@
-"""Every rule that a CocoVID file keeps beyond its types, checked on whole columns.
+"""Every rule of CocoVID beyond the types, checked on whole columns.
 
 Shape legend
     n rows of a section
@@ -16,19 +16,19 @@ import numpy as np
 from stdetr.data.coco_vid_schema import DEGRADATIONS, SECTIONS, CocoVidFile, Table, leaves_folder
 from stdetr.data.json_file import ABSENT, explain
 
-# Rounded annotations stick out by a fraction of a pixel; no mistake worth stopping for.
+# Rounded annotations overhang by a fraction of a pixel, which is harmless.
 BORDER_TOLERANCE = 1.0
 
 
 class Fault(NamedTuple):
-    """One broken rule in one line.  ``border``: a box without area or outside its frame, which a reader may clip."""
+    """One violation in one line.  ``border``: a box without area or outside its frame, which a reader may clip."""
 
     line: str
     border: bool = False
 
 
 class _Rule(NamedTuple):
-    """The rows that break a rule, and what to say of one of them."""
+    """The rows that violate a rule, and the message for one of them."""
 
     rows: np.ndarray
     tell: Callable[[int], str]
@@ -38,7 +38,7 @@ class _Rule(NamedTuple):
 def faults(file: CocoVidFile, borders: bool = True) -> Iterator[Fault]:
     """What is wrong with a file, section by section in the order of the records: ``file:12: images[3] (id 7): ...``.
 
-    borders: tell of boxes that can be clipped, too
+    borders: also report boxes that can be clipped
     """
     for name in SECTIONS:
         if name not in file.json.value:
@@ -49,7 +49,7 @@ def faults(file: CocoVidFile, borders: bool = True) -> Iterator[Fault]:
     for (name, table), rules_of in zip(file.tables.items(), rules, strict=True):
         broken = [rule for rule in rules_of(file) if len(rule.rows) and (borders or not rule.border)]
         malformed = np.array(table.malformed, np.int64)
-        # A million faults are a million lines, made one at a time.
+        # A million faults are a million lines: yield them one at a time.
         rows = np.concatenate([*(rule.rows for rule in broken), malformed])
         numbers = np.concatenate([*(table.numbers[rule.rows] for rule in broken), malformed])
         kinds = np.repeat(np.arange(len(broken) + 1), [*(len(rule.rows) for rule in broken), len(malformed)])
@@ -100,7 +100,7 @@ def _images(file: CocoVidFile) -> Iterator[_Rule]:
     owner, frame, marks, files = images["video_id"], images["frame_id"], images["degradation"], images["file_name"]
     video = positions(videos["id"], owner)
     known = video >= 0
-    # The last entry stands for an unknown video (position -1), of which nothing can be said.
+    # The last entry stands for an unknown video (position -1), which cannot be checked.
     length = np.array([*videos["length"], np.iinfo(np.int64).max])
     has_file = np.array([*map(bool, videos["file_name"]), True])
     yield _ids_unique(images)
@@ -113,12 +113,12 @@ def _images(file: CocoVidFile) -> Iterator[_Rule]:
         repeated(owner, frame, known),
         lambda row: f"frame_id {frame[row]} of video {owner[row]} has a second image record",
     )
-    own = np.array([[side or 0 for side in images[key]] for key in ("width", "height")], np.int64)
+    image_size = np.array([[side or 0 for side in images[key]] for key in ("width", "height")], np.int64)
     size = np.array([[*videos[key], 0] for key in ("width", "height")], np.int64)[:, video]
     yield _Rule(
-        np.flatnonzero(((own > 0) & (own != size) & known).any(axis=0)),
+        np.flatnonzero(((image_size > 0) & (image_size != size) & known).any(axis=0)),
         lambda row: "is {}x{}, its video {}x{}".format(
-            *np.where(own[:, row] > 0, own[:, row], size[:, row]), *size[:, row]
+            *np.where(image_size[:, row] > 0, image_size[:, row], size[:, row]), *size[:, row]
         ),
     )
     yield _Rule(
@@ -168,13 +168,13 @@ def _annotations(file: CocoVidFile) -> Iterator[_Rule]:
     )
 
 
-def positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def positions(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Position in ``ids`` of each of ``wanted`` (n int64), -1 where it is not there; the last of equal ids counts."""
     if not len(ids):
-        return np.full(len(wanted), -1)
+        return np.full(len(values), -1)
     order = np.argsort(ids, kind="stable")
-    found = order[np.maximum(np.searchsorted(ids[order], wanted, side="right") - 1, 0)]
-    return np.where(ids[found] == wanted, found, -1)
+    match = order[np.maximum(np.searchsorted(ids[order], values, side="right") - 1, 0)]
+    return np.where(ids[match] == values, match, -1)
 
 
 def overhang(xywh: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -193,7 +193,7 @@ def _first(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def repeated(one: np.ndarray, two: np.ndarray | None = None, among: np.ndarray | None = None) -> np.ndarray:
-    """Rows (of those in the mask ``among``) whose keys an earlier such row has."""
+    """Rows (within the mask ``among``) whose keys repeat those of an earlier row."""
     rows = np.arange(len(one)) if among is None else np.flatnonzero(among)
     first = _first(one[rows], one[rows] if two is None else two[rows])
     return rows[first != np.arange(len(rows))]

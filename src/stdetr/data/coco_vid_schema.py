@@ -45,8 +45,8 @@ class Category(msgspec.Struct, gc=False):
 class Video(msgspec.Struct, gc=False):
     """One video; ``length`` counts its decoded frames; ``file_name`` is absent where the frames are image files.
 
-    neg_category_ids, not_exhaustive_category_ids: classes known to be absent, or not annotated in full; None where all
-    classes were looked for
+    neg_category_ids, not_exhaustive_category_ids: classes known to be absent, or not fully annotated; None where all
+    classes were annotated
     """
 
     id: Whole
@@ -73,7 +73,7 @@ class Image(msgspec.Struct, gc=False):
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """One box, xywh in source pixels; ``instance_id`` < 0 or absent: of no track."""
+    """One box, xywh in source pixels; ``instance_id`` < 0 or absent: it belongs to no track."""
 
     id: Whole
     image_id: Whole
@@ -105,7 +105,7 @@ class Table:
 
     numbers: n int64, position of each row among the records of the file
     malformed: positions of the records that do not fit the schema; they have no row
-    lost: ids of those records, so that what refers to them is not faulted as well
+    lost: ids of those records, so that references to them are not reported as well
 
     ``table["id"]`` is a column: n int64 for whole numbers, n,4 float64 for ``bbox``, n float64 for ``area`` (nan where
     absent), else a list of n values.
@@ -160,7 +160,7 @@ class Table:
 
 
 class CocoVidFile:
-    """A file read into tables; :func:`stdetr.data.coco_vid_rules.faults` tells what is wrong with it.
+    """A file read into tables; :func:`stdetr.data.coco_vid_rules.faults` checks it.
 
     Raises:
         FileNotFoundError: no such file; with the nearest name.
@@ -191,7 +191,7 @@ class CocoVidFile:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name is absolute, climbs out with "..", or holds a zero byte; Windows' ways of both count."""
+    """Whether a file name is absolute, climbs out with "..", or holds a zero byte; by Windows' rules too."""
     return _OUTSIDE.search(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Clips of different sizes and lengths in one batch.
+"""Batches of clips of different sizes and lengths.
 
 Shape legend
     B clips     T frames, the longest clip's     h, w the largest padded size in pixels     N tracks of a clip
@@ -19,7 +19,7 @@ from stdetr.structures import Clip, ClipBatch, ClipTargets, PixelScale
 class Collate:
     """Pads clips at the right, the bottom and the end of time, each side to a multiple of ``pad_to`` px.
 
-    pixels: how the batch is to normalise uint8 frames; None: clips must come normalised
+    pixels: how the batch normalises uint8 frames; None: clips must be normalised already
     """
 
     pad_to: int = 32
@@ -42,7 +42,7 @@ class Collate:
         length = max(frames for frames, _, _ in shapes)
         height, width = (math.ceil(max(shape[axis] for shape in shapes) / self.pad_to) * self.pad_to for axis in (1, 2))
         if first.stride(1) == 1:
-            # Decoders give the channels as the innermost axis in memory; kept so, rows are copied whole.
+            # Decoders give channels as the innermost axis in memory; keeping that copies whole rows.
             frames = first.new_zeros(len(clips), length, height, width, 3).permute(0, 1, 4, 2, 3)
         else:
             frames = first.new_zeros(len(clips), length, 3, height, width)
@@ -75,7 +75,7 @@ def pad_batch(batch: ClipBatch, length: int, height: int, width: int) -> ClipBat
 
 
 def continue_count(frame_index: Sequence[int], length: int) -> list[int]:
-    """``length`` frame numbers: the given ones, then the count goes on by the last step (1 for a single frame)."""
+    """``length`` frame numbers: the given ones, continued with the last step (1 for a single frame)."""
     numbers = list(frame_index)
     step = numbers[-1] - numbers[-2] if len(numbers) > 1 else 1
     return numbers + [numbers[-1] + step * (k + 1) for k in range(length - len(numbers))]

@@ -25,7 +25,7 @@ _MIX = 0x9E3779B97F4A7C15
 
 
 def clip_seed(seed: int, epoch: int, number: int) -> int:
-    """63-bit seed of everything random that happens to one clip; the same whatever process loads it."""
+    """63-bit seed for all random draws on one clip; the same in whichever process loads it."""
     state = np.random.SeedSequence([seed, epoch, number, 2]).generate_state(1, np.uint64)[0]
     return (int(state) ^ _MIX) & (2**63 - 1)
 
@@ -33,15 +33,15 @@ def clip_seed(seed: int, epoch: int, number: int) -> int:
 class ClipDataset(Dataset[Clip]):
     """Clips of a CocoVID index, cut by a sampler and changed by transforms.
 
-    Frames stay uint8 where the transforms leave them so: batches normalise them where they are used, see
+    Frames stay uint8 where the transforms leave them so: batches are normalised where they are used, see
     :class:`~stdetr.structures.ClipBatch`.
 
     index:   the annotation file; root: folder that its file names are relative to
     sampler: which frames make clip ``number`` of an epoch
-    seed:    of everything random that happens to the clips in training
+    seed:    for all random draws on the clips in training
 
-    ``dataset[number]`` is a clip of the current epoch (:meth:`set_epoch`); ``dataset[epoch, number]`` of any epoch,
-    which is how loaders ask, so that workers that live through several epochs need no message.
+    ``dataset[number]`` is a clip of the current epoch (:meth:`set_epoch`), ``dataset[epoch, number]`` of any epoch;
+    loaders use the latter, so that workers that live through several epochs need no message.
 
     Raises FileNotFoundError when a video file is missing.
     """
@@ -90,16 +90,16 @@ class ClipDataset(Dataset[Clip]):
             raise IndexError(f"clip {number} of {len(self)}")
         clip = self.sampler.clip(self.index, epoch, number)
         rows = np.array(clip.rows)
-        found = self.index.annotations(rows)
+        annotations = self.index.annotations(rows)
         frames = torch.from_numpy(np.stack(self._frames(rows))).permute(0, 3, 1, 2)
         seed = clip_seed(self.seed, epoch, number)
         if self.transforms.transforms:
-            # Own the global generator for the length of the transform: results must not depend on who ran before.
+            # Seed the global generator for the length of the transform: results must not depend on earlier draws.
             state = torch.get_rng_state()
             torch.default_generator.manual_seed(seed)
             try:
                 # Transforms on interleaved channels are several times slower.
-                frames, moved, kept = self.transforms.move(frames.contiguous(), torch.from_numpy(found.boxes))
+                frames, moved, kept = self.transforms.move(frames.contiguous(), torch.from_numpy(annotations.boxes))
             finally:
                 torch.set_rng_state(state)
             if frames.is_floating_point():
@@ -108,19 +108,19 @@ class ClipDataset(Dataset[Clip]):
             boxes, keep = moved.numpy(), kept.numpy()
         else:
             size = (frames.shape[-2], frames.shape[-1])
-            boxes, keep = self.transforms.clip_boxes(found.boxes, size)
+            boxes, keep = self.transforms.clip_boxes(annotations.boxes, size)
         targets = pack_tracks(
-            image=found.image[keep],
+            image=annotations.image[keep],
             boxes=normalised_boxes(boxes[keep], size),
-            labels=found.labels[keep],
-            tracks=found.tracks[keep],
-            ignored=found.ignored[keep],
+            labels=annotations.labels[keep],
+            tracks=annotations.tracks[keep],
+            ignored=annotations.ignored[keep],
             frames=len(rows),
         )
         return Clip(frames, targets, self._info(rows, clip, seed))
 
     def videos(self) -> np.ndarray:
-        """Which video (its place in the index) each clip of an evaluation shows."""
+        """The video (its position in the index) of each clip of an evaluation."""
         first = (self.sampler.clip(self.index, 0, number).rows[0] for number in range(len(self)))
         return np.fromiter((self.index.video_of(row) for row in first), np.int64, len(self))
 
@@ -174,7 +174,7 @@ def pack_tracks(
     """Group M boxes into tracks.
 
     image M frame of the clip, boxes M,4 cxcywh normalised, labels, tracks, ignored M.  Boxes with one id and one
-    class are a track; a box without an id (-1), or a second one with the same id on a frame, is a track of its own.
+    class are a track; a box without an id (-1), or a second one with the same id on a frame, is a separate track.
     """
     if len(boxes) == 0:
         return ClipTargets.empty(frames)

@@ -1,4 +1,4 @@
-"""A JSON file of records, read through its pages in memory; msgspec decodes each record when it is wanted.
+"""A memory-mapped JSON file of records; msgspec decodes each record when it is needed.
 
 The file is mapped, not loaded, and one pass over it finds where each record lies.  What stays in memory is 72 bytes per
 record of the section at hand (66 MB for 900,000 annotations in 126 MB of text), however long the records are.
@@ -22,7 +22,7 @@ _CHUNK = 1 << 20
 _DEPTH = 200
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{}]', re.DOTALL)
 
-# Every number is checked against the range of the columns that will hold it; the smallest one means "absent" there.
+# Every number is checked against the range of its column, where the smallest value means "absent".
 ABSENT = -(2**63)
 Whole = Annotated[int, msgspec.Meta(ge=ABSENT + 1, le=2**63 - 1)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -32,7 +32,7 @@ Number = Whole | float
 
 
 class MalformedInputError(ValueError):
-    """A file breaks its own format; the message names the file, the record and the reason."""
+    """A file violates its format; the message names the file, the record and the reason."""
 
 
 class JsonFile:
@@ -92,7 +92,7 @@ class JsonFile:
             raise MalformedInputError(f"{self.shown}: the file is empty")
 
     def _deepest(self) -> int:
-        """Where the nesting passes what any record needs."""
+        """Where the nesting is deeper than any record needs."""
         depth = 0
         for token in _BRACKETS.finditer(self._bytes):
             depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
@@ -152,7 +152,7 @@ _WORDS = {
 
 
 def explain(error: Exception, raw: msgspec.Raw) -> str:
-    """What is wrong with a record that msgspec refused, in words: ``bbox[1] must be a number, it is 'a'``."""
+    """Why msgspec refused a record, in words: ``bbox[1] must be a number, it is 'a'``."""
     value = json.loads(bytes(raw))
     message, _, path = str(error).partition(" - at `$")
     if not isinstance(value, dict):

@@ -19,7 +19,7 @@ from stdetr.data.dataset import ClipDataset
 from stdetr.structures import ClipBatch
 
 Share = tuple[int, int]
-"""(rank, processes): which part of the work a process takes."""
+"""(rank, processes): the part of the work that a process takes."""
 Batch = list[tuple[int, int]]
 """The ``(epoch, clip number)`` of each clip."""
 
@@ -27,11 +27,11 @@ Batch = list[tuple[int, int]]
 class EpochBatches(Sampler[Batch]):
     """A process's share of the training batches.
 
-    Each pass over the clips has a new order, drawn from ``(seed, epoch)``; clips that would make a smaller last batch
-    wait for another epoch, unless there is no other batch.
+    Each pass over the clips has a new order, drawn from ``(seed, epoch)``; a smaller last batch is dropped, unless it
+    is the only one.
 
-    batch_size: clips that all processes together see in one step.  Each takes a slice; slices differ by one clip at
-        most, and their union does not depend on the number of processes.
+    batch_size: clips per step of all processes together.  Each process takes a slice; slices differ by at most one
+        clip, and their union does not depend on the number of processes.
 
     Raises ValueError where a process would get no clip.
     """
@@ -62,47 +62,47 @@ class EpochBatches(Sampler[Batch]):
         clips = np.random.default_rng([self.seed, self.epoch, 3]).permutation(self.clips)
         for batch in range(self.start, len(self)):
             numbers = clips[batch * self.batch_size : (batch + 1) * self.batch_size]
-            mine = np.array_split(numbers, self.processes)[self.rank]
-            yield [(self.epoch, int(number)) for number in mine]
+            part = np.array_split(numbers, self.processes)[self.rank]
+            yield [(self.epoch, int(number)) for number in part]
 
 
 def video_batches(videos: np.ndarray, batch_size: int, *, share: Share = (0, 1), runs: int = 1) -> list[Batch]:
     """A process's share of the batches that show every clip once.
 
-    A process takes whole videos, the longest first and each by the process with the fewest clips so far.  A batch holds
-    clips of one video only.  It is thus the same batch whatever the number of processes, and gives the same numbers.
+    Whole videos are assigned, the longest first, each to the process with the fewest clips so far.  A batch holds clips
+    of one video only, so batches and results do not depend on the number of processes.
 
-    videos: which video each clip shows
-    runs: cut the batches into so many runs of neighbours and take one of each in turn.  A loader deals its batches to
-        its workers in turn, so with a run for each worker nobody decodes what another one skips
+    videos: the video of each clip
+    runs: cut the batches into this many runs of neighbours and take one batch of each in turn.  A loader deals its
+        batches to its workers in turn, so with one run per worker each worker reads consecutive batches
     """
     if not batch_size or batch_size < 1:
         raise ValueError(f"data.loader.eval_batch_size must be at least 1, got {batch_size}")
     rank, processes = share
     order = np.argsort(videos, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(videos[order])) + 1) if len(order) else []
-    load, mine = [0] * processes, []
+    load, chosen = [0] * processes, []
     for place in sorted(range(len(groups)), key=lambda place: -len(groups[place])):
         least = load.index(min(load))
         load[least] += len(groups[place])
         if least == rank:
-            mine.append(place)
+            chosen.append(place)
     batches = [
         [(0, int(number)) for number in groups[place][first : first + batch_size]]
-        for place in sorted(mine)
+        for place in sorted(chosen)
         for first in range(0, len(groups[place]), batch_size)
     ]
     return [batches[number] for number in in_turn(len(batches), runs)]
 
 
 def in_turn(count: int, runs: int) -> list[int]:
-    """0, ..., count - 1 cut into runs whose lengths differ by one at most, the longer first; one of each in turn."""
+    """0, ..., count - 1 cut into runs whose lengths differ by at most one, the longer first, then interleaved."""
     starts = [run * (count // runs) + min(run, count % runs) for run in range(runs)]
     return [starts[place % runs] + place // runs for place in range(count)]
 
 
 class ClipLoader(DataLoader[ClipBatch]):
-    """A DataLoader over clips; :meth:`start_at` chooses where in the training the next pass begins."""
+    """A DataLoader over clips; :meth:`start_at` sets the epoch and batch at which the next pass begins."""
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
         batches = self.batch_sampler
@@ -115,10 +115,10 @@ class ClipLoader(DataLoader[ClipBatch]):
 
 
 class _Parcel:
-    """Collates clips into the frames and everything else as bytes.
+    """Collates clips into a tensor of frames and the rest as bytes.
 
-    Between processes torch sends each tensor through a file descriptor of its own: with a few tensors for each clip a
-    worker would run out of them.
+    Between processes torch sends each tensor through a separate file descriptor: with a few tensors per clip a worker
+    would run out of them.
     """
 
     def __init__(self, collate: Collate) -> None:
@@ -136,8 +136,8 @@ def _start_worker(_: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    # torch's workers watch the process that forked them.  With a fork server that is the server, which in turn lives as
-    # long as any worker does: where training is killed, both would stay for ever.
+    # torch's workers watch the process that forked them.  With a fork server that is the server, which lives as long as
+    # any worker does: after a kill of the training process both would stay forever.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -164,8 +164,8 @@ def build_loader(
     num_workers: 0 loads in this process.  Workers start by ``spawn`` or ``forkserver``; fork would deadlock decoders.
         They live as long as the loader
     prefetch: batches that each worker prepares ahead, which bounds the memory
-    pin_memory: where there is a GPU, frames lie in page-locked memory
-    timeout: seconds after which a batch that a worker does not deliver ends the run with an error; 0 waits for ever
+    pin_memory: where there is a GPU, put frames in page-locked memory
+    timeout: seconds to wait for a batch of a worker before the run ends with an error; 0 waits forever
 
     Raises ValueError for settings that give no batch.
     """
@@ -192,6 +192,6 @@ def build_loader(
         prefetch_factor=prefetch if num_workers else None,
         persistent_workers=num_workers > 0,
         timeout=timeout if num_workers else 0,
-        # Starting a pass draws a number, which must not come from the generator of whoever iterates.
+        # Starting a pass draws a number, which must not come from the global generator.
         generator=torch.Generator().manual_seed(seed),
     )

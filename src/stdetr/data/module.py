@@ -1,4 +1,4 @@
-"""The data of a run: splits, samplers, transforms and loaders in one place, built by ``conf/data/*.yaml``."""
+"""The data of a run: splits, samplers, transforms and loaders, built from ``conf/data/*.yaml``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Benchmark(Protocol):
-    """A data set that can make itself."""
+    """A data set that can generate itself."""
 
     def prepare(self, root: str | Path) -> Path:
         """Generate what is missing under ``root``; returns the folder with the annotation files."""
@@ -64,7 +64,7 @@ class DataModule:
     root:  folder that holds the annotation files and, below it, what their file names are relative to
     train, val, test: names of the annotation files in ``root``; None where there is no such split
     benchmark: makes the data set when it is absent (the toy); files then lie in the folder it returns
-    frames: T of the samplers, kept for those who ask
+    frames: T of the samplers
     strict: a box outside its frame is an error (otherwise it is clipped)
     cache, cache_dir, cache_limit_gb: ``none``, ``memory`` or ``disk``, see :mod:`stdetr.video.cache`
     probe_seconds: time within which another process must be able to open each video file; None skips that check
@@ -112,7 +112,7 @@ class DataModule:
         self._indices: dict[str, CocoVid] = {}
 
     def read(self, *splits: str) -> ClassNames:
-        """Read and probe these splits now, so that nothing is found wrong later; returns the classes."""
+        """Read and probe these splits now, so that errors show up early; returns the classes."""
         for split in splits:
             self.index(split)
         return self.classes
@@ -123,7 +123,7 @@ class DataModule:
         if self.benchmark is not None:
             return self.benchmark.prepare(self._root)
         if not self._root.is_dir():
-            raise FileNotFoundError(f"data.root={self._root} is no folder; give the folder of the annotation files")
+            raise FileNotFoundError(f"data.root={self._root} is not a folder; give the folder of the annotation files")
         return self._root
 
     def annotations(self, split: str) -> Path:
@@ -146,7 +146,7 @@ class DataModule:
         return self._indices[split]
 
     def _probe(self, index: CocoVid) -> None:
-        """Let another process open each video before a worker of this run may hang on it."""
+        """Let another process open each video first, since a worker of this run could hang on it."""
         if not self._probe_seconds:
             return
         names = {index.video_files[video] for video in range(index.videos)} - {""}
@@ -163,7 +163,7 @@ class DataModule:
 
     @cached_property
     def classes(self) -> ClassNames:
-        """Classes of the training split, or of the first split there is."""
+        """Classes of the training split, or else of the first split that exists."""
         split = next((name for name in SPLITS if self._files[name] is not None), None)
         if split is None:
             raise ValueError("data.train, data.val and data.test are all null: there is no annotation file")
@@ -203,7 +203,7 @@ class DataModule:
     def train_loader(
         self, *, frames: int | None = None, batch_size: int | None = None, share: Share = (0, 1)
     ) -> ClipLoader:
-        """Training batches of epoch 0; ``loader.start_at`` chooses another epoch and the batch to begin with.
+        """Training batches of epoch 0; ``loader.start_at`` selects another epoch and first batch.
 
         frames, batch_size: replace T and the clips of a step.  With ``frames`` alone the batch grows or shrinks so that
         it shows about as many frames as before (T = 1 gets five times the clips of T = 5).
@@ -223,8 +223,8 @@ class DataModule:
         batch_size: int | None = None,
         share: Share = (0, 1),
     ) -> ClipLoader:
-        """Batches that cover every frame of a split once, without augmentation; in order, or in as many runs in turn as
-        there are workers.
+        """Batches that cover every frame of a split once, without augmentation; in order, or with one run of batches
+        per worker in turn.
 
         share: (rank, processes), for a process that takes its part of the videos
         """

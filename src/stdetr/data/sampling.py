@@ -3,8 +3,8 @@
 Shape legend
     T frames of a clip     rows: images of a CocoVID index, numbered from 0 in the order of video and frame
 
-A clip is a tuple of rows of one video, in order of time.  Only frames with a record are sampled: a frame without one
-may show objects that nobody marked.  Training samplers draw clip ``index`` of ``epoch`` from ``(seed, epoch, index)``
+A clip is a tuple of rows of one video, in temporal order.  Only frames with a record are sampled: a frame without one
+may show unannotated objects.  Training samplers draw clip ``index`` of ``epoch`` from ``(seed, epoch, index)``
 alone, so the clips do not depend on the number of workers or on where a run was resumed.
 """
 
@@ -55,7 +55,7 @@ def _check_positive(key: str, value: int) -> None:
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order in which an epoch visits rows; kept, since every clip of the epoch looks into it."""
+    """The order in which an epoch visits rows; cached, since every clip of the epoch uses it."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
@@ -63,9 +63,9 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 class RandomWindows:
     """Training clips: windows of T frames, ``stride`` rows apart, at random places.
 
-    stride: one number, or several to draw from (``[1, 2, 4]``); a video too short for it takes the largest that fits
-    frames_per_epoch: frames that an epoch shows, counted before padding; None: as many as the index has.  T = 1 and
-        T = 5 thus see equally many frames per epoch, T = 5 in a fifth of the clips.
+    stride: one number, or several to draw from (``[1, 2, 4]``); too short a video gets the largest stride that fits
+    frames_per_epoch: frames per epoch, counted before padding; None: as many as the index has.  T = 1 and T = 5 thus
+        see equally many frames per epoch, T = 5 in a fifth of the clips.
 
     Every row serves as the anchor of a window equally often, so that long videos weigh as much as their frames.  A
     video of fewer than T frames gives a shorter clip, padded when clips are batched.
@@ -145,7 +145,7 @@ class KeyframeReferences:
 
 @lru_cache(maxsize=8)
 def _clips_per_video(starts: bytes, frames: int, stride: int) -> np.ndarray:
-    """V+1 running number of covering clips before each video; ``starts``: their first rows, int64, as bytes."""
+    """V+1 cumulative count of covering clips before each video; ``starts``: their first rows, int64, as bytes."""
     lengths = np.diff(np.frombuffer(starts, np.int64))
     blocks, rest = np.divmod(lengths, frames * stride)
     return np.concatenate([[0], np.cumsum(blocks * stride + np.minimum(rest, stride))])
@@ -172,7 +172,7 @@ class CoveringWindows:
             raise ValueError(f"data.eval_sampler.last must be shift or pad, got {self.last!r}")
 
     def _table(self, index: CocoVid) -> np.ndarray:
-        # Every clip looks it up: hashing the bytes of a thousand videos takes microseconds.
+        # Cached by the bytes, since every clip needs it: hashing those of a thousand videos takes microseconds.
         return _clips_per_video(index.video_start.astype(np.int64, copy=False).tobytes(), self.frames, self.stride)
 
     def count(self, index: CocoVid) -> int:
@@ -184,14 +184,14 @@ class CoveringWindows:
         rows = index.rows(video)
         block, phase = divmod(number - int(table[video]), self.stride)
         start = rows.start + block * self.frames * self.stride + phase
-        wanted = list(range(start, min(start + self.frames * self.stride, rows.stop), self.stride))
-        missing = self.frames - len(wanted)
+        selected = list(range(start, min(start + self.frames * self.stride, rows.stop), self.stride))
+        missing = self.frames - len(selected)
         before: list[int] = []
         if missing and self.last == "shift":
             available = (start - rows.start) // self.stride
             take = min(missing, available)
             before = [start - step * self.stride for step in range(take, 0, -1)]
-        return ClipRows(tuple(before + wanted), tuple([True] * len(before) + [False] * len(wanted)))
+        return ClipRows(tuple(before + selected), tuple([True] * len(before) + [False] * len(selected)))
 
     def with_frames(self, frames: int) -> CoveringWindows:
         return replace(self, frames=frames)

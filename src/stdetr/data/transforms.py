@@ -6,8 +6,8 @@ Shape legend
 A clip is one ``tv_tensors.Image`` T,3,h,w and one ``tv_tensors.BoundingBoxes`` M,4 (xyxy px); torchvision draws its
 random parameters once per call, so frames and boxes of a clip move together.  (The kernels of ``Image`` take any
 leading dimension, and unlike ``Video`` every transform accepts it.)  Any v2 transform may be listed in a
-configuration.  torchvision takes longer to import than torch, so it is imported where a clip is transformed: a clip
-that is only normalised does without.  Boxes that a crop cuts are clipped; those that it removes vanish from
+configuration.  torchvision is slower to import than torch, so it is imported only where a clip is transformed; mere
+normalisation does not need it.  Boxes that a crop cuts are clipped; those that it removes vanish from
 ``present``.
 """
 

@@ -21,7 +21,7 @@ _BARS = 30
 
 @dataclass(frozen=True)
 class Statistics:
-    """Columns over boxes and pairs; ``index`` tells the classes.
+    """Columns over boxes and pairs; ``index`` names the classes.
 
     side A px (square root of the area), label A, speed_px P (centre, px per frame), speed_rel P (the same, in sides per
     frame), speed_label P, track_length per track (frames from first to last box), track_label per track
@@ -178,7 +178,7 @@ def _histogram(panel: object, values: np.ndarray, title: str, label: str, log: b
         panel.xaxis.set_major_formatter(ScalarFormatter())  # type: ignore[attr-defined]
         panel.xaxis.set_minor_formatter(ScalarFormatter())  # type: ignore[attr-defined]
     else:
-        # The far tail is a few annotation jumps; the last bin collects it.
+        # The far tail consists of a few annotation jumps; the last bin collects it.
         high = max(float(np.quantile(values, 0.995)), 1e-6)
         values, bins = np.minimum(values, high), np.linspace(0.0, high, 40)
     panel.hist(values, bins=bins, color="#4477aa")  # type: ignore[attr-defined]

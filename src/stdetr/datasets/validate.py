@@ -1,6 +1,6 @@
 """``stdetr data action=validate``: every violation of the CocoVID contract, with file and record.
 
-In memory are the columns of the file, about 250 bytes per annotation (see ``data.coco_vid_schema``).
+Memory holds the columns of the file, about 250 bytes per annotation (see ``data.coco_vid_schema``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Validation:
     """Checks one annotation file; iterate :meth:`violations` to its end, then read :attr:`summary`.
 
     root: folder that file names are relative to; default: the folder of the annotation file
-    check_media: look whether video and image files are there, and whether videos have the length they claim
+    check_media: check that video and image files exist, and that videos have the stated length
     """
 
     def __init__(self, path: Path, root: Path | None = None, check_media: bool = True) -> None:

@@ -1,6 +1,6 @@
 """``stdetr doctor``: whether this installation works, and what is missing.
 
-Nothing is imported at the top that a broken installation could break: each check imports what it looks at.
+Nothing that a broken installation could break is imported at the top: each check imports what it examines.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ Status = Literal["ok", "note", "broken"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is, and what to do where it is not well.
+    """What was checked, its status, and the fix where there is a problem.
 
-    ``note`` is something missing that nothing needs until asked for; ``broken`` stops runs.
+    ``note`` is something optional that is missing; ``broken`` stops runs.
     """
 
     name: str
@@ -27,13 +27,13 @@ class Check:
 
 
 def run_checks(*checks: Callable[[], Check | Iterable[Check]]) -> Sequence[Check]:
-    """Run every check; one that itself fails is reported as broken, so that the report is always whole."""
-    found: list[Check] = []
+    """Run every check; one that itself fails is reported as broken, so that the report is always complete."""
+    results: list[Check] = []
     for check in checks:
         try:
             result = check()
-            found += [result] if isinstance(result, Check) else list(result)
+            results += [result] if isinstance(result, Check) else list(result)
         except Exception as error:  # a broken installation can fail anywhere: the failure is the finding
             name = getattr(check, "__name__", "check").removeprefix("check_").replace("_", " ")
-            found.append(Check(name, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}"))
-    return found
+            results.append(Check(name, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+    return results

@@ -20,9 +20,9 @@ PYTHON_RANGE = ((3, 10), (3, 14))
 
 def check_python(version: tuple[int, int] | None = None) -> Check:
     """The interpreter, against the versions the project supports."""
-    found = version or sys.version_info[:2]
+    running = version or sys.version_info[:2]
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    if PYTHON_RANGE[0] <= found < PYTHON_RANGE[1]:
+    if PYTHON_RANGE[0] <= running < PYTHON_RANGE[1]:
         return Check("python", "ok", f"{text} ({sys.prefix})")
     return Check("python", "broken", text, "use Python 3.10 to 3.13: make PYTHON=python3.12 env")
 

@@ -28,8 +28,8 @@ def check_torch() -> Iterator[Check]:
 
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     yield Check("torch", "ok", f"{torch.__version__} ({cuda}, {torch.get_num_threads()} threads)")
-    wanted = matching_torchvision(torch.__version__)
-    fix = REINSTALL.format(torch=Version(torch.__version__).public, vision=f"{wanted}.*")
+    expected = matching_torchvision(torch.__version__)
+    fix = REINSTALL.format(torch=Version(torch.__version__).public, vision=f"{expected}.*")
     try:
         vision = metadata.version("torchvision")
         ops = importlib.import_module("torchvision.ops")
@@ -39,13 +39,13 @@ def check_torch() -> Iterator[Check]:
         yield Check("torchvision", "broken", "not installed", "make env, or pip install torchvision")
     except (RuntimeError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        text = f"{vision} does not match torch {torch.__version__} (it needs torchvision {wanted}): {reason}"
+        text = f"{vision} does not match torch {torch.__version__} (it needs torchvision {expected}): {reason}"
         yield Check("torchvision", "broken", text, fix)
     else:
         if kept != [0, 2]:
             yield Check("torchvision", "broken", f"{vision}: nms kept boxes {kept} of 3 where it must keep [0, 2]", fix)
-        elif not vision.startswith(f"{wanted}."):
-            text = f"{vision} works, though torch {torch.__version__} belongs with torchvision {wanted}"
+        elif not vision.startswith(f"{expected}."):
+            text = f"{vision} works, though torch {torch.__version__} belongs with torchvision {expected}"
             yield Check("torchvision", "note", text, fix)
         else:
             yield Check("torchvision", "ok", f"{vision} matches torch; its operators work")
@@ -83,10 +83,10 @@ def _problems(extra: str) -> list[str]:
         if (named.group(1) if named else "") != extra:
             continue
         try:
-            found = metadata.version(item.name)
+            installed = metadata.version(item.name)
         except metadata.PackageNotFoundError:
             problems.append(f"{item.name} is missing")
             continue
-        if not item.specifier.contains(found, prereleases=True):
-            problems.append(f"{item.name} {found} is not {item.specifier}")
+        if not item.specifier.contains(installed, prereleases=True):
+            problems.append(f"{item.name} {installed} is not {item.specifier}")
     return problems

@@ -12,14 +12,14 @@ from torch.distributed.nn.functional import all_reduce
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` whose statistics in training are those of the whole batch, on GPUs and on the CPU
-    (``nn.SyncBatchNorm`` knows GPUs only)."""
+    (``nn.SyncBatchNorm`` supports only GPUs)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """N,C,h,w -> the same"""
         if not self.training:
             return super().forward(input)
         x = input.float()
-        # Sums of each channel and how many values they are of: processes may hold unequally many clips.
+        # Sums per channel and the number of values in them: processes may hold different numbers of clips.
         sums = torch.cat((x.sum((0, 2, 3)), x.new_tensor([x.numel() / x.shape[1]])))
         sums = all_reduce(sums)
         count = sums[-1].detach()
@@ -36,7 +36,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 def share_statistics(module: nn.Module) -> None:
-    """Turn each batch normalisation below ``module`` that learns into a :class:`SharedBatchNorm2d`, in place."""
+    """Turn each trainable batch normalisation in ``module`` into a :class:`SharedBatchNorm2d`, in place."""
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:
             child.__class__ = SharedBatchNorm2d

@@ -1,4 +1,4 @@
-"""``stdetr eval``: score a checkpoint on a data set, anybody's predictions, or compare two runs."""
+"""``stdetr eval``: score a checkpoint on a data set or any predictions, or compare two runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from stdetr.logger import Logger
 
 
 def run(cfg: DictConfig) -> None:
-    """With ``annotations`` and ``predictions`` (or ``compare``): no model is run.  With ``checkpoint``: it is run over
-    ``evaluation.split`` of the data set it was trained on, or of ``data`` where the command line names one.
+    """With ``annotations`` and ``predictions`` (or ``compare``), no model runs.  With ``checkpoint``, it runs over
+    ``evaluation.split`` of the data set it was trained on, or of ``data`` if the command line names one.
     """
     if cfg.get("compare") or cfg.get("annotations") or cfg.get("predictions"):
         # One process scores files, and without torch: importing that takes longer.
@@ -39,10 +39,10 @@ def _score_files(cfg: DictConfig) -> None:
         offline.run(cfg)
         return
     logger: Logger = configs.instantiate(cfg.logger)
-    found, figures = offline.score_files(cfg)
+    evaluation, figures = offline.score_files(cfg)
     with logged_run(logger, cfg, RunPaths(Path(cfg.output_dir))):
-        logger.log(0, "files", found.flat())
-        log_evaluation(logger, 0, "files", found, figures)
+        logger.log(0, "files", evaluation.flat())
+        log_evaluation(logger, 0, "files", evaluation, figures)
 
 
 def _evaluate_checkpoint(cfg: DictConfig) -> None:

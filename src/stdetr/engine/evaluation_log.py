@@ -1,4 +1,4 @@
-"""The tables and figures of an evaluation, handed to a logger."""
+"""Logs the tables and figures of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stdetr.evaluation.report import tables
 from stdetr.logger import Logger, Table, read_metrics
 
 
-def log_evaluation(logger: Logger, step: int, split: str, found: Evaluation, figures: Iterable[Path]) -> None:
+def log_evaluation(logger: Logger, step: int, split: str, evaluation: Evaluation, figures: Iterable[Path]) -> None:
     """All tables of the report (``<split>/variants``, ``per_class``, ``per_motion``, ``per_size``, ...) and its figures
     (``<split>/precision_recall``, ``<split>/per_class``), at ``step``."""
-    for name, table in tables(found).items():
+    for name, table in tables(evaluation).items():
         rows = tuple(tuple(row) for row in table.rows)
         logger.log_table(step, f"{split}/{name}", Table(tuple(table.columns), rows))
     for path in figures:
@@ -27,7 +27,7 @@ def log_evaluation(logger: Logger, step: int, split: str, found: Evaluation, fig
 def logged_run(logger: Logger, config: Mapping[str, Any], paths: RunPaths) -> Iterator[None]:
     """A run of the logger around an evaluation.
 
-    Where ``paths`` is the folder of a training run, its record goes on: nothing recorded so far is lost.
+    If ``paths`` is the folder of a training run, its record is continued: nothing recorded so far is lost.
     """
     records = read_metrics(paths.metrics) if paths.metrics.is_file() else []
     logger.start(config, step=max((int(record["step"]) for record in records), default=None))

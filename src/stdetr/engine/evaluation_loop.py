@@ -1,4 +1,4 @@
-"""Evaluate a model on a split: predictions, metrics, samples to look at."""
+"""Evaluate a model on a split: predictions, metrics, sample pictures."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class SplitEvaluator:
     ``predictions.json`` below the run, and returns the metrics.
 
     frames: T at evaluation, None = the T of the data config
-    seeds: how many training runs the numbers stand for (one, unless somebody averages)
-    logger: gets the tables and figures of the report
+    seeds: how many training runs the numbers are from (one, unless averaged)
+    logger: receives the tables and figures of the report
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class SplitEvaluator:
         )
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float | None]:
-        """Called on every process: each predicts its share of the videos, the main one does everything else."""
+        """Called on every process: each predicts its share of the videos; the main process does the rest."""
         started = time.perf_counter()
-        found = self.predictions(model)
-        self.metrics = processes.on_main(lambda: self._report(model, step, found, started))
+        predictions = self.predictions(model)
+        self.metrics = processes.on_main(lambda: self._report(model, step, predictions, started))
         return self.metrics
 
     def metric_names(self) -> list[str]:
@@ -91,19 +91,21 @@ class SplitEvaluator:
         annotations, evaluators = self.data.annotations(self.split), tuple(self.evaluators)
         return list(evaluate(annotations, [], [], evaluators=evaluators, causal=self.causal, seeds=1).flat())
 
-    def _report(self, model: nn.Module, step: int, found: SplitPredictions, started: float) -> dict[str, float | None]:
+    def _report(
+        self, model: nn.Module, step: int, predictions: SplitPredictions, started: float
+    ) -> dict[str, float | None]:
         scored = evaluate(
             self.data.annotations(self.split),
-            found.frames,
-            found.tubes,
+            predictions.frames,
+            predictions.tubes,
             evaluators=tuple(self.evaluators),
             causal=self.causal,
             seeds=1,
         )
         metrics = scored.flat()
         figures = write_reports(scored, self.paths.root)
-        found.frames.write_results(self.paths.root / "predictions.json")
-        write_text(self.paths.root / "tubes.json", json.dumps(found.tubes))
+        predictions.frames.write_results(self.paths.root / "predictions.json")
+        write_text(self.paths.root / "tubes.json", json.dumps(predictions.tubes))
         print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(metrics), flush=True)
         if self.logger is not None:
@@ -113,7 +115,7 @@ class SplitEvaluator:
         return metrics
 
     def predictions(self, model: nn.Module) -> SplitPredictions:
-        """What ``model`` says of the split; of no video on processes other than the main one."""
+        """The predictions of ``model`` on the split; empty on processes other than the main one."""
         index = self.data.index(self.split)
         lengths = dict(zip(index.video_ids.tolist(), index.video_lengths.tolist(), strict=True))
         batches = self.data.eval_loader(self.split, frames=self.frames, share=processes.share())
@@ -122,14 +124,14 @@ class SplitEvaluator:
 
 
 def prediction_settings(settings: DictConfig) -> dict[str, Any]:
-    """What ``predict_videos`` takes, from the config node ``evaluation``."""
+    """The arguments of ``predict_videos``, from the config node ``evaluation``."""
     names = ("top_k", "min_score", "track_score", "presence", "fill_gap", "prior_frames")
     return {name: settings[name] for name in names} | {"rules": StitchRules(**configs.instantiate(settings.stitch))}
 
 
 class SampleDrawer:
-    """Draws what the model says of some videos of the evaluated split, below ``media/``, and hands it to the logger:
-    detections beside the annotation as video, and where the decoder sampled as a figure.
+    """Draws the predictions on some videos of the evaluated split, below ``media/``, and logs them: a video of
+    detections next to annotations, and a figure of where the decoder sampled.
     """
 
     def __init__(

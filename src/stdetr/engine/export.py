@@ -1,4 +1,4 @@
-"""``stdetr export``: a checkpoint as an ONNX file, checked against the model it came from.
+"""``stdetr export``: a checkpoint as an ONNX file, checked against the original model.
 
 Shape legend: B clips, T frames, h x w pixels, Q tubes, N classes.
 """
@@ -19,7 +19,7 @@ FORMATS = ("onnx",)
 
 
 class PlainOutputs(nn.Module):
-    """The model with tensors out: frames B,T,3,h,w -> logits B,Q,N; boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T;
+    """The model with tensor outputs: frames B,T,3,h,w -> logits B,Q,N; boxes B,Q,T,4 cxcywh in [0,1]; presence B,Q,T;
     frame_logits B,Q,T,N."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -63,8 +63,8 @@ def run(cfg: DictConfig) -> Path:
             ) from None
         expected = plain(example)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(names, {"frames": example.numpy()})
-    worst = max(float(np.abs(np.asarray(f) - e.numpy()).max()) for f, e in zip(found, expected, strict=True))
+    outputs = session.run(names, {"frames": example.numpy()})
+    worst = max(float(np.abs(np.asarray(f) - e.numpy()).max()) for f, e in zip(outputs, expected, strict=True))
     if worst > float(cfg.tolerance):
         raise RuntimeError(f"{path}: onnxruntime differs from the model by {worst:.2e}, more than {cfg.tolerance}")
     print(

@@ -23,7 +23,7 @@ from stdetr.structures import ClassNames, ClipBatch, ClipInfo, Tubes
 
 @dataclass
 class SplitPredictions:
-    """What a model says of a split, in the order of its videos and frames.
+    """The predictions on a split, in the order of its videos and frames.
 
     frames: detections of single frames, boxes xywh in source pixels
     tubes:  tube results (video_id, category_id, score, track_id, bboxes with null), ready for JSON
@@ -35,7 +35,7 @@ class SplitPredictions:
 
 @dataclass(frozen=True)
 class SeenVideo:
-    """What a model says of one video: the detections of its frames in order, and its tubes as in a split's."""
+    """The predictions on one video: the detections of its frames in order, and its tubes as for a split."""
 
     video: int
     frames: Detections
@@ -58,12 +58,12 @@ def predict_videos(
     prior_frames: float = 5,
     rules: StitchRules | None = None,
 ) -> list[SeenVideo]:
-    """What ``model`` says of the videos that ``batches`` show, on ``device``.
+    """The predictions of ``model`` on the videos in ``batches``, on ``device``.
 
-    batches: windows that cover every frame of a video once (repeated frames have image id -1), in any order: workers
-        that read a run of windows each give those of several places in turn
+    batches: windows that cover every frame of a video once (repeated frames have image id -1), in any order, since
+        workers that each read a run of windows deliver them interleaved
     video_lengths: frames of each video id
-    min_score: frame detections below it are left out
+    min_score: frame detections with a lower score are left out
     track_score, presence: a clip's tube is stitched into a video's tube when its best frame reaches ``track_score``;
         frames whose presence is lower than ``presence`` are null
     rules, fill_gap, prior_frames: see ``VideoTubes``
@@ -75,12 +75,12 @@ def predict_videos(
         batch = batch.to(device).normalised()
         output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
         for tubes, info in zip(to_tubes(output, batch.infos, top_k, presence=presence), batch.infos, strict=True):
-            found = _frame_detections(tubes, info, classes, min_score)
-            seen.setdefault(info.video_id, []).append((found, _trackable(tubes, track_score)))
+            detections = _frame_detections(tubes, info, classes, min_score)
+            seen.setdefault(info.video_id, []).append((detections, _trackable(tubes, track_score)))
     model.train(was_training)
     videos = []
     for video, clips in seen.items():
-        # By the last frame: the last window of a video may be moved back to be of full length.
+        # Sorted by the last frame: the last window of a video may be moved back to have full length.
         clips.sort(key=lambda clip: int(clip[1].frame_index[-1]))
         collected = VideoTubes(rules, fill_gap=fill_gap, prior_frames=prior_frames)
         for _, tubes in clips:
@@ -91,7 +91,7 @@ def predict_videos(
 
 
 def join_videos(videos: Sequence[SeenVideo], order: Iterable[int]) -> SplitPredictions:
-    """The split that consists of these videos, in the ``order`` of their ids; videos without a clip are left out."""
+    """The split made of these videos, in the ``order`` of their ids; videos without a clip are left out."""
     by_id = {seen.video: seen for seen in videos}
     assert len(by_id) == len(videos), "each video is seen by one process"
     chosen = [by_id[video] for video in order if video in by_id]
@@ -116,7 +116,7 @@ def _frame_detections(tubes: Tubes, info: ClipInfo, classes: ClassNames, min_sco
 
 
 def _trackable(tubes: Tubes, track_score: float) -> Tubes:
-    """Each box sequence once, under its best class, and only the frames on which it is there."""
+    """Each box sequence once, under its best class, and only on frames where it is present."""
     sure = best_class_only(tubes.select(tubes.scores.amax(1) >= track_score))
     return visible_frames(sure, score_threshold=0.0)
 
@@ -124,12 +124,12 @@ def _trackable(tubes: Tubes, track_score: float) -> Tubes:
 class VideoTubes:
     """The tubes of one video, from the tubes of its clips.
 
-    rules: when a clip's tube continues the video's; every one but a duplicate is kept, however weak (``birth_score`` is
-        not used): for average precision a weak tube costs nothing
-    fill_gap: boxes are interpolated where a tube is unseen for at most so many frames
-    prior_frames: a tube's score is the sum of its frames' scores over (their number + this), the mean shrunk to 0 as if
-        that many frames without the object had been seen: a fragment can never match a whole annotated tube, so the
-        longer of two equally sure tubes has to rank above
+    rules: when a clip's tube continues a tube of the video; all tubes but duplicates are kept, however weak
+        (``birth_score`` is not used), since a weak tube does not lower average precision
+    fill_gap: boxes are interpolated over gaps of at most this many frames
+    prior_frames: a tube's score is the sum of its frames' scores divided by (their number + this), so the mean shrinks
+        as if that many frames without the object had been seen: a fragment can never match a whole annotated tube, so
+        the longer of two equally confident tubes must rank higher
     """
 
     def __init__(self, rules: StitchRules | None = None, *, fill_gap: int = 2, prior_frames: float = 5) -> None:
@@ -152,11 +152,11 @@ class VideoTubes:
         labels, tracks, frames = tubes.labels.tolist(), tubes.track_ids.tolist(), tubes.frame_index.tolist()
         for n, t in tubes.present.nonzero().tolist():
             if tracks[n] < 0:
-                continue  # a twin of another tube
+                continue  # a duplicate of another tube
             self._rows.setdefault(tracks[n], []).append((frames[t], boxes[n][t], scores[n][t], labels[n]))
 
     def results(self, video: int, length: int, classes: ClassNames) -> list[dict[str, Any]]:
-        """One tube per track: its score, the class with most score, a box or null for each frame of the video."""
+        """One tube per track: its score, the class with the highest score sum, a box or null per frame of the video."""
         self._collect(self._stitcher.flush())
         return [self._result(video, track, rows, length, classes) for track, rows in self._rows.items()]
 

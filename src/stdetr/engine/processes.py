@@ -1,9 +1,9 @@
 """Processes that work on one run together: started by ``torchrun``, ``accelerate launch`` or Slurm through submitit.
 
-Gradients and losses are reduced by PyTorch in its default group (NCCL on GPUs).  Everything else goes through a second
-group, on the CPU and without a time limit: turns, results of the main process, predictions.  It may wait as long as an
-evaluation takes.  That is safe because no process waits for one that has failed: each watches a key of the store that
-the processes share, and ends when another one writes there why it failed.
+Gradients and losses are reduced by PyTorch in its default group (NCCL on GPUs).  Everything else (taking turns, results
+of the main process, predictions) goes through a second group on the CPU without a time limit, which may wait as long as
+an evaluation takes.  That is safe because no process waits for a failed one: each watches a key of the shared store and
+exits when another process writes there why it failed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def rank() -> int:
 
 
 def share() -> tuple[int, int]:
-    """(rank, processes): the part that this process takes of what is shared out."""
+    """(rank, processes): the share of the work that this process takes."""
     return rank(), count()
 
 
@@ -61,9 +61,9 @@ def say(text: str) -> None:
 def together(*, cpu: bool) -> Iterator[None]:
     """Join the other processes of the run, if there are any, for the length of the block.
 
-    cpu: work on the CPU even where there are GPUs
+    cpu: use the CPU even where there are GPUs
 
-    Where one process leaves the block with an exception, all end: that one with its exception, the others at once with
+    If one process leaves the block with an exception, all end: that one with its exception, the others at once with
     exit code 1.
     """
     _read_submitit()
@@ -146,7 +146,7 @@ def barrier() -> None:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What ``work`` returns on the main process; the others wait and get the same."""
+    """Run ``work`` on the main process; the others wait and get the same result."""
     if _group is None:
         return work()
     box: list[Any] = [work() if rank() == 0 else None]
@@ -155,16 +155,16 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def one_by_one(work: Callable[[], T]) -> T:
-    """``work`` on every process: first the main one, then one on each machine, then the rest.
+    """Run ``work`` on every process: first the main one, then one per machine, then the rest.
 
-    What the first one makes on the disk, the others find there.
+    The others can use what the first one wrote to disk.
     """
     if _group is None:
         return work()
-    mine = 0 if rank() == 0 else 1 if int(os.environ.get("LOCAL_RANK", "0")) == 0 else 2
+    my_turn = 0 if rank() == 0 else 1 if int(os.environ.get("LOCAL_RANK", "0")) == 0 else 2
     result: list[T] = []
     for turn in range(3):
-        if turn == mine:
+        if turn == my_turn:
             result.append(work())
         barrier()
     return result[0]
@@ -174,36 +174,36 @@ def gather(parts: list[T]) -> list[T]:
     """The parts of all processes, on the main process; an empty list on the others."""
     if _group is None:
         return parts
-    found: list[Any] | None = [None] * count() if rank() == 0 else None
-    distributed.gather_object(parts, found, dst=0, group=_group)
-    return [part for one in found or [] for part in one]
+    gathered: list[Any] | None = [None] * count() if rank() == 0 else None
+    distributed.gather_object(parts, gathered, dst=0, group=_group)
+    return [part for one in gathered or [] for part in one]
 
 
 def largest(numbers: Sequence[int]) -> list[int]:
-    """The largest of all processes, number by number."""
+    """The element-wise maximum over all processes."""
     if _group is None:
         return list(numbers)
-    found = torch.tensor(numbers)
-    distributed.all_reduce(found, distributed.ReduceOp.MAX, group=_group)
-    return found.tolist()
+    values = torch.tensor(numbers)
+    distributed.all_reduce(values, distributed.ReduceOp.MAX, group=_group)
+    return values.tolist()
 
 
 def total(numbers: Tensor) -> Tensor:
     """The sum over all processes, float64 on the CPU."""
-    found = numbers.detach().double().cpu()
+    values = numbers.detach().double().cpu()
     if _group is not None:
-        distributed.all_reduce(found, group=_group)
-    return found
+        distributed.all_reduce(values, group=_group)
+    return values
 
 
 def _read_submitit() -> None:
-    """Tell PyTorch about the tasks of a submitit job, which says nothing of them itself."""
+    """Tell PyTorch about the tasks of a submitit job, since submitit does not."""
     if "RANK" in os.environ:
         return
     if "SUBMITIT_EXECUTOR" in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
-        # Each process takes the GPU of its local rank, so all may see all.
+        # Each process uses the GPU of its local rank, so all GPUs may be visible to all.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         raise ValueError(
@@ -224,21 +224,21 @@ def _store() -> Any:
 
 
 def _announce(store: Any, error: BaseException) -> None:
-    """Tell the others why this process fails; end it where another one has failed before and this is the echo."""
+    """Tell the others why this process fails; exit if this failure only follows from another process's."""
     lines = str(error).strip().splitlines()
-    mine = f"{rank()} {type(error).__name__}: {lines[0] if lines else ''}"
+    message = f"{rank()} {type(error).__name__}: {lines[0] if lines else ''}"
     try:
-        first = store.compare_set(FAILED, "", mine).decode()
+        first = store.compare_set(FAILED, "", message).decode()
     except RuntimeError:
         first = "0 is gone"
-    if first != mine:
+    if first != message:
         _end(first)
     if rank() == 0:
         time.sleep(1)  # the store may live in this process: let the others look
 
 
-def _watch(store: Any, mine: int) -> None:
-    """End this process when another one has failed; it may be waiting where no Python code runs."""
+def _watch(store: Any, this_rank: int) -> None:
+    """End this process when another one has failed, even while it waits outside Python code."""
     while not _done.wait(0.3):
         try:
             failed = store.get(FAILED).decode() if store.check([FAILED]) else ""
@@ -246,7 +246,7 @@ def _watch(store: Any, mine: int) -> None:
             if _done.wait(2):
                 return
             failed = "0 is gone"
-        if failed and failed.split(" ", 1)[0] != str(mine):
+        if failed and failed.split(" ", 1)[0] != str(this_rank):
             _end(failed)
 
 
@@ -255,6 +255,6 @@ def _end(failed: str) -> None:
         number, why = failed.split(" ", 1)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"process {rank()} ends because process {number} failed: {why}", file=sys.stderr, flush=True)
-        time.sleep(2)  # the one that failed says its own word first
+        time.sleep(2)  # let the failed process print its message first
         sys.stdout.flush()
         os._exit(1)

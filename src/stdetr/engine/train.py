@@ -98,8 +98,8 @@ def _refuse_idle_window(cfg: DictConfig) -> None:
 
 
 def _loader(cfg: DictConfig, data: DataModule) -> Callable[[int, int, bool], Iterable[ClipBatch]]:
-    """What ``Trainer.fit`` calls: this process's share of the batches of an epoch, from one loader in each phase, whose
-    workers live as long as the phase.
+    """The loader for ``Trainer.fit``: this process's share of the batches of an epoch.  Each phase has one loader,
+    whose workers live as long as the phase.
     """
     share = processes.share()
     if cfg.overfit is not None:
@@ -151,5 +151,5 @@ def _find_resume(cfg: DictConfig, paths: RunPaths) -> Path | None:
     if (folder / "checkpoints").is_dir():
         folder = checkpoint.settled(folder / "checkpoints" / "last")
     if not folder.is_dir():
-        raise FileNotFoundError(f"resume={folder} holds no state to go on from; give a run folder or checkpoints/last")
+        raise FileNotFoundError(f"resume={folder} holds no state to resume from; give a run folder or checkpoints/last")
     return checkpoint.check_state(folder)

@@ -1,6 +1,6 @@
 """The training loop.
 
-Accelerate brings devices, processes, mixed precision and resumable state; the loop itself is here to be read.
+Accelerate handles devices, processes, mixed precision and resumable state; the loop itself is written out here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from stdetr.models.draws import mix, seed_clips
 from stdetr.structures import ClassNames, ClipBatch
 
 Metrics = Mapping[str, float | None]
-# Called on every process with the (averaged) model and the step; all get the same metrics.  Writes what it wants below
-# the run's folder.
+# Called on every process with the (averaged) model and the step; all get the same metrics.  Its files go below the
+# run's folder.
 Evaluate = Callable[[nn.Module, int], Metrics]
 
 
@@ -43,15 +43,15 @@ class Trainer:
     """Trains for ``max_steps`` optimiser steps.
 
     max_steps: optimiser steps of the whole run, however often it is stopped and resumed
-    single_frame: the first steps (a fraction of the run below 1, else a number) train on as many frames, but each from
-        anywhere and a clip of its own: far more different objects per step, and many more matched queries
+    single_frame: the first steps (a fraction of the run if below 1, else a number) train on single frames drawn
+        independently, as many per step as the clips have: more varied objects and more matched queries per step
     accumulate: batches per optimiser step; precision: ``no | bf16 | fp16 | auto`` (bf16 on GPUs that have it)
     ema_decay: decay of the averaged weights that are evaluated and saved; null = none
     eval_every, save_every, log_every: in steps; 0 = only at the end; eval_start: one evaluation after that many steps,
         so that a mistake shows early (0 = none); the state is also saved before every evaluation
-    keep: how many checkpoints before ``checkpoints/last`` stay, as ``checkpoints/last.<step>``, to fall back on
+    keep: number of checkpoints before ``checkpoints/last`` that are kept as ``checkpoints/last.<step>``
     monitor: the metric whose best value picks ``checkpoints/best``
-    threads: CPU threads of PyTorch; null = its own choice
+    threads: CPU threads of PyTorch; null = its default
     deterministic: one seed gives bitwise equal weights, also with several threads or on a GPU; somewhat slower
     """
 
@@ -95,7 +95,7 @@ class Trainer:
             precision = "bf16" if usable else "no"
         if precision == "fp16" and (cpu or not torch.accelerator.is_available()):
             raise ValueError("trainer.precision=fp16 needs a GPU; on the CPU choose no or bf16")
-        # One process may train several times, as a sweep does, each time in another precision.
+        # One process may train several times with different precisions, as in a sweep.
         AcceleratorState._reset_state()
         parallel = DistributedDataParallelKwargs(
             # Some parameters get no gradient: the temporal ones from single frames, the labels' embedding from a batch
@@ -106,14 +106,14 @@ class Trainer:
         )
         self.accelerator = Accelerator(
             mixed_precision=precision,
-            # A number could be overruled by the environment that `accelerate launch` sets.
+            # A number could be overridden by the environment that `accelerate launch` sets.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulate),
             cpu=cpu,
             kwargs_handlers=[parallel],
         )
 
     def _set_process_flags(self) -> None:
-        """Settings of PyTorch that hold for the whole process, so that they are set by training and not before."""
+        """Settings of PyTorch that apply to the whole process, and are therefore made only when training starts."""
         if self.threads:
             torch.set_num_threads(self.threads)
         # Weights that decay towards zero turn into denormals, which CPUs multiply many times slower.
@@ -132,7 +132,7 @@ class Trainer:
         """Raise ValueError where ``monitor`` is none of ``names``, the metrics of an evaluation."""
         if self.monitor not in names:
             near = did_you_mean(self.monitor, names) or f"; there are: {', '.join(sorted(names)[:8])}"
-            raise ValueError(f"trainer.monitor={self.monitor!r} is no metric of this evaluation{near}")
+            raise ValueError(f"trainer.monitor={self.monitor!r} is not a metric of this evaluation{near}")
 
     def fit(
         self,
@@ -150,8 +150,8 @@ class Trainer:
     ) -> dict[str, float | None]:
         """
         loader: (epoch, first batch, single frames?) -> this process's share of the batches of that epoch from there on,
-            in an order that only the epoch decides
-        resume: a checkpoint folder with state to go on from
+            in an order that depends only on the epoch
+        resume: a checkpoint folder with state to resume from
         returns the metrics of the last evaluation
         """
         self._set_process_flags()
@@ -167,7 +167,7 @@ class Trainer:
         accelerator.register_for_checkpointing(scheduler, progress, *([average] if average else []))
         if resume is not None:
             accelerator.load_state(str(resume / checkpoint.STATE))
-            accelerator.step = 0  # batches since the last step: none, however many processes or batches a step had
+            accelerator.step = 0  # no batches since the last step, however many processes or batches a step had
             meta = checkpoint.read_meta(resume)
             progress.load_state_dict({key: meta[key] for key in ("metrics", "best", "evaluated") if key in meta})
         # The run may have been stopped between saving and evaluating.
@@ -201,7 +201,7 @@ class Trainer:
                 bar.update()
                 step = progress.step
                 if single and step == phase_end:
-                    # Clips begin with an epoch of their own; known before the state is saved, for a run that resumes.
+                    # Clips begin with a new epoch; set before the state is saved, for a run that resumes.
                     progress.epoch, progress.batch = progress.epoch + 1, 0
                 if step % self.log_every == 0 or step == self.max_steps:
                     self._log(logger, step, meter, optimizer, bar, started, first_step)
@@ -250,7 +250,7 @@ class Trainer:
         return {"loss": total.detach(), **{k: v.detach() for k, v in terms.items()}}, norm
 
     def _prepare(self, model: nn.Module, batch: ClipBatch, step: int) -> ClipBatch:
-        """The batch on the device, padded like the clips of other processes; the draws of ``model`` seeded by clip."""
+        """The batch on the device, padded like the clips of other processes; seeds ``model`` by clip."""
         _, frames, _, height, width = batch.frames.shape
         tracks = max(int(target.valid.any(1).sum()) for target in batch.targets)
         frames, height, width, tracks = processes.largest((frames, height, width, tracks))
@@ -299,9 +299,9 @@ class Trainer:
         classes: ClassNames,
         progress: _Progress,
     ) -> None:
-        """Evaluate, and note in the checkpoint, which is of this step, that it is done."""
+        """Evaluate, and record that in the checkpoint of this step."""
         step = progress.step
-        # A run that goes on from the checkpoint has the same random state, whether it evaluates again or not.
+        # A run that resumes from the checkpoint has the same random state, whether it evaluates again or not.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             metrics = dict(evaluate(model, step))
         self.check_monitor(metrics)
@@ -320,7 +320,7 @@ class Trainer:
         progress.metrics, progress.best, progress.evaluated = metrics, best, step
 
     def _save(self, model: nn.Module, paths: RunPaths, classes: ClassNames, progress: _Progress) -> None:
-        """Everything that a run, of however many processes, needs to go on: it is the same on all of them."""
+        """Everything a run needs to resume with any number of processes: it is the same on all of them."""
 
         def write() -> None:
             checkpoint.save(
@@ -358,7 +358,7 @@ class _Meter:
         self.frames, self.clips, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
     def waiting(self, batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
-        """The batches; the time that each is waited for counts."""
+        """The batches; measures the time spent waiting for each."""
         source = iter(batches)
         while True:
             began = time.perf_counter()

@@ -46,18 +46,18 @@ class CocoEvaluator(CocoRulesEvaluator):
         for category in range(len(gt.category_ids)):
             rows = np.flatnonzero(detections.category == category)
             rows = rows[np.lexsort((rank[detections.image[rows]], -detections.scores[rows]))]
-            mine = np.flatnonzero(gt.category == category)
+            gt_rows = np.flatnonzero(gt.category == category)
             image, boxes = detections.image[rows], detections.boxes[rows].astype(np.float64)
-            truth, crowd = gt.boxes[mine], gt.crowd[mine]
-            join = ImageJoin(gt.image[mine], len(gt.image_ids))
+            truth, crowd = gt.boxes[gt_rows], gt.crowd[gt_rows]
+            join = ImageJoin(gt.image[gt_rows], len(gt.image_ids))
             pairs = [part.take(part.iou >= THRESHOLDS[0]) for part in join.overlaps(image, boxes, truth, crowd=crowd)]
             yield Candidates(
                 det_group=image,
                 det_area=boxes[:, 2] * boxes[:, 3],
                 det_video=gt.image_video[image].astype(np.int32),
                 det_ignored=not_exhaustive(gt, gt.image_video[image], category),
-                gt_area=gt.area[mine],
+                gt_area=gt.area[gt_rows],
                 gt_crowd=crowd,
-                gt_video=gt.video[mine],
+                gt_video=gt.video[gt_rows],
                 pairs=Pairs.joined(pairs),
             )

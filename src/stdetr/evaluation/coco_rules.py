@@ -1,9 +1,9 @@
 """COCO's matching and accumulation on columns, for boxes of frames and for tubes alike.
 
 A reimplementation of the rules of pycocotools ``COCOeval`` (Lin et al., "Microsoft COCO", 2014; the tests compare it
-with pycocotools 2.0.11): detections by descending score choose the ground truth with the highest IoU, what is in the
-size range before what is not, the later one on equal IoU; crowd ground truth may be taken any number of times; taking
-ignored ground truth, or being outside the size range unmatched, counts as nothing.
+with pycocotools 2.0.11): detections by descending score choose the ground truth with the highest IoU, those in the size
+range before others, the later one on equal IoU; crowd ground truth may be matched any number of times; detections that
+match ignored ground truth, or are unmatched and outside the size range, count as nothing.
 
 Shape legend
     n detections of one class, by descending score      g ground truth of one class     p candidate pairs

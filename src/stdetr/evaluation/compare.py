@@ -1,7 +1,7 @@
-"""Is run A better than run B?  A paired bootstrap over videos, so that a gain within noise is called noise.
+"""Is run A better than run B?  A paired bootstrap over videos that tells gains from noise.
 
 Frames of one video are not independent, so whole videos are drawn with replacement (Efron and Tibshirani, "An
-Introduction to the Bootstrap", 1993), the same ones for both runs, and the metrics are computed anew on each draw.
+Introduction to the Bootstrap", 1993), the same ones for both runs, and the metrics are recomputed on each draw.
 
 Shape legend
     V videos        R draws
@@ -62,14 +62,14 @@ def bootstrap(
         raise ValueError(f"compare: draws={draws} are too few for an interval; give at least 10")
     generator = np.random.default_rng(seed)
     keys = [key for key in a if key in b]
-    found = {key: np.empty((draws, 2)) for key in keys}
+    samples = {key: np.empty((draws, 2)) for key in keys}
     for draw in range(draws):
         weights = np.bincount(generator.integers(videos, size=videos), minlength=videos)
         for key in keys:
-            found[key][draw] = a[key].value(weights), b[key].value(weights)
+            samples[key][draw] = a[key].value(weights), b[key].value(weights)
     out = []
     for key in keys:
-        gain = found[key][:, 1] - found[key][:, 0]
+        gain = samples[key][:, 1] - samples[key][:, 0]
         gain = gain[~np.isnan(gain)]
         first, second = a[key].value(), b[key].value()
         if not len(gain) or np.isnan(first) or np.isnan(second):
@@ -81,7 +81,7 @@ def bootstrap(
 
 
 def as_table(differences: list[Difference], names: tuple[str, str]) -> Table:
-    """One row a metric; the title says when there are too few videos to trust the interval."""
+    """One row per metric; the title says when there are too few videos to trust the interval."""
     columns = ["metric", f"A: {names[0]}", f"B: {names[1]}", "B - A", "95 % low", "95 % high", "verdict"]
     videos = differences[0].videos if differences else 0
     few = ", too few for a reliable interval" if videos < FEW_VIDEOS else ""

@@ -33,18 +33,18 @@ class ScoredMatches:
 
         Precision falls on every false positive, so its envelope (the best precision at this recall or a higher one)
         only needs the points where a true positive arrives.  ``weights`` (V) counts each video that many times
-        (bootstrap).  Recall is nan where there is nothing to find.
+        (bootstrap).  Recall is nan where there is no ground truth.
         """
-        found = np.flatnonzero(self.tp)
+        hits = np.flatnonzero(self.tp)
         if weights is None:
             total = float(self.positives.sum())
-            true = np.arange(1, len(found) + 1, dtype=np.float64)
-            false = np.cumsum(self.fp, dtype=np.float64)[found]
+            true = np.arange(1, len(hits) + 1, dtype=np.float64)
+            false = np.cumsum(self.fp, dtype=np.float64)[hits]
         else:
             total = float((self.positives * weights).sum())
             each = weights[self.video].astype(np.float64)
-            true = np.cumsum(each[found])
-            false = np.cumsum(self.fp * each)[found]
+            true = np.cumsum(each[hits])
+            false = np.cumsum(self.fp * each)[hits]
         # A true positive of a video that the bootstrap did not draw leaves 0 / 0 before the first counted one.
         precision = true / np.maximum(true + false, np.finfo(np.float64).tiny)
         envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -63,9 +63,9 @@ class ScoredMatches:
         return float(sample_curve(recall, envelope).mean())
 
     def compact(self) -> ScoredMatches:
-        """Without the detections that no average precision depends on: ignored ones and those after the last hit."""
-        found = np.flatnonzero(self.tp)
-        last = int(found[-1]) + 1 if len(found) else 0
+        """Without the detections that do not affect average precision: ignored ones and those after the last hit."""
+        hits = np.flatnonzero(self.tp)
+        last = int(hits[-1]) + 1 if len(hits) else 0
         keep = np.flatnonzero(self.tp[:last] | (self.fp[:last] > 0))
         return ScoredMatches(self.tp[keep], self.fp[keep], self.video[keep], self.positives)
 

@@ -103,10 +103,10 @@ class Detections:
 
         Raises FileNotFoundError, and ValueError naming the first record that does not fit.
         """
-        found = read_list(source, DetectionRecord, "predictions")
-        tracks = np.array([NO_TRACK if track is None else track for track in found["track_id"]], np.int64)
-        scores = np.array(found["score"], np.float64)
-        return cls._from_columns([found["image_id"], found["category_id"], found["bbox"], scores, tracks])
+        records = read_list(source, DetectionRecord, "predictions")
+        tracks = np.array([NO_TRACK if track is None else track for track in records["track_id"]], np.int64)
+        scores = np.array(records["score"], np.float64)
+        return cls._from_columns([records["image_id"], records["category_id"], records["bbox"], scores, tracks])
 
     @classmethod
     def load(cls, path: Path | str, gt: GroundTruth | None = None) -> Detections:
@@ -182,9 +182,9 @@ class BoundDetections:
 
 def _from_npz(path: Path) -> Detections:
     with np.load(path, allow_pickle=False) as stored:
-        wanted = ("image_ids", "category_ids", "boxes", "scores")
-        missing = [name for name in wanted if name not in stored]
+        required = ("image_ids", "category_ids", "boxes", "scores")
+        missing = [name for name in required if name not in stored]
         if missing:
             raise ValueError(f"predictions file {path} has no column {missing[0]!r}; it has {sorted(stored.files)}")
         tracks = stored["track_ids"] if "track_ids" in stored.files else None
-        return Detections(*(stored[name] for name in wanted), track_ids=tracks)
+        return Detections(*(stored[name] for name in required), track_ids=tracks)

@@ -1,4 +1,4 @@
-"""The entry point: score detections and tubes against annotations with every evaluator asked for."""
+"""The entry point: score detections and tubes against annotations with the chosen evaluators."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def make_evaluators(names: Sequence[str]) -> list[Evaluator]:
             raise ValueError(f"evaluators: {name!r} is not an evaluator; {hint}")
     motion = "motion" in names
     both = motion and "vid" not in names and "vid_mega" not in names
-    wanted = {*names, "vid", "vid_mega"} if both else set(names)
+    selected = {*names, "vid", "vid_mega"} if both else set(names)
     every = (
         CocoEvaluator(),
         VidEvaluator(motion),
@@ -79,7 +79,7 @@ def make_evaluators(names: Sequence[str]) -> list[Evaluator]:
         TrackEvaluator(),
         StreamingEvaluator(),
     )
-    return [evaluator for evaluator in every if evaluator.name in wanted]
+    return [evaluator for evaluator in every if evaluator.name in selected]
 
 
 def prepare(
@@ -112,7 +112,7 @@ def prepare(
     elif not isinstance(tubes, TubeResults):
         tubes = TubeResults.load(tubes, gt)
     if gt.federation is not None:
-        # After the tubes are built: the class of a track is the one that most of all its detections carry.
+        # After the tubes are built: the class of a track is the majority over all its detections.
         scored = gt.federation.scored
         bound = bound.take(scored[gt.image_video[bound.image], bound.category])
         tubes = None if tubes is None else tubes.select(scored[tubes.video, tubes.category])

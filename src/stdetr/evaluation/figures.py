@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from stdetr.evaluation.evaluate import Evaluation
 
-# One colour per evaluator in every figure; they differ in lightness too, for readers who do not tell hues apart.
+# One colour per evaluator in every figure; they differ in lightness too, for colour-blind readers.
 COLOURS = {"vid": "#0b4f8a", "vid_mega": "#e07b1a", "coco": "#2f9e44", "tube": "#a53fa8"}
 MOST_CLASSES = 40
 

@@ -22,7 +22,7 @@ from stdetr.evaluation.records import check_boxes, first_repeat, index_of, table
 
 @dataclass(frozen=True, repr=False)
 class Federation:
-    """What was looked for in which video.
+    """Which classes are annotated in which video.
 
     scored: V,C bool, the class is annotated in the video or known to be absent
     exhaustive: V,C bool, every object of the class is annotated
@@ -45,11 +45,11 @@ class GroundTruth:
     category_ids: C int64           category_names: C strings
     annotation_ids: A int64         image: A int64, position of its image           category: A int64, position
     boxes: A,4 float64 xywh         area: A float64
-    crowd: A bool, ``iscrowd`` or ``ignore``: the box neither rewards nor punishes
+    crowd: A bool, ``iscrowd`` or ``ignore``: the box counts neither for nor against
     track: A int64, number of the track (unique over all videos); boxes without ``instance_id`` are tracks of one box
     has_tracks: whether any annotation carries an ``instance_id``
     region: A bool, the ``ignore`` ones among ``crowd``; None when there are none
-    federation: which classes were looked for in which video; None when all were in all
+    federation: which classes are annotated in which video; None when all are in all videos
     """
 
     video_ids: np.ndarray
@@ -207,9 +207,9 @@ def _read(tables: dict[str, Table], what: str) -> GroundTruth:
 
 
 def _tracks(video: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """Number of the track of each box: equal (video, instance) share one, a box without instance has its own."""
-    own = np.where(instance < 0, -1 - np.arange(len(instance)), instance)
-    return np.unique(np.stack([video, own], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    """Track number of each box: boxes with equal (video, instance) share one; a box without instance gets a new one."""
+    track = np.where(instance < 0, -1 - np.arange(len(instance)), instance)
+    return np.unique(np.stack([video, track], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _federation(

@@ -1,4 +1,4 @@
-"""Ignore regions and federated annotation: which unmatched detections are neither right nor wrong.
+"""Ignore regions and federated annotation: which unmatched detections do not count.
 
 Federated data sets (LVIS, Gupta et al., 2019; TAO, Dave et al., 2020; LV-VIS, Wang et al., 2023) annotate some classes
 of each video.  Their rule: a detection of a class that a video neither shows nor lists among ``neg_category_ids`` is
@@ -36,15 +36,15 @@ def _inside_regions(gt: GroundTruth, category: int, image: np.ndarray, boxes: np
     out = np.zeros(len(image), dtype=bool)
     if gt.region is None:
         return out
-    mine = np.flatnonzero(gt.region & (gt.category == category))
-    join = ImageJoin(gt.image[mine], len(gt.image_ids))
-    for pairs in join.overlaps(image, boxes, gt.boxes[mine], crowd=np.ones(len(mine), dtype=bool)):
+    regions = np.flatnonzero(gt.region & (gt.category == category))
+    join = ImageJoin(gt.image[regions], len(gt.image_ids))
+    for pairs in join.overlaps(image, boxes, gt.boxes[regions], crowd=np.ones(len(regions), dtype=bool)):
         out[pairs.det[pairs.iou > INSIDE]] = True
     return out
 
 
 def region_note(gt: GroundTruth) -> str:
-    """How evaluators treat ignore regions where the public rules have none; empty without ignore regions."""
+    """How evaluators extend the public rules, which have no ignore regions; empty without ignore regions."""
     if gt.region is None:
         return ""
     return (

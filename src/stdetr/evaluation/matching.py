@@ -1,9 +1,9 @@
 """Greedy assignment of detections to ground truth, for all images at once.
 
-Every AP protocol here assigns greedily: detections in order of score, each takes the free ground truth that it
-likes best.  As all ground truth agree that the higher score comes first, the result is the one stable matching of
-detections and ground truth (Gale and Shapley, "College admissions and the stability of marriage", 1962), so it can be
-found in a few vectorised rounds of proposals instead of a Python loop over images, detections and ground truth.
+Every AP protocol here assigns greedily: in order of score, each detection takes the free ground truth that it ranks
+highest.  As all ground truth prefers higher scores, the result is the unique stable matching of detections and ground
+truth (Gale and Shapley, "College admissions and the stability of marriage", 1962), which a few vectorised rounds of
+proposals compute instead of a Python loop over images, detections and ground truth.
 
 Shape legend
     n detections    g ground truth boxes    p candidate pairs of one detection and one ground truth     M images
@@ -91,23 +91,23 @@ def greedy_match(
 
     det: p positions of detections; a smaller position chooses first
     gt:  p positions of ground truth; pairs must be grouped by ``det`` ascending and, inside a group, ordered from
-         the ground truth that the detection likes best to the one it likes least
+         the ground truth that the detection ranks highest to the one it ranks lowest
     n, g: number of detections and ground truth
     reusable: g bool, ground truth that any number of detections may take (crowd); None for none
 
-    Returns the detections that found ground truth, ascending, and the ground truth of each.
+    Returns the matched detections, ascending, and the ground truth of each.
     """
     holder = np.full(g, n, dtype=np.int64)
     if not len(det):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     first = np.flatnonzero(np.concatenate([[True], det[1:] != det[:-1]]))
-    who = det[first]
+    chooser = det[first]
     end = np.append(first[1:], len(det))
     slot = np.full(n, -1, dtype=np.int64)
-    slot[who] = np.arange(len(who))
+    slot[chooser] = np.arange(len(chooser))
     place = first.copy()
-    chosen = np.full(len(who), FREE, dtype=np.int64)
-    active = np.arange(len(who))
+    chosen = np.full(len(chooser), FREE, dtype=np.int64)
+    active = np.arange(len(chooser))
     while len(active):
         active = active[place[active] < end[active]]
         wish = gt[place[active]]
@@ -115,10 +115,10 @@ def greedy_match(
         chosen[active[free]] = wish[free]
         active, wish = active[~free], wish[~free]
         before = holder[wish]
-        np.minimum.at(holder, wish, who[active])
-        won = holder[wish] == who[active]
+        np.minimum.at(holder, wish, chooser[active])
+        won = holder[wish] == chooser[active]
         chosen[active[won]] = wish[won]
-        # A better detection arrived after all: the former holder goes on to its next wish.
+        # A better detection takes over: the previous holder proposes to its next choice.
         lost = np.unique(before[won & (before < n)])
         evicted = slot[lost]
         chosen[evicted] = FREE
@@ -126,8 +126,8 @@ def greedy_match(
         refused = active[~won]
         place[refused] += 1
         active = np.concatenate([refused, evicted])
-    found = chosen != FREE
-    return who[found], chosen[found]
+    matched = chosen != FREE
+    return chooser[matched], chosen[matched]
 
 
 def rank_in_group(group: np.ndarray) -> np.ndarray:

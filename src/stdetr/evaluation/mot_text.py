@@ -38,8 +38,8 @@ def _video(file: Path, gt: GroundTruth) -> int:
 
 
 def _read_file(file: Path, video: int, gt: GroundTruth) -> tuple[np.ndarray, ...]:
-    mine = np.flatnonzero(gt.image_video == video)
-    image_of = dict(zip(gt.frame_ids[mine].tolist(), gt.image_ids[mine].tolist(), strict=True))
+    image_rows = np.flatnonzero(gt.image_video == video)
+    image_of = dict(zip(gt.frame_ids[image_rows].tolist(), gt.image_ids[image_rows].tolist(), strict=True))
     known, rows = gt.category_ids.tolist(), []
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():

@@ -1,4 +1,4 @@
-"""Motion IoU: how fast each annotated box moves, for any data set with tracks, and the splits made of it.
+"""Motion IoU: how fast each annotated box moves, for any data set with tracks, and splits by motion.
 
 Zhu et al., "Flow-Guided Feature Aggregation for Video Object Detection" (2017) introduced the slow, medium and fast
 splits; the published values are the mean IoU of a box with the boxes of the same track up to ten frames away.
@@ -63,7 +63,7 @@ def motion_splits(gt: GroundTruth, names: tuple[str, ...]) -> list[Split]:
     """The splits of these names.
 
     ``empty_weight`` is the share of motion values inside the range, where an image without objects contributes one
-    value of 0: that is how the published file is read.
+    value of 0, as in the public code.
     """
     values = motion_iou(gt) if names != ("all",) else np.zeros(len(gt.boxes))
     empty = len(gt.image_ids) - len(np.unique(gt.image))

@@ -1,4 +1,4 @@
-"""``stdetr eval annotations=FILE predictions=FILE``: score anybody's output, or compare two runs, without torch.
+"""``stdetr eval annotations=FILE predictions=FILE``: score any predictions, or compare two runs, without torch.
 
 Keys of the configuration (all but ``annotations`` and ``predictions`` may be absent or null):
     annotations, predictions, tubes     files; predictions may be COCO results, MOT text or a column file
@@ -42,7 +42,7 @@ def score_files(cfg: Mapping[str, Any]) -> tuple[Evaluation, list[Path]]:
     for key in ("annotations", "predictions"):
         if not cfg.get(key):
             raise ValueError(f"{key} is not given: stdetr eval annotations=FILE predictions=FILE [tubes=FILE]")
-    found = evaluate(
+    evaluation = evaluate(
         Path(str(cfg["annotations"])),
         Path(str(cfg["predictions"])),
         _path(cfg, "tubes"),
@@ -53,13 +53,13 @@ def score_files(cfg: Mapping[str, Any]) -> tuple[Evaluation, list[Path]]:
         latency_ms=cfg.get("latency_ms"),
         frame_rate=cfg.get("frame_rate"),
     )
-    print(summary(found))
+    print(summary(evaluation))
     output_dir = _path(cfg, "output_dir")
     if output_dir is None:
-        return found, []
-    figures = write_reports(found, output_dir)
+        return evaluation, []
+    figures = write_reports(evaluation, output_dir)
     print(f"wrote {output_dir / 'eval' / 'metrics.json'}, report.json, report.md and figures")
-    return found, figures
+    return evaluation, figures
 
 
 def _path(cfg: Mapping[str, Any], key: str) -> Path | None:

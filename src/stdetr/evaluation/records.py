@@ -1,4 +1,4 @@
-"""Typed records of JSON files as numpy columns, and checks that name the record that does not fit.
+"""Typed records of JSON files as numpy columns, and checks that name the offending record.
 
 Shape legend
     n records or boxes
@@ -42,15 +42,15 @@ def table(records: list[Any], kind: type[msgspec.Struct], what: str) -> Table:
     Raises ValueError naming the first that is not of ``kind``.
     """
     encoded = [record if isinstance(record, msgspec.Raw) else msgspec.Raw(_encode(record)) for record in records]
-    found = Table(encoded, kind)
-    for number in found.malformed:
+    columns = Table(encoded, kind)
+    for number in columns.malformed:
         try:
             msgspec.json.decode(encoded[number], type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             reason = explain(error, encoded[number])
             hint = " (or not finite)" if reason.endswith("it is None") else ""
             raise ValueError(f"{what} record {number}: {reason}{hint}") from None
-    return found
+    return columns
 
 
 def check_boxes(boxes: np.ndarray, what: str) -> None:
@@ -65,18 +65,18 @@ def check_boxes(boxes: np.ndarray, what: str) -> None:
             raise ValueError(f"{what} record {start + index}: bbox {box} {reason}; give [x, y, w, h] in pixels")
 
 
-def index_of(ids: np.ndarray, wanted: np.ndarray, key: str, what: str, dtype: Any = np.int64) -> np.ndarray:
+def index_of(ids: np.ndarray, values: np.ndarray, key: str, what: str, dtype: Any = np.int64) -> np.ndarray:
     """Position in ``ids`` (unique, any order) of each value of ``wanted`` (n).
 
     Raises ValueError naming the first unknown value and the nearest known one.
     """
-    if len(wanted) and not len(ids):
-        raise ValueError(f"{what} record 0: {key} {int(wanted[0])}, but the annotations have no {key} at all")
+    if len(values) and not len(ids):
+        raise ValueError(f"{what} record 0: {key} {int(values[0])}, but the annotations have no {key} at all")
     order = np.argsort(ids, kind="stable")
     ranked = ids[order].astype(np.int64)
-    out = np.empty(len(wanted), dtype=dtype)
-    for start in range(0, len(wanted), _CHUNK):
-        part = np.asarray(wanted[start : start + _CHUNK])
+    out = np.empty(len(values), dtype=dtype)
+    for start in range(0, len(values), _CHUNK):
+        part = np.asarray(values[start : start + _CHUNK])
         place = np.minimum(np.searchsorted(ranked, part), len(ranked) - 1)
         unknown = ranked[place] != part
         if unknown.any():
@@ -91,7 +91,7 @@ def index_of(ids: np.ndarray, wanted: np.ndarray, key: str, what: str, dtype: An
 
 
 def first_repeat(one: np.ndarray, two: np.ndarray) -> int | None:
-    """A row (of n) whose pair of keys an earlier row has, too; None when all pairs differ."""
+    """A row (of n) whose pair of keys repeats an earlier row's; None when all pairs differ."""
     order = np.lexsort((two, one))
     twice = np.flatnonzero((np.diff(one[order]) == 0) & (np.diff(two[order]) == 0))
     return int(order[twice[0] + 1]) if len(twice) else None

@@ -15,7 +15,7 @@ from stdetr.evaluation.evaluate import Evaluation, number_or_none
 
 Cell = str | int | float | None
 
-# What is called "VID AP50" somewhere, and the metrics beside it that it gets mistaken for.
+# Metrics that are called "VID AP50" somewhere, and metrics they are mistaken for.
 AP = (("vid", "AP50"), ("vid_mega", "AP50"), ("coco", "AP50"), ("coco", "AP"), ("tube", "AP50"), ("tube", "AP"))
 VARIANTS = (*AP, ("streaming", "sAP50"), ("streaming", "sAP"))
 PER_CLASS = (*AP, ("track", "HOTA"), ("track", "MOTA"), ("track", "IDF1"))
@@ -123,7 +123,7 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
-    """Lines on what goes beyond the public rules; none where nothing does."""
+    """Lines on extensions of the public rules; empty if there are none."""
     notes = [f"- {name}: {result.note}" for name, result in evaluation.results.items() if result.note]
     return ["Beyond the public rules:", "", *notes, ""] if notes else []
 
@@ -135,7 +135,7 @@ def summary(evaluation: Evaluation) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` whole or not at all: a run that is killed leaves the former file."""
+    """Write ``value`` completely or not at all: a killed run leaves the previous file."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -191,7 +191,7 @@ def write_reports(evaluation: Evaluation, output_dir: Path, *, figures: bool = T
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with nan as None, which JSON has no other word for."""
+    """``value`` with nan as None, since JSON has no nan."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
 """Streaming AP: latency counts.
 
-At the time a frame arrives the world is compared with the latest output that is ready, whatever frame that output
+When a frame arrives, its ground truth is compared with the latest output that is ready, whichever frame that output
 was computed from (Li et al., "Towards Streaming Perception", 2020).
 
 Shape legend
@@ -45,8 +45,8 @@ class StreamingEvaluator(Evaluator):
             return Result(nothing, undefined="no latency is known: give timestamps or latency_ms")
         source = shown_output(inputs.gt, inputs.output_times, inputs.frame_rate, self.horizon)
         shown = replay(inputs.detections, source)
-        found = CocoEvaluator().evaluate(Inputs(inputs.gt, shown))
-        metrics = {f"s{name}": found.metrics[name] for name in NAMES}
+        result = CocoEvaluator().evaluate(Inputs(inputs.gt, shown))
+        metrics = {f"s{name}": result.metrics[name] for name in NAMES}
         seen = source >= 0
         age = (inputs.gt.frame_ids - inputs.gt.frame_ids[source])[seen]
         details = {
@@ -54,7 +54,7 @@ class StreamingEvaluator(Evaluator):
             "frames_without_output": int((~seen).sum()),
             "mean_age_in_frames": float(age.mean()) if len(age) else None,
         }
-        return Result(metrics, {f"s{name}": value for name, value in found.per_class.items()}, {}, details)
+        return Result(metrics, {f"s{name}": value for name, value in result.per_class.items()}, {}, details)
 
 
 def shown_output(gt: GroundTruth, output_times: np.ndarray, frame_rate: np.ndarray, horizon: float = 0.0) -> np.ndarray:
@@ -70,10 +70,10 @@ def shown_output(gt: GroundTruth, output_times: np.ndarray, frame_rate: np.ndarr
         ready = images[~np.isnan(output_times[images])]
         ready = ready[np.argsort(output_times[ready], kind="stable")]
         now = (gt.frame_ids[images] - horizon) / frame_rate[video]
-        # A time written with six digits is not to miss the frame it belongs to.
+        # A time rounded to six digits must not miss its frame.
         latest = np.searchsorted(output_times[ready], now + 1e-9, side="right") - 1
-        found = latest >= 0
-        source[images[found]] = ready[latest[found]]
+        available = latest >= 0
+        source[images[available]] = ready[latest[available]]
     return source
 
 

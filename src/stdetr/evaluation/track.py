@@ -1,9 +1,9 @@
 """HOTA, CLEAR and identity metrics through TrackEval, on columns instead of MOT files.
 
 The metrics are TrackEval's own code (Luiten et al., "HOTA: A Higher Order Metric for Evaluating Multi-Object
-Tracking", 2020; Bernardin and Stiefelhagen, 2008; Ristani et al., 2016).  What is here is the preparation that its
-MOTChallenge reader does: crowd ground truth is a distractor, and a prediction that Hungarian matching at IoU 0.5
-assigns to one is removed together with it.
+Tracking", 2020; Bernardin and Stiefelhagen, 2008; Ristani et al., 2016).  This file does the preparation of its
+MOTChallenge reader: crowd ground truth is a distractor, and a prediction that Hungarian matching at IoU 0.5 assigns to
+one is removed together with it.
 
 Shape legend
     f frames of a video     g ground truth of a frame       d predictions of a frame
@@ -35,9 +35,9 @@ _EPSILON = np.finfo(np.float64).eps
 class TrackEvaluator(Evaluator):
     """``track/HOTA``, ``DetA``, ``AssA``, ``LocA``, ``MOTA``, ``IDF1``, ``IDSW`` and the metrics they are made of.
 
-    All classes together as one, as MOTChallenge scores; and ``HOTA``, ``MOTA``, ``IDF1`` of each class alone.  Only
-    predictions with a ``track_id`` count, whatever their score.  Where none has one but there are tubes, as where a
-    model is evaluated, the tubes that score at least ``tube_score`` are the tracks.
+    All classes are scored as one, as in MOTChallenge; ``HOTA``, ``MOTA`` and ``IDF1`` also per class.  Only predictions
+    with a ``track_id`` count, whatever their score.  If none has one but there are tubes, as when a model is evaluated,
+    the tubes that score at least ``tube_score`` are the tracks.
     """
 
     name = "track"
@@ -62,9 +62,9 @@ class TrackEvaluator(Evaluator):
         combined, per_video = score_videos(gt, tracked, np.ones(len(gt.boxes), dtype=bool))
         per_class = {name: np.full(len(gt.category_ids), np.nan) for name in PER_CLASS}
         for category in range(len(gt.category_ids)):
-            mine, theirs = gt.category == category, tracked.category == category
-            if mine.any() or theirs.any():
-                alone, _ = score_videos(gt, tracked.take(theirs), mine)
+            gt_rows, det_rows = gt.category == category, tracked.category == category
+            if gt_rows.any() or det_rows.any():
+                alone, _ = score_videos(gt, tracked.take(det_rows), gt_rows)
                 for name in PER_CLASS:
                     per_class[name][category] = alone[name]
         details = {"per_video": per_video, "tracked_detections": len(tracked)}
@@ -95,18 +95,18 @@ def score_videos(
 
     quiet = {"THRESHOLD": 0.5, "PRINT_CONFIG": False}
     metrics = [(HOTA(), HOTA_FIELDS), (CLEAR(quiet), CLEAR_FIELDS), (Identity(quiet), IDENTITY_FIELDS)]
-    mine = np.flatnonzero(rows)
-    theirs = np.argsort(tracked.image, kind="stable")
-    gt_edges = np.searchsorted(gt.image[mine], np.arange(len(gt.image_ids) + 1))
-    det_edges = np.searchsorted(tracked.image[theirs], np.arange(len(gt.image_ids) + 1))
+    gt_rows = np.flatnonzero(rows)
+    det_rows = np.argsort(tracked.image, kind="stable")
+    gt_edges = np.searchsorted(gt.image[gt_rows], np.arange(len(gt.image_ids) + 1))
+    det_edges = np.searchsorted(tracked.image[det_rows], np.arange(len(gt.image_ids) + 1))
     parts: list[dict[str, Any]] = [{} for _ in metrics]
     per_video: dict[str, dict[str, float]] = {}
     for video, name in enumerate(gt.video_names):
         images = np.flatnonzero(gt.image_video == video)
         frames = []
         for image in images:
-            here = mine[gt_edges[image] : gt_edges[image + 1]]
-            there = theirs[det_edges[image] : det_edges[image + 1]]
+            here = gt_rows[gt_edges[image] : gt_edges[image + 1]]
+            there = det_rows[det_edges[image] : det_edges[image + 1]]
             frames.append(_frame(gt, tracked, here, there))
         data = _sequence(frames)
         values: dict[str, float] = {}
@@ -125,15 +125,15 @@ def _mean_fields(values: dict[str, Any], fields: tuple[str, ...]) -> dict[str, f
 
 
 def _frame(
-    gt: GroundTruth, tracked: BoundDetections, mine: np.ndarray, theirs: np.ndarray
+    gt: GroundTruth, tracked: BoundDetections, gt_rows: np.ndarray, det_rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Track numbers of ground truth (g) and predictions (d) and their IoU (g,d), without the distractors."""
     assert tracked.tracks is not None
-    g, d = len(mine), len(theirs)
+    g, d = len(gt_rows), len(det_rows)
     first, second = np.repeat(np.arange(g), d), np.tile(np.arange(d), g)
-    boxes = tracked.boxes[theirs].astype(np.float64)
-    similarity = paired_iou(gt.boxes[mine][first], boxes[second]).reshape(g, d)
-    crowd = gt.crowd[mine]
+    boxes = tracked.boxes[det_rows].astype(np.float64)
+    similarity = paired_iou(gt.boxes[gt_rows][first], boxes[second]).reshape(g, d)
+    crowd = gt.crowd[gt_rows]
     stays = np.ones(d, dtype=bool)
     if crowd.any() and d:
         from scipy.optimize import linear_sum_assignment
@@ -142,11 +142,11 @@ def _frame(
         row, col = linear_sum_assignment(-score)
         matched = score[row, col] > _EPSILON
         stays[col[matched & crowd[row]]] = False
-    return gt.track[mine][~crowd], tracked.tracks[theirs][stays], similarity[~crowd][:, stays]
+    return gt.track[gt_rows][~crowd], tracked.tracks[det_rows][stays], similarity[~crowd][:, stays]
 
 
 def _sequence(frames: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """What TrackEval's metrics read of one video; ids are renumbered from 0."""
+    """The input of TrackEval's metrics for one video; ids are renumbered from 0."""
 
     def renumber(which: int) -> tuple[list[np.ndarray], int]:
         sizes = [len(frame[which]) for frame in frames]

@@ -29,7 +29,7 @@ Area = Literal["all_frames", "present_frames"]
 class TubeEvaluator(CocoRulesEvaluator):
     """``tube/AP``, ``AP50``, ``AP75``, ``AP_small|medium|large`` (128 and 256 pixels), ``AR1``, ``AR10``, ``AR100``.
 
-    area: which frames the mean area of a tube is taken over: ``all_frames`` of the video, absent ones counting 0
+    area: frames over which the mean area of a tube is taken: ``all_frames`` of the video, absent ones counting 0
         (SAM 3's evaluator), or the ``present_frames`` (YouTube-VOS's)
     """
 
@@ -67,17 +67,17 @@ class TubeEvaluator(CocoRulesEvaluator):
         assert tubes is not None
         gt_area, det_area = self._mean_area(truth, gt), self._mean_area(tubes, gt)
         for category in range(len(gt.category_ids)):
-            mine, theirs = np.flatnonzero(truth.category == category), np.flatnonzero(tubes.category == category)
-            theirs = theirs[np.lexsort((gt.video_ids[tubes.video[theirs]], -tubes.scores[theirs]))]
-            pairs = tube_iou(truth, tubes, mine, theirs, len(gt.image_ids))
+            gt_rows, tube_rows = np.flatnonzero(truth.category == category), np.flatnonzero(tubes.category == category)
+            tube_rows = tube_rows[np.lexsort((gt.video_ids[tubes.video[tube_rows]], -tubes.scores[tube_rows]))]
+            pairs = tube_iou(truth, tubes, gt_rows, tube_rows, len(gt.image_ids))
             yield Candidates(
-                det_group=tubes.video[theirs],
-                det_area=det_area[theirs],
-                det_video=tubes.video[theirs],
-                det_ignored=not_exhaustive(gt, tubes.video[theirs], category),
-                gt_area=gt_area[mine],
-                gt_crowd=truth.crowd[mine],
-                gt_video=truth.video[mine],
+                det_group=tubes.video[tube_rows],
+                det_area=det_area[tube_rows],
+                det_video=tubes.video[tube_rows],
+                det_ignored=not_exhaustive(gt, tubes.video[tube_rows], category),
+                gt_area=gt_area[gt_rows],
+                gt_crowd=truth.crowd[gt_rows],
+                gt_video=truth.video[gt_rows],
                 pairs=pairs.take(pairs.iou >= THRESHOLDS[0] - 1e-9),
             )
 
@@ -99,14 +99,14 @@ def _sums(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
     return np.bincount(group, weights=values, minlength=groups).astype(np.float64)
 
 
-def tube_iou(truth: TubeResults, tubes: TubeResults, mine: np.ndarray, theirs: np.ndarray, images: int) -> Pairs:
+def tube_iou(truth: TubeResults, tubes: TubeResults, gt_rows: np.ndarray, tube_rows: np.ndarray, images: int) -> Pairs:
     """IoU of the ground-truth tubes ``mine`` (g) and the predicted tubes ``theirs`` that share a frame, as positions in
     ``theirs`` and in ``mine``.
 
     Frames on which a ground-truth box is ignored count for neither side of that pair.
     """
     place_mine, place_theirs = np.full(len(truth), -1), np.full(len(tubes), -1)
-    place_mine[mine], place_theirs[theirs] = np.arange(len(mine)), np.arange(len(theirs))
+    place_mine[gt_rows], place_theirs[tube_rows] = np.arange(len(gt_rows)), np.arange(len(tube_rows))
     rows_g = np.flatnonzero(place_mine[truth.tube] >= 0)
     rows_g = rows_g[np.argsort(truth.image[rows_g], kind="stable")]
     rows_d = np.flatnonzero(place_theirs[tubes.tube] >= 0)
@@ -115,13 +115,13 @@ def tube_iou(truth: TubeResults, tubes: TubeResults, mine: np.ndarray, theirs: n
     inter = paired_intersection(tubes.boxes[d], truth.boxes[g])
     inter[truth.ignored[g]] = 0
     hidden = np.where(truth.ignored[g], tubes.boxes[d, 2] * tubes.boxes[d, 3], 0.0)
-    key = place_theirs[tubes.tube[d]] * max(len(mine), 1) + place_mine[truth.tube[g]]
+    key = place_theirs[tubes.tube[d]] * max(len(gt_rows), 1) + place_mine[truth.tube[g]]
     keys, inverse = np.unique(key, return_inverse=True)
     inverse = inverse.reshape(-1)
     inter = _sums(inverse, inter, len(keys))
     hidden = _sums(inverse, hidden, len(keys))
-    pair_d, pair_g = keys // max(len(mine), 1), keys % max(len(mine), 1)
-    area_g = _total_area(truth, ~truth.ignored)[mine][pair_g]
-    area_d = _total_area(tubes, np.ones(len(tubes.boxes), dtype=bool))[theirs][pair_d]
+    pair_d, pair_g = keys // max(len(gt_rows), 1), keys % max(len(gt_rows), 1)
+    area_g = _total_area(truth, ~truth.ignored)[gt_rows][pair_g]
+    area_d = _total_area(tubes, np.ones(len(tubes.boxes), dtype=bool))[tube_rows][pair_d]
     union = area_g + area_d - hidden - inter
     return Pairs(pair_d, pair_g, np.divide(inter, union, out=np.zeros_like(inter), where=union > 0))

@@ -1,4 +1,4 @@
-"""Tubes as numpy columns: ground-truth tracks, tube results of a file, tubes put together from ``track_id``.
+"""Tubes as numpy columns: ground-truth tracks, tube results of a file, tubes built from ``track_id``.
 
 Shape legend
     N tubes     n boxes of all tubes, one per row     M images    V videos
@@ -35,7 +35,7 @@ class TubeResults:
     """Tubes over whole videos; a tube has a box on some frames of one video.
 
     video: N int, position of the video         category: N int, position       scores: N float64
-    crowd: N bool, ground-truth tracks that neither reward nor punish (False for predictions)
+    crowd: N bool, ground-truth tracks that count neither for nor against (False for predictions)
     tube: n int, row's tube     image: n int, position of the row's image       boxes: n,4 float64 xywh
     ignored: n bool, ground-truth boxes of a counted track that are ignored on this frame
     """
@@ -67,7 +67,7 @@ class TubeResults:
     @classmethod
     def from_ground_truth(cls, gt: GroundTruth) -> TubeResults:
         """The annotated tracks.  A track is crowd when all of its boxes are; a single crowd box of another track
-        takes its frame out of the comparison.  Its class is the one that most of its boxes carry."""
+        takes its frame out of the comparison.  Its class is the majority over its boxes."""
         tracks, tube = np.unique(gt.track, return_inverse=True)
         count = len(tracks)
         video = np.zeros(count, dtype=np.int64)
@@ -79,10 +79,10 @@ class TubeResults:
 
     @classmethod
     def from_tracks(cls, detections: BoundDetections, gt: GroundTruth) -> TubeResults | None:
-        """Tubes made of the detections that share a video and a ``track_id``; None when no detection has one.
+        """Tubes of the detections that share a video and a ``track_id``; None when no detection has one.
 
-        The score of a tube is the mean of its detections' scores, its class the one that most of them carry (the
-        higher sum of scores decides between equals).  Raises ValueError when a track has two boxes in one image.
+        The score of a tube is the mean of its detections' scores, its class the majority of theirs (the higher sum of
+        scores breaks ties).  Raises ValueError when a track has two boxes in one image.
         """
         if detections.tracks is None:
             return None
@@ -148,7 +148,7 @@ class TubeResults:
 
 
 def _majority(group: np.ndarray, label: np.ndarray, weight: np.ndarray, groups: int, labels: int) -> np.ndarray:
-    """The most frequent label of each group; the higher sum of ``weight`` decides between equals, then the lower."""
+    """The most frequent label of each group; ties go to the higher sum of ``weight``, then to the lower label."""
     key = group.astype(np.int64) * labels + label
     keys, inverse, counts = np.unique(key, return_inverse=True, return_counts=True)
     sums = np.bincount(inverse.reshape(-1), weights=weight, minlength=len(keys))

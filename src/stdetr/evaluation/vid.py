@@ -3,7 +3,7 @@
 The rules are those of the Python ports in Flow-Guided Feature Aggregation (Zhu et al., 2017) and YOLOV (Shi et al.,
 2023): inclusive pixels, a threshold that is lower for small objects, the area under the whole precision envelope, no
 limit of detections.  In a motion split, ground truth outside the range is ignored; an unmatched detection then counts
-by whether it lies nearer to ground truth inside or outside the range, of whatever class.
+only if it lies nearer to ground truth inside the range than outside, of any class.
 
 Shape legend
     n detections of one class, by descending score      A annotations       M images        C classes
@@ -49,8 +49,8 @@ class VidEvaluator(Evaluator):
         table = {split: np.full(len(gt.category_ids), np.nan) for split in names}
         curves = []
         for category, matches in enumerate(self._classes(inputs, splits)):
-            for split, found in zip(splits, matches, strict=True):
-                table[split.name][category] = found.average_precision("area")
+            for split, detections in zip(splits, matches, strict=True):
+                table[split.name][category] = detections.average_precision("area")
             if matches[0].positives.sum():
                 curves.append(sample_curve(*matches[0].precision_recall()))
         classes = len(gt.category_ids)
@@ -74,7 +74,7 @@ class VidEvaluator(Evaluator):
         gt = inputs.gt.objects()
         if undefined(gt):
             return {}
-        classes = [found for (found,) in self._classes(inputs, motion_splits(gt, ("all",)))]
+        classes = [detections for (detections,) in self._classes(inputs, motion_splits(gt, ("all",)))]
         return {f"{self.name}/AP50": MatchTable("area", [classes])}
 
     def thresholds(self, boxes: np.ndarray) -> np.ndarray:
@@ -83,15 +83,15 @@ class VidEvaluator(Evaluator):
         return np.minimum(0.5, width * height / ((width + 10) * (height + 10)))
 
     def ranking(self, image: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The order of one class's detections (n positions), and the turn in which each one, so ordered, chooses among
-        those of its image (n, a smaller number first).
+        """The order of one class's detections (n positions), and the turn in which each chooses within its image (n, in
+        that order; a smaller number first).
 
         Here: by descending score, equal scores by image in the order of the annotations, then as given.
         """
         return np.lexsort((image, -scores)), np.arange(len(image))
 
     def preference(self, pairs: Pairs, ignored: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Sort keys (p each, the last is the first that counts) by which a detection ranks its candidates.
+        """Sort keys (p each, the last is the primary key) by which a detection ranks its candidates.
 
         Here: the highest IoU, then the first ground truth.  ignored: g bool, out of the motion range
         """
@@ -101,37 +101,37 @@ class VidEvaluator(Evaluator):
         """For each class in turn, its matches in each split (of ``inputs.gt.objects()``)."""
         gt, images = inputs.gt.objects(), len(inputs.gt.image_ids)
         for category in range(len(gt.category_ids)):
-            found, turn = self._detections(inputs.detections, category)
-            n, video = len(found), gt.image_video[found.image].astype(np.int32)
-            mine = gt.category == category
-            near = np.flatnonzero(mine) if self.class_by_class else np.arange(len(gt.boxes))
+            detections, turn = self._detections(inputs.detections, category)
+            n, video = len(detections), gt.image_video[detections.image].astype(np.int32)
+            of_class = gt.category == category
+            near = np.flatnonzero(of_class) if self.class_by_class else np.arange(len(gt.boxes))
             join = ImageJoin(gt.image[near], images)
-            threshold = np.where(mine[near], self.thresholds(gt.boxes[near]), np.inf)
+            threshold = np.where(of_class[near], self.thresholds(gt.boxes[near]), np.inf)
             inside, outside = np.full((len(splits), n), -1.0), np.full((len(splits), n), -1.0)
             parts = []
-            for pairs in join.overlaps(found.image, found.boxes, gt.boxes[near], self.grow):
+            for pairs in join.overlaps(detections.image, detections.boxes, gt.boxes[near], self.grow):
                 for s, split in enumerate(splits):
                     ignored = split.ignored[near[pairs.gt]]
                     for best, rows in ((inside[s], ~ignored), (outside[s], ignored)):
                         _best_overlap(pairs.det[rows], pairs.iou[rows], best)
                 parts.append(pairs.take(pairs.iou >= threshold[pairs.gt]))
             candidates = Pairs.joined(parts)
-            nothing = join.counts[found.image] == 0
-            neutral = ignored_unless_matched(inputs.gt, category, found.image, found.boxes)
+            nothing = join.counts[detections.image] == 0
+            neutral = ignored_unless_matched(inputs.gt, category, detections.image, detections.boxes)
             results = []
             for s, split in enumerate(splits):
                 ignored = split.ignored[near]
                 taker, taken = _assign(candidates, turn, self.preference(candidates, ignored), len(near))
                 share = np.bincount(gt.image[near[ignored]], minlength=images) / np.maximum(join.counts, 1)
-                # As near to both: by the share of the image's ground truth that is ignored.
-                equal = share[found.image]
+                # Equally near to both: by the share of the image's ground truth that is ignored.
+                equal = share[detections.image]
                 false = np.where(inside[s] > outside[s], 1.0, np.where(inside[s] < outside[s], 0.0, equal))
                 false[nothing] = split.empty_weight
                 false[taker] = 0.0
                 false[neutral] = 0.0
                 true = np.zeros(n, dtype=bool)
                 true[taker] = ~ignored[taken]
-                positives = np.bincount(gt.video[mine & ~split.ignored], minlength=len(gt.video_ids))
+                positives = np.bincount(gt.video[of_class & ~split.ignored], minlength=len(gt.video_ids))
                 results.append(ScoredMatches(true, false, video, positives))
             yield results
 

@@ -1,8 +1,8 @@
 """ImageNet VID AP50 as MEGA computes it: where its rules differ from the devkit's.
 
 The rules are those of MEGA (Chen et al., "Memory Enhanced Global-Local Aggregation", 2020) and of the systems built
-on its code: a fixed threshold of 0.5, one pixel added twice to every width and height, and everything, also the
-ignoring of ground truth outside a motion range, class by class.
+on its code: a fixed threshold of 0.5, one pixel added twice to every width and height, and everything computed per
+class, including which ground truth is outside a motion range.
 
 Shape legend
     n detections of one class       g annotations of one class      p pairs of both

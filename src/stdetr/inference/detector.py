@@ -38,20 +38,20 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Detector:
-    """A model with everything it needs to run on a video of any length, in memory that does not depend on the length.
+    """A model with everything it needs to run on videos of any length in bounded memory.
 
-    model:           a ``ClipDetector``, or a module with its ``features`` and ``detect``; a causal one answers frame by
+    model:           a ``ClipDetector``, or a module with its ``features`` and ``detect``; a causal one runs frame by
                      frame
     transform:       the evaluation transforms of the data the model was trained on, normalisation included
     clip_length:     T of a window; overlap: how many frames a window shares with the next one
-    step:            look at every ``step``-th frame
+    step:            process every ``step``-th frame
     top_k:           (tube, class) pairs kept of a window
-    score_threshold: frames of a tube that score less are left out
-    presence:        ... and those whose presence is lower
+    score_threshold: frames of a tube with a lower score are left out
+    presence:        ... as are frames with a lower presence
     track_threshold: a track gets its id when a frame reaches this score
     rules:           when a window's tube continues a track (its ``birth_score`` is ``track_threshold``)
-    batch_size:      windows that go through the model together; of a causal model, frames that are read ahead to go
-                     through its backbone together
+    batch_size:      windows per forward pass; for a causal model, frames that are read ahead and go through its
+                     backbone together
     precision:       ``fp32``, ``bf16`` or ``fp16``
     """
 
@@ -101,8 +101,8 @@ class Detector:
         """The detector of a run folder, a checkpoint folder or a ``model.safetensors``.
 
         device: ``auto`` (the first GPU, else the CPU) or any name that torch knows
-        settings: constructor arguments, ``clip_length`` and ``overlap`` above all; left out or None, the clip length of
-        training holds, with an overlap of two fifths of it
+        settings: constructor arguments, mainly ``clip_length`` and ``overlap``; by default (None) the clip length of
+        training, with an overlap of two fifths of it
 
         Raises FileNotFoundError and ValueError, in one line, for what is missing or does not fit.
         """
@@ -122,8 +122,8 @@ class Detector:
     ) -> Iterator[Tubes]:
         """Tracks of consecutive pieces of the video, each as soon as no later window can change it.
 
-        Every frame that is looked at comes exactly once, in order; ids are the same object throughout.  The backbone
-        runs once on each.  A causal model gives every frame by itself, and no later one changes anything about it.
+        Every processed frame comes exactly once, in order; an id means the same object throughout.  The backbone runs
+        once per frame.  A causal model gives one frame at a time, and its result is final.
         """
         if max_frames is not None and max_frames < 1:
             raise ValueError(f"max_frames={max_frames} must be at least 1")
@@ -149,7 +149,7 @@ class Detector:
         )
 
     def info(self, source: str | Path | VideoSource, video: VideoSource) -> VideoInfo:
-        """What is known of a video before it is looked at."""
+        """What is known of a video before it is processed."""
         path = str(source) if isinstance(source, str | Path) else video.name
         return VideoInfo(path, Path(video.name).name, video.size, video.fps, ())
 
@@ -164,7 +164,7 @@ class Detector:
             known = {i: known[i] for i in group[-1].frame_index}
 
     def _frame_by_frame(self, video: VideoSource, start: int, stop: int | None) -> Iterator[Tubes]:
-        """The tubes of each frame and the one before it, by which they are known again."""
+        """The tubes of each frame and the previous one, which links them."""
         window = CausalStream(cast(ClipDetector, self.model), self.clip_length, self.overlap)
         frames = video.iterate(start, stop, self.step)
         while group := list(islice(frames, self.batch_size)):
@@ -179,7 +179,7 @@ class Detector:
 
     @torch.no_grad()
     def _tokens(self, frames: Window, video: VideoSource) -> dict[int, Tokens]:
-        """The tokens of each frame by its number."""
+        """The tokens of each frame, by frame number."""
         batch = self.batch([frames], video)
         with self._autocast():
             tokens = cast(ClipDetector, self.model).features(batch.frames, batch.sizes)
@@ -211,7 +211,7 @@ class Detector:
         return results
 
     def batch(self, windows: Sequence[Window], video: VideoSource) -> ClipBatch:
-        """Windows as the model takes them, on its device; of equal length or padded in time."""
+        """Windows as input of the model, on its device; of equal length or padded in time."""
         clips = []
         for window in windows:
             frames, _, _ = self.transform(torch.from_numpy(window.frames).permute(0, 3, 1, 2), torch.zeros(0, 4))
@@ -228,9 +228,9 @@ def _info(video: VideoSource, frame_index: tuple[int, ...]) -> ClipInfo:
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, ClassNames]:
-    """Build the model that ``config.yaml`` describes and give it the weights; in evaluation mode, on ``device``.
+    """Build the model that ``config.yaml`` describes and load the weights; in evaluation mode, on ``device``.
 
-    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for weights that are not of this
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for weights that do not fit this
     model, with the names that differ.
     """
     files = checkpoint.find_checkpoint(path)
@@ -239,9 +239,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     if node is None:
         raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
     model: nn.Module = configs.instantiate(node)
-    weights, own = checkpoint.read_weights(files.weights), model.state_dict()
-    weights = {name: x for name, x in weights.items() if name in own or name not in checkpoint.UNUSED_TENSORS}
-    difference = checkpoint.Difference.between(own, weights)
+    weights, parameters = checkpoint.read_weights(files.weights), model.state_dict()
+    weights = {name: x for name, x in weights.items() if name in parameters or name not in checkpoint.UNUSED_TENSORS}
+    difference = checkpoint.Difference.between(parameters, weights)
     if difference:
         raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
     model.load_state_dict(weights)
@@ -249,7 +249,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU; raises ValueError for one that is not there."""
+    """``auto`` is the first GPU where there is one, else the CPU; raises ValueError for a missing device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -262,7 +262,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def default_overlap(frames: int) -> int:
-    """Two fifths of a window: enough common frames to know an object by, at 1.7 times the work of adjacent windows."""
+    """Two fifths of a window: enough common frames to link objects, at 1.7 times the work of adjacent windows."""
     return 2 * frames // 5
 
 

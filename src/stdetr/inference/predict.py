@@ -1,4 +1,4 @@
-"""``stdetr predict``: run a checkpoint on a video and write everything there is to see and to use."""
+"""``stdetr predict``: run a checkpoint on a video and write the predictions and pictures of them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ DETECTOR_KEYS = (
 def run(cfg: DictConfig) -> VideoPredictions:
     """Predict as ``cfg`` (conf/predict.yaml) says; returns the predictions it wrote.
 
-    Raises ValueError and FileNotFoundError in one line for what the user got wrong; nothing is written before the
-    checkpoint and the source are open.
+    Raises ValueError and FileNotFoundError with one line for a user's mistake; nothing is written before the checkpoint
+    and the source are open.
     """
     for key, what in (
         ("checkpoint", "the run folder or checkpoint to use"),
@@ -105,14 +105,14 @@ def image_ids_of(annotations: str | Path, source: str) -> dict[int, int]:
         for key in ("name", "file_name"):
             if video.get(key):
                 names[Path(video[key]).name] = names[Path(video[key]).stem] = video["id"]
-    wanted = Path(source)
-    chosen = names.get(wanted.name, names.get(wanted.stem))
+    source_path = Path(source)
+    chosen = names.get(source_path.name, names.get(source_path.stem))
     if chosen is None and len(videos) == 1:
         chosen = videos[0]["id"]
     if chosen is None:
-        near = difflib.get_close_matches(wanted.name, list(names), n=1)
+        near = difflib.get_close_matches(source_path.name, list(names), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"annotations={annotations} has no video named {wanted.name}{hint}")
+        raise ValueError(f"annotations={annotations} has no video named {source_path.name}{hint}")
     return {int(image["frame_id"]): int(image["id"]) for image in images if image["video_id"] == chosen}
 
 
@@ -122,7 +122,7 @@ def _frames_ahead(video: VideoSource, start: int, most: int | None, step: int) -
 
 
 def _with_progress(clips: Iterator[Tubes], total: int) -> Iterator[Tubes]:
-    """The clips as they come, with a bar that moves on a terminal and is printed every 15 s elsewhere."""
+    """The clips, with a progress bar that moves on a terminal and is printed every 15 s elsewhere."""
     every = 0.1 if sys.stderr.isatty() else 15.0
     with tqdm(total=total, desc="predict", unit="frame", dynamic_ncols=True, mininterval=every, delay=every) as bar:
         for clip in clips:

@@ -1,5 +1,4 @@
-"""The detections of one whole video, as columns, and the files they can become, each of which appears whole or not at
-all.
+"""The detections of a whole video as columns, and the files they can be written to, each complete or not at all.
 
 Shape legend
     D detections of the video      N tubes of a clip, T its frames
@@ -38,8 +37,8 @@ _CSV_COLUMNS = ("frame", "time_s", "track_id", "category_id", "class", "score", 
 class VideoInfo:
     """Where detections come from.
 
-    source: path or pattern it was opened from; name: what it is called; size: (h, w) in pixels
-    fps: frames per second, 0.0 where the source has no clock; frame_index: the frames that were looked at, in order
+    source: path or pattern it was opened from; name: for messages and files; size: (h, w) in pixels
+    fps: frames per second, 0.0 where the source has no clock; frame_index: the processed frames, in order
     """
 
     source: str
@@ -51,14 +50,14 @@ class VideoInfo:
 
 @dataclass(frozen=True, repr=False)
 class VideoPredictions:
-    """All detections of a video, ordered by frame and then by falling score.
+    """All detections of a video, ordered by frame and then by descending score.
 
     frame_index: D int64 decoded frame number in the source, from 0
     boxes:       D,4 float32 xyxy in pixels of the source frame
     scores:      D float32 in [0,1]
-    labels:      D int64 contiguous class index from 0; the same for all detections of a track
-    track_ids:   D int64, -1 for a detection that belongs to no confirmed track
-    tube_scores: D float32, the class score of the tube that the detection was part of
+    labels:      D int64 contiguous class indices from 0; the same for all detections of a track
+    track_ids:   D int64, -1 for a detection without a confirmed track
+    tube_scores: D float32, the class score of the detection's tube
     """
 
     info: VideoInfo
@@ -112,8 +111,8 @@ class VideoPredictions:
         return replace(self, **{name: getattr(self, name)[keep] for name in _COLUMNS})
 
     def filled(self, max_gap: int) -> VideoPredictions:
-        """With boxes on the frames on which a confirmed track was not seen, where that was for at most ``max_gap`` of
-        the frames that were looked at; 0 fills nothing."""
+        """With boxes interpolated where a confirmed track was unseen for at most ``max_gap`` processed frames; 0 fills
+        nothing."""
         if max_gap < 0:
             raise ValueError(f"fill_gap={max_gap} must not be negative")
         parts = [tuple(getattr(self, name) for name in _COLUMNS)]
@@ -129,7 +128,7 @@ class VideoPredictions:
         return replace(self, **_in_order(joined))
 
     def tubes(self) -> Tubes:
-        """The confirmed tracks over all frames that were looked at, one row each (dense: N x T boxes)."""
+        """The confirmed tracks over all processed frames, one row each (dense: N x T boxes)."""
         frames = np.array(self.info.frame_index, dtype=np.int64)
         kept = self.select(self.track_ids >= 0)
         ids, row = np.unique(kept.track_ids, return_inverse=True)
@@ -152,8 +151,8 @@ class VideoPredictions:
         """``[{image_id, category_id, bbox [x,y,w,h], score, track_id?}]``: what COCO's evaluation reads.
 
         Boxes to a thousandth of a pixel, scores to six digits, as in the other files.
-        image_ids: frame number -> image id; default frame + 1.  Frames that it does not name are left out: they have
-            no annotation to be compared with.
+        image_ids: frame number -> image id; default frame + 1.  Frames without an entry are left out: they have no
+            annotation to compare with.
         """
         results = []
         for frame, box, score, label, track in self._rows():
@@ -172,7 +171,7 @@ class VideoPredictions:
         """``frame,id,x,y,w,h,conf,-1,-1,-1``: the result rows of MOTChallenge, frames and ids counted from 1.
 
         x and y are the box's top left corner in pixels from the frame's corner.  The format has no class: rows of all
-        classes are in one file.  Detections of no confirmed track are left out.
+        classes are in one file.  Detections without a confirmed track are left out.
         """
         lines = []
         for frame, box, score, _, track in sorted(self._rows(), key=lambda row: (row[0], row[4])):
@@ -205,8 +204,8 @@ class VideoPredictions:
     ) -> Path:
         """Read the source again and write it as H.264 with boxes, classes, scores, track colours and trails.
 
-        The frames are those that were looked at, at the source's speed; source: where to read them if not from
-        ``info.source``.  Raises ValueError when no frame was looked at.
+        The frames are the processed ones, at the source's speed; source: where to read them if not from
+        ``info.source``.  Raises ValueError when no frame was processed.
         """
         from stdetr.viz.overlay import DEFAULT_FPS, Overlay, frame_caption  # slow to import
 

@@ -1,4 +1,4 @@
-"""Samples of an annotated split to look at: video with tracks beside the annotation, contact sheet, sampling figure.
+"""Sample pictures of an annotated split: video with tracks next to annotations, contact sheet, sampling figure.
 
 Shape legend
     N tracks     T frames shown
@@ -45,7 +45,7 @@ def draw_samples(
     sampling: Mapping[str, Any] | None = None,
     backend: str = "av",
 ) -> list[Sample]:
-    """Run the detector on ``count`` videos of a split, spread over it, and draw what it says into ``folder``.
+    """Run the detector on ``count`` videos spread over a split and draw the predictions into ``folder``.
 
     root: the folder that the file names of ``index`` are relative to; sampling: keys of ``draw_sampling``
     """
@@ -56,7 +56,7 @@ def draw_samples(
         source, numbers = open_video(index, Path(root), video, rows, backend)
         if len(numbers) > 1 and (np.diff(numbers) != 1).any():
             gap = int((np.diff(numbers) != 1).argmax()) + 1
-            rows, numbers = rows[:gap], numbers[:gap]  # a stretch without a break, as the detector takes it
+            rows, numbers = rows[:gap], numbers[:gap]  # the detector needs consecutive frames
         with closing(source):
             predictions = detector.predict(source, start=int(numbers[0]), max_frames=len(numbers))
             pixels = source.read(numbers.tolist())

@@ -24,7 +24,7 @@ from stdetr.viz.style import track_colour
 
 
 def can_record(detector: Detector) -> bool:
-    """Whether the model can tell where it sampled (a model with dense attention samples nothing)."""
+    """Whether the model can record where it sampled (dense attention samples nothing)."""
     return hasattr(detector.model, "record_sampling")
 
 
@@ -33,7 +33,7 @@ def most_confident_window(predictions: VideoPredictions, length: int, objects: i
     frames = predictions.info.frame_index
     length = min(length, len(frames))
     place = np.searchsorted(np.asarray(frames), predictions.frame_index)
-    # Detections of a frame come by falling score, so the rank within the frame is the distance to its first row.
+    # Detections of a frame are sorted by score, so the rank within the frame is the distance to its first row.
     first = np.searchsorted(place, np.arange(len(frames)))
     rank = np.arange(len(place)) - first[place]
     total = np.bincount(place, weights=predictions.scores * (rank < objects), minlength=len(frames))
@@ -54,9 +54,9 @@ def draw_sampling(
     points: int = 256,
     dpi: int = 130,
 ) -> Path:
-    """Run the detector on the frames once more, recording, and draw the ``rows`` most confident tubes.
+    """Run the detector on the frames again with recording on, and draw the ``rows`` most confident tubes.
 
-    predictions: where to find the track ids for the headings.  Raises ValueError when the model cannot record.
+    predictions: source of the track ids in the headings.  Raises ValueError when the model cannot record.
     """
     if not can_record(detector):
         raise ValueError(f"{type(detector.model).__name__} has no record_sampling: it has no sampled points to draw")
@@ -92,9 +92,9 @@ def draw_sampling(
 def most_confident_tubes(
     output: ModelOutput, count: int, overlap: float = 0.5
 ) -> tuple[list[int], list[float], list[int]]:
-    """Tubes of the first clip by falling class score x mean presence, with score and class; one of each object.
+    """Tubes of the first clip by descending class score x mean presence, with score and class; one per object.
 
-    A tube that covers a more confident one (mean IoU over the frames of at least ``overlap``) is passed over.
+    A tube that overlaps a more confident one (mean IoU over the frames of at least ``overlap``) is skipped.
     """
     score, label = output.clip_logits[0].float().sigmoid().max(-1)
     score = (score * output.presence[0].float().sigmoid().mean(-1)).cpu()
@@ -113,12 +113,12 @@ def _track_of(box: Tensor, size: tuple[int, int], predictions: VideoPredictions 
     """The confirmed track whose box on ``frame`` is the given one (cxcywh in [0,1]), None where there is none."""
     if predictions is None:
         return None
-    found = predictions.on_frame(frame)
-    kept = found["track_ids"] >= 0
+    detections = predictions.on_frame(frame)
+    kept = detections["track_ids"] >= 0
     if not kept.any():
         return None
     height, width = size
     pixel = box_convert(box.float()[None], "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
-    iou = box_iou(pixel, torch.from_numpy(found["boxes"][kept]))[0]
+    iou = box_iou(pixel, torch.from_numpy(detections["boxes"][kept]))[0]
     best = int(iou.argmax())
-    return int(found["track_ids"][kept][best]) if float(iou[best]) >= 0.5 else None
+    return int(detections["track_ids"][kept][best]) if float(iou[best]) >= 0.5 else None

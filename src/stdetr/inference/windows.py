@@ -1,4 +1,4 @@
-"""A video as overlapping windows, read once from front to back.
+"""A video as overlapping windows, read once from start to end.
 
 Shape legend
     T frames of a window      h, w pixels of the source frame
@@ -26,9 +26,9 @@ class Window:
 def iterate_windows(
     source: VideoSource, frames: int, overlap: int, *, start: int = 0, stop: int | None = None, step: int = 1
 ) -> Iterator[Window]:
-    """Windows of ``frames`` frames, taking every ``step``-th of the source, that share ``overlap`` with the one before.
+    """Windows of ``frames`` frames, every ``step``-th of the source, that share ``overlap`` with the previous window.
 
-    The last window is moved back so that it is of full length too (it shares more then); only a video shorter than one
+    The last window is moved back so that it has full length too (and then shares more); only a video shorter than one
     window gives a shorter one.  At most ``frames`` frames are held at a time.
 
     Raises ValueError for numbers that do not fit.

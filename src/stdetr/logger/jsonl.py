@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: the record of a run that needs no account, no service and no reader but ``json``.
+"""``metrics.jsonl``: the record of a run, which needs no account or service and only ``json`` to read.
 
 One JSON object per line, ``{"step": 40, "split": "train", "loss": 1.25, ...}``.  Images, videos and tables are lines as
 well, with split ``media`` and ``table``, and paths relative to the run's folder, so the file stays valid when the run
@@ -76,7 +76,7 @@ class JsonlLogger(Logger):
         self._append(step, split, {name: to_scalar(name, value) for name, value in values.items()})
 
     def log_media(self, step: int, key: str, path: Path) -> None:
-        # os.path.relpath, not Path.relative_to: media may lie beside the run's folder.
+        # os.path.relpath, not Path.relative_to: media may lie outside the run's folder.
         self._append(step, "media", {key: Path(os.path.relpath(path, self.root)).as_posix()})
 
     def log_table(self, step: int, key: str, table: Table) -> None:

@@ -1,4 +1,4 @@
-"""What the training loop asks of a logger, and several loggers that act as one.
+"""The interface of loggers, and a group of loggers that acts as one.
 
 A logger is constructed by Hydra before anything else exists and does nothing until ``start``; in a distributed run
 only the main process calls ``start``.  ``step`` counts optimiser steps and is the x axis of everything.
@@ -34,7 +34,7 @@ class Table:
 class Logger:
     """Records one run.  ``start`` comes first and ``finish`` last; both may be called once per run.
 
-    Subclasses record what they can; a method that they leave out does nothing.
+    Subclasses record what they can; methods they do not override do nothing.
     """
 
     def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
@@ -62,9 +62,9 @@ class Logger:
 
 
 class LoggerGroup(Logger):
-    """Hands every call to each logger in the order given; an empty group records nothing.
+    """Passes every call to each logger in the given order; an empty group records nothing.
 
-    The loggers have names, ``LoggerGroup(jsonl=..., wandb=...)``, so that a configuration can reach into one of them
+    The loggers have names, ``LoggerGroup(jsonl=..., wandb=...)``, so that a configuration can address one of them
     (``logger.wandb.mode=offline``).  ``finish`` reaches every logger even if one of them fails, and then raises the
     first failure.
     """

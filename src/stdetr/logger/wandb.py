@@ -1,4 +1,4 @@
-"""Weights & Biases: online with an account, offline without one, and never a question on the terminal.
+"""Weights & Biases: online with an account, offline without one, never prompting on the terminal.
 
 Three traps of the service shape this file.  Offline runs ignore ``resume`` (wandb issue 2423), so ``metrics.jsonl``
 is always written beside it.  Its own step counter drops records that arrive late, so every record carries
@@ -155,7 +155,7 @@ class WandbLogger(Logger):
 
 
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
-    """What ``auto`` means on this machine; other modes unchanged."""
+    """Resolves ``auto`` for this machine; other modes are unchanged."""
     if mode == "auto":
         asked = os.environ.get("WANDB_MODE", "").lower()
         if asked in ("online", "offline", "disabled"):
@@ -170,9 +170,9 @@ def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
 
 
 def has_account() -> bool:
-    """Whether W&B could sign in without asking: a key or token in the environment, or an entry in the netrc file.
+    """Whether W&B could sign in without prompting: a key or token in the environment, or an entry in the netrc file.
 
-    Only presence is looked at, through the files and variables that W&B documents; nothing is read out or kept.
+    Only presence is checked, in the files and variables that W&B documents; nothing is read out or stored.
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
@@ -210,6 +210,6 @@ def git_revision(folder: Path | None = None) -> str | None:
         answer = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False) if git else None
         return answer.stdout.strip() if answer is not None and answer.returncode == 0 else None
 
-    # An environment inside somebody else's checkout is ignored by it; its commit says nothing about this code.
+    # An environment inside another project's checkout is ignored there; that commit says nothing about this code.
     known = ask("ls-files", "--error-unmatch", ".") is not None
     return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if known else None

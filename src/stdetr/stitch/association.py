@@ -1,16 +1,16 @@
-"""Which track each tube of a window continues, and which tubes of a window show one object twice.
+"""Which track each tube of a window continues, and which tubes of a window are duplicates.
 
 Shape legend
     M live tracks      N tubes of the window      T its frames      K first frames of a tube
 
 Two similarities, both in [0,1].  By overlap: the mean IoU over the frames where a track and a tube both report a box,
-weighted by the lower of the two scores, since the box of a frame on which the object is not seen means little.  By
-motion, for a pair that shares no such frame (windows without overlap, an object that was hidden): how near the tube's
-first boxes lie to where the track's own velocity would have carried it, and the track's last box to where the tube's
-own velocity comes from.
+weighted by the lower of the two scores, since the box on a frame where the object is not seen means little.  By motion,
+for a pair without such a frame (windows without overlap, an object that was hidden): how close the tube's first boxes
+are to the positions predicted by the track's velocity, and the track's last box to the position that the tube's
+velocity implies backwards.
 
-The constant velocity and the assignment by overlap are those of SORT (Bewley et al., arXiv 1602.00763); velocity from
-observed boxes alone, and the direction of the new observations as a second witness, follow OC-SORT (Cao et al., arXiv
+Constant velocity and assignment by overlap are those of SORT (Bewley et al., arXiv 1602.00763); velocity from observed
+boxes only, and the direction of the new observations as further evidence, follow OC-SORT (Cao et al., arXiv
 2203.14360); strong detections before weak ones is ByteTrack's rule (Zhang et al., arXiv 2110.06864).
 """
 
@@ -36,24 +36,24 @@ _SHARES = (
 class StitchRules:
     """When a tube continues a track, when it is a duplicate, and when a track gets its id.
 
-    min_similarity: a pair below it is never joined; similarity = geometry * (1 - class_weight * (1 - class share))
+    min_similarity: a pair below it is not joined; similarity = geometry * (1 - class_weight * (1 - class share))
     class_weight:   0: classes do not matter; 1: a track never changes its class
     max_gap:        a track that was not seen for more source frames than this is closed
     max_distance:   for joins without a common frame, the centre distance, in box sizes, at which geometry falls to 0
     motion_weight:  for joins by common frames, how much the motion on the tube's new frames counts beside the IoU
-    gap_weight:     how much of the geometry is lost over a gap of ``max_gap`` frames: of two tracks that fit alike, the
-                    one that was seen more recently goes on
-    motion_frames:  how many of its last frames decide a track's velocity
-    match_frames:   on how many frames after the track's end a tube is compared with the track's motion
-    damping:        the part of the velocity that is left after each frame that the track is not seen
-    high_score:     tubes whose best frame reaches it are assigned before the weaker ones, and to tracks that have
-                    reached it before; a track that has not been seen for a while comes back with such a tube only
+    gap_weight:     how much of the geometry is lost over a gap of ``max_gap`` frames: of two tracks that fit equally,
+                    the one that was seen more recently continues
+    motion_frames:  number of last frames that determine a track's velocity
+    match_frames:   number of frames after the track's end on which a tube is compared with the track's motion
+    damping:        the part of the velocity that is left after each frame without the track
+    high_score:     tubes whose best frame reaches it are assigned before weaker ones, and to tracks that have reached
+                    it before; a track that has been unseen for a while is resumed only by such a tube
     birth_score:    a track gets its id from the first window in which a frame reaches this score; until then its boxes
-                    come out with id -1, so that clutter uses up no ids (0: every track at once)
-    twin_iou:       of two tubes of one window that overlap this much, the weaker starts no track: its boxes come out
-                    with id -1, unless it continues a track that nothing else does (1: every tube may)
-    duplicate_iou:  of two tubes of one window that overlap this much, the weaker is left out altogether (1: none is)
-    duplicate_iou_other_class: both for tubes of different classes
+                    have id -1, so that clutter uses up no ids (0: every track at once)
+    twin_iou:       of two tubes of one window that overlap this much, the weaker starts no track: its boxes have id -1,
+                    unless it continues a track that no other tube continues (1: every tube may start one)
+    duplicate_iou:  of two tubes of one window that overlap this much, the weaker is dropped (1: none is)
+    duplicate_iou_other_class: both thresholds for tubes of different classes
     """
 
     min_similarity: float = 0.3
@@ -87,13 +87,13 @@ class StitchRules:
 def assign(tracks: Tracks, tubes: Tubes, columns: Tensor, since: int, duplicate: Tensor, rules: StitchRules) -> Tensor:
     """N int64: the row of the track that each tube continues, -1 for a tube that continues none.
 
-    columns: T, where the tubes' frames lie among the frames that the tracks keep
+    columns: T, positions of the tubes' frames among the frames that the tracks keep
     since: a track that was seen on this frame or later is in sight
     duplicate: N bool, tubes that a more confident one covers
 
-    The most confident first, each step one Hungarian assignment of what is left, by overlap and then by motion: strong
-    tubes to tracks that were strong once, weak tubes to those of them that are in sight, and the rest to the rest.  A
-    duplicate only continues a strong track that nothing else does: two objects that cross cover each other too.
+    The most confident first, each step a Hungarian assignment of the remaining ones, by overlap and then by motion:
+    strong tubes to tracks that have been strong, weak tubes to those of them that are in sight, and the rest to the
+    rest.  A duplicate only continues a strong track that no other tube continues: crossing objects also overlap.
     """
     rows = torch.full((len(tubes),), -1, dtype=torch.int64)
     if not len(tracks) or not len(tubes):
@@ -102,11 +102,11 @@ def assign(tracks: Tracks, tubes: Tubes, columns: Tensor, since: int, duplicate:
     overlap, shared = overlap_similarity(tracks, tubes, columns)
     motion = motion_similarity(tracks, tubes, rules) * classes
     overlap = overlap * classes
-    # Boxes on common frames decide whether a pair may be joined; the motion helps to tell two such pairs apart.
+    # Boxes on common frames decide whether a pair may be joined; motion helps to choose between such pairs.
     mixed = (1 - rules.motion_weight) * overlap + rules.motion_weight * motion
     joinable = (overlap >= rules.min_similarity) & (tracks.last_frame >= 0)[:, None]
     overlap = torch.where(joinable, mixed.clamp_min(rules.min_similarity), 0.0)
-    # Two that reported different boxes on one frame are two objects, whatever their motion says.
+    # A pair that reported different boxes on one frame is two objects, whatever the motion.
     motion = torch.where(shared, 0.0, motion)
 
     strong_tube = ((tubes.scores * tubes.present).amax(1) >= rules.high_score)[None]
@@ -143,8 +143,8 @@ def motion_similarity(tracks: Tracks, tubes: Tubes, rules: StitchRules) -> Tenso
     """M,N in [0,1], on the first ``match_frames`` frames of each tube after the track's end; 0 where it has none, or
     none before ``max_gap`` is over.
 
-    A tube that begins after the track's end has a motion of its own, unless it has but one frame; then the track's last
-    box is compared with that as well, backwards.
+    If the tube begins after the track's end and has more than one frame, its own motion is also compared, backwards,
+    with the track's last box.
     """
     gaps = tubes.frame_index[None, None] - tracks.last_frame[:, None, None]  # M,1,T
     new = tubes.present[None] & (gaps > 0)  # M,N,T
@@ -183,7 +183,7 @@ def match(similarity: Tensor, least: float, rows: Tensor) -> None:
     taken[rows[rows >= 0]] = True
     free_tracks = (~taken).nonzero().flatten()
     candidates = similarity[free_tracks][:, free_tubes]
-    # Forbidden pairs count 0 rather than their value, so that they cannot displace an allowed one.
+    # Forbidden pairs count 0 instead of their value, so that they cannot displace an allowed one.
     allowed = candidates >= max(least, 1e-9)
     if not bool(allowed.any()):
         return
@@ -203,11 +203,11 @@ def iou_per_frame(first: Tensor, second: Tensor) -> Tensor:
 
 
 def duplicates(tubes: Tubes, *, iou: float, iou_other_class: float) -> Tensor:
-    """N bool, by greedy non-maximum suppression of whole tubes, the one with the largest sum of scores first.
+    """N bool, by greedy non-maximum suppression of whole tubes, the largest sum of scores first.
 
-    A tube is a duplicate when a more confident one covers it: the mean, over the weaker one's frames, of the IoU with
-    the other (0 on a frame that the other does not report) exceeds ``iou``, or ``iou_other_class`` where the classes
-    differ.  Frames count by the weaker one's scores.  With 1 there are no duplicates.
+    A tube is a duplicate when a more confident one covers it: the mean IoU over the weaker one's frames (0 where the
+    other reports no box), weighted by the weaker one's scores, exceeds ``iou``, or ``iou_other_class`` where the
+    classes differ.  With 1 there are no duplicates.
     """
     weight = tubes.scores.clamp_min(1e-6) * tubes.present
     covered = iou_per_frame(tubes.boxes, tubes.boxes) * tubes.present[:, None]  # by N (first), of N (second)

@@ -3,8 +3,8 @@
 Shape legend
     M live tracks      N tubes of the pushed window      W frames kept (buffer)      F frames emitted
 
-Each window loses its duplicates, its tubes are assigned to the live tracks (``association``), and the boxes that they
-report are merged into the state of the tracks (``tracks``).
+For each window, duplicates are removed, tubes are assigned to the live tracks (``association``), and their boxes are
+merged into the state of the tracks (``tracks``).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from stdetr.stitch.association import StitchRules, assign, duplicates
 from stdetr.stitch.tracks import Tracks, fit_velocity
 from stdetr.structures import Tubes
 
-NEVER = -(2**40)  # the last frame of a row that is emitted but is no track: nothing can continue it
+NEVER = -(2**40)  # the last frame of a row that is emitted but is not a track: nothing can continue it
 
 
 class Stitcher:
-    """Joins windows pushed in order of time; frames come out once no later window can add to them.
+    """Joins windows pushed in temporal order; frames are returned once no later window can add to them.
 
     overlap: how many of its last frames a window shares with the next one (0 for adjacent windows).  They are held
-             back until the next ``push``.  A window may share more than that (the last one of a video, moved back to
-             be of full length): frames already out are used for matching and not sent again.
+             back until the next ``push``.  A window may share more (the last one of a video, moved back to full
+             length): frames already returned are used for matching and not returned again.
 
-    Box and score of a frame that several windows report are means, the box's weighted by the score.  Ids count from 1
-    in order of birth and are never reused.  Memory depends on the window length, ``max_gap`` and the number of
-    live tracks, not on the length of the video.
+    Where several windows report a frame, box and score are means, the box weighted by score.  Ids count from 1 in order
+    of birth and are never reused.  Memory depends on the window length, ``max_gap`` and the number of live tracks, not
+    on the length of the video.
     """
 
     def __init__(self, overlap: int, rules: StitchRules | None = None) -> None:
@@ -45,11 +45,11 @@ class Stitcher:
         self._tracks = Tracks.none()
         self._frames = torch.zeros(0, dtype=torch.int64)
         self._sent = -1
-        self._since = 0  # the first frame of the window before
+        self._since = 0  # the first frame of the previous window
         self._next_id = 1
 
     def push(self, tubes: Tubes) -> Tubes:
-        """Add the next window; returns the frames that are now finished (maybe none: T = 0).
+        """Add the next window; returns the frames that are now finished (possibly none: T = 0).
 
         Raises ValueError if the window does not advance in time or its frames are not in order.
         """
@@ -81,7 +81,7 @@ class Stitcher:
         return finished
 
     def flush(self) -> Tubes:
-        """The frames still held back; afterwards the stitcher is as new, except that ids go on counting."""
+        """The frames still held back; afterwards the stitcher is reset, except that ids continue."""
         finished = self._emit(int(self._frames[-1]) if self._frames.numel() else -1)
         following = self._next_id
         self.reset()
@@ -111,7 +111,7 @@ class Stitcher:
         tracks.counts.index_put_(where, present, accumulate=True)
         tracks.votes.index_put_((rows, tubes.labels), tubes.tube_scores, accumulate=True)
         tracks.windows[rows] += 1
-        # The most confident of a window come first, so that ids stay small where it matters.
+        # The most confident of a window come first, so that they get the smallest ids.
         best = (tubes.scores * present).amax(1)
         tracks.best[rows] = torch.maximum(tracks.best[rows], best)
         confirmed = (tracks.ids[rows] < 0) & (best >= self.rules.birth_score) & ~passing
@@ -133,7 +133,7 @@ class Stitcher:
         tracks.velocity[rows] = fit_velocity(boxes, recent, self._frames)
 
     def _emit(self, last: int) -> Tubes:
-        """Frames up to ``last`` that were not sent yet, with the tracks that report a box on any of them."""
+        """Frames up to ``last`` that were not returned yet, with the tracks that report a box on any of them."""
         columns = ((self._frames > self._sent) & (self._frames <= last)).nonzero().flatten()
         if columns.numel():
             self._sent = last
@@ -153,7 +153,7 @@ class Stitcher:
         )
 
     def _forget(self, window: Tensor) -> None:
-        """Drop closed tracks, and frames that are out and no longer needed for matching or velocity."""
+        """Drop closed tracks, and returned frames that are no longer needed for matching or velocity."""
         kept = max(window.numel(), self.rules.motion_frames)
         needed = self._frames > self._sent
         needed[-kept:] = True
@@ -173,7 +173,7 @@ def _on_cpu(tubes: Tubes) -> Tubes:
 def best_class_only(tubes: Tubes) -> Tubes:
     """Each sequence of boxes once, under its most confident class, most confident tube first.
 
-    DETR's evaluation reports a query under several classes, which average precision rewards; as a track it is one
+    DETR's evaluation reports a query under several classes, which average precision rewards; as a track, a query is one
     object.  Entries of one query have equal boxes, bit for bit.
     """
     if not len(tubes):

@@ -1,4 +1,4 @@
-"""The state of the tracks that are alive while a video is stitched, their motion, and the gaps in finished ones.
+"""The state of live tracks while a video is stitched, their motion, and filling gaps in finished tracks.
 
 Shape legend
     M live tracks      W frames kept (buffer)      k reported boxes of one track      n boxes filled in
@@ -39,7 +39,7 @@ class Tracks:
 
     @classmethod
     def none(cls) -> Tracks:
-        """No track, no frame."""
+        """No tracks and no frames."""
         rows, whole, frames = torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
         boxes = torch.zeros(0, 4)
         return cls(whole, frames, rows, rows, boxes, whole, boxes, torch.zeros(0, 0, 4), frames, frames, frames)
@@ -87,7 +87,7 @@ def fit_velocity(boxes: Tensor, seen: Tensor, frames: Tensor) -> Tensor:
     weight = seen.to(boxes.dtype)
     count = weight.sum(1, keepdim=True).clamp_min(1)
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-    # Time relative to the first kept frame: a long video's frame numbers would eat the float's precision.
+    # Time relative to the first kept frame: large frame numbers would cost float precision.
     time = (frames - frames[0]).to(boxes.dtype)[None].expand_as(weight)
     time = time - (time * weight).sum(1, keepdim=True) / count
     centre = centre - (centre * weight[..., None]).sum(1, keepdim=True) / count[..., None]
@@ -100,8 +100,8 @@ def fit_velocity(boxes: Tensor, seen: Tensor, frames: Tensor) -> Tensor:
 def extrapolate(boxes: Tensor, velocity: Tensor, gap: Tensor, damping: float) -> Tensor:
     """Boxes of M tracks after ``gap`` frames (M,N, may differ by column): M,N,4 xyxy.
 
-    With damping d the distance travelled in g frames is v (d + d^2 + ... + d^g), which stays finite however long the
-    gap is: a track that is lost for long stops somewhere near instead of leaving the frame.
+    With damping d the distance travelled in g frames is v (d + d^2 + ... + d^g), which stays bounded for any gap: a
+    long-lost track stops nearby instead of leaving the frame.
     """
     steps = gap.clamp_min(0).to(boxes.dtype)
     travelled = steps if damping == 1 else damping * (1 - damping**steps) / (1 - damping)
@@ -117,7 +117,7 @@ def fill_gaps(
     """Boxes for a track's gaps of at most ``max_gap`` positions, on the straight line between the ends of each gap (as
     ByteTrack and OC-SORT complete their tracks: arXiv 2110.06864, 2203.14360).
 
-    For results that are complete: a stream cannot wait for the end of a gap.
+    For complete results only: a stream cannot wait for the end of a gap.
 
     positions: k int, increasing     boxes: k,4     scores: k
     Returns positions (n), boxes (n,4) and scores (n), the score being the lower one of the two ends.

@@ -1,7 +1,7 @@
 """Video files through PyAV: exact seeks by presentation time, and decoding on demand in bounded memory.
 
 Shape legend
-    T frames asked for     h, w height and width in pixels
+    T requested frames     h, w height and width in pixels
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from stdetr.video.read_ahead import ReadAhead
 from stdetr.video.source import VideoFile
 
-# Frames that are decoded for nothing rather than sought.
+# Frames that are decoded and dropped rather than sought.
 NEARBY = 32
 # Decoders that may leave out pictures by the time of their packet; those of VP9 and AV1 also hold pictures shown later.
 _ONE_PICTURE_A_PACKET = ("h264", "hevc", "mpeg4")
@@ -24,11 +24,11 @@ _GROUP = 8
 
 
 class AvSource(VideoFile):
-    """Decodes one frame at a time and knows where it stands.
+    """Decodes one frame at a time and keeps its position.
 
-    A read that goes on where the last one stopped decodes on without a seek; after two such reads the frames that
-    would come next are decoded meanwhile.  Every decoded picture is recognised by its presentation time, so a seek that
-    lands anywhere else than expected is noticed and made good.
+    A read that continues where the last one stopped needs no seek; after two such reads the next frames are decoded
+    ahead.  Every decoded picture is identified by its presentation time, so a seek that lands elsewhere than expected
+    is detected and corrected.
     """
 
     backend = "av"
@@ -44,24 +44,24 @@ class AvSource(VideoFile):
         self._shown_from = 0
         self._ahead: ReadAhead | None = None
         self._expected = -1  # the frame after the last read
-        self._runs = 0  # reads in a row that continued the one before
+        self._runs = 0  # consecutive reads that continued the previous one
 
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
         numbers = self.check_indices(indices)
         if not numbers:
             return []
-        wanted = sorted(set(numbers))
-        self._runs = self._runs + 1 if wanted[0] == self._expected else 0
-        self._expected = wanted[-1] + 1
-        if self._ahead is not None and not 0 <= wanted[0] - self._ahead.next <= NEARBY:
+        unique = sorted(set(numbers))
+        self._runs = self._runs + 1 if unique[0] == self._expected else 0
+        self._expected = unique[-1] + 1
+        if self._ahead is not None and not 0 <= unique[0] - self._ahead.next <= NEARBY:
             self._halt()
         take = self._seek if self._ahead is None else self._ahead.take
-        found = {number: self._array(number, take(number)) for number in wanted}
+        arrays = {number: self._array(number, take(number)) for number in unique}
         if self._ahead is None and self._runs >= 2 and self._expected < len(self):
-            # Converting the colours, a fifth of a frame's time, is left to this thread, as decord's reader does.
-            self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(wanted), _GROUP))
-        return [found[number] for number in numbers]
+            # Colour conversion, a fifth of a frame's time, runs in this thread, as in decord's reader.
+            self._ahead = ReadAhead(self._seek, self._expected, len(self), min(len(unique), _GROUP))
+        return [arrays[number] for number in numbers]
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames; one decoded picture in memory."""
@@ -88,7 +88,7 @@ class AvSource(VideoFile):
 
     def _array(self, number: int, picture: Any) -> np.ndarray:
         # FFmpeg's own default, and decord's: PyAV's would interpolate chroma differently where sides are odd.
-        # One converter for all frames, since setting one up costs as much as decoding a small frame.
+        # One converter for all frames, since creating one costs as much as decoding a small frame.
         array = self._converter.reformat(picture, format="rgb24", interpolation="BICUBIC").to_ndarray()
         if self._index.rotation:
             array = np.ascontiguousarray(np.rot90(array, self._index.rotation // 90))
@@ -104,7 +104,7 @@ class AvSource(VideoFile):
             if picture is not None and self._next - 1 == number:
                 return picture
         key = self._key_before(number)
-        # Many pictures on the way serve no other as a reference; they need no decoding.
+        # Pictures on the way that no other refers to need no decoding.
         self._shown_from = number
         if self._container is None or self._next > number or key > self._next:
             self._start(key)
@@ -113,7 +113,7 @@ class AvSource(VideoFile):
             if picture is not None and self._next - 1 == number:
                 return picture
             if picture is None or self._next - 1 > number:
-                # The seek landed behind the frame: start a key frame earlier, at last at the very beginning.
+                # The seek landed after the frame: start one key frame earlier, in the end at the beginning.
                 if key == 0:
                     self._shut()
                     raise ValueError(
@@ -129,7 +129,7 @@ class AvSource(VideoFile):
         return int(keys[place]) if place >= 0 else 0
 
     def _start(self, key: int) -> None:
-        """Stand before frame ``key``; frame 0 always means a fresh start, which no seek table can spoil."""
+        """Go to frame ``key``; frame 0 always reopens the file, which does not depend on a seek table."""
         import av
 
         if self._container is None or key == 0:
@@ -144,7 +144,7 @@ class AvSource(VideoFile):
         self._next = 0
 
     def _pictures(self, container: Any, stream: Any) -> Iterator[Any]:
-        """What the file holds from here on, less pictures before ``_shown_from`` that no other one refers to."""
+        """The pictures of the file from here on, except unreferenced ones before ``_shown_from``."""
         decoder, skips = stream.codec_context, False
         pts = self._index.pts if decoder.name in _ONE_PICTURE_A_PACKET else None
         for packet in container.demux(stream):
@@ -173,7 +173,7 @@ class AvSource(VideoFile):
             place = self._next  # nearly always
             if place >= len(self) or self._index.pts[place] != picture.pts:
                 place = int(np.searchsorted(self._index.pts, -1 if picture.pts is None else picture.pts))
-            # Pictures cut off by an edit list are decoded, but they are no frames.
+            # Pictures cut off by an edit list are decoded, but they are not frames.
             if place < len(self) and self._index.pts[place] == picture.pts:
                 self._next = place + 1
                 return picture

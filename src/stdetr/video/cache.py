@@ -1,7 +1,7 @@
-"""Decoded frames, kept so that a clip costs no decoding.
+"""Caches of decoded frames, so that a clip costs no decoding.
 
 Shape legend
-    T frames asked for     h, w height and width in pixels
+    T requested frames     h, w height and width in pixels
 
 A video is decoded once, in order.  ``MemoryCache`` holds it in the process; ``DiskCache`` holds it as one uint8
 array file per video, mapped into memory, so that all workers share the operating system's page cache.
@@ -26,7 +26,7 @@ from stdetr.video.source import VideoSource, check_indices
 
 
 class FrameCache(Protocol):
-    """Reads frames of video files; frame numbers count decoded frames from 0.  Its arrays are not to be written to."""
+    """Reads frames of video files; frame numbers count decoded frames from 0.  Its arrays must not be written to."""
 
     def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
@@ -34,7 +34,7 @@ class FrameCache(Protocol):
 
 
 class NoCache:
-    """Decodes what is asked for, every time; the ``open_files`` videos used last stay open, at their position."""
+    """Decodes every requested frame anew; the ``open_files`` last used videos stay open, at their position."""
 
     def __init__(self, open_files: int = 8) -> None:
         self._open_files = open_files
@@ -56,7 +56,7 @@ class NoCache:
 
 
 class MemoryCache:
-    """Whole videos in memory, the least recently used ones dropped beyond ``limit_gb`` gigabytes per process."""
+    """Whole videos in memory; beyond ``limit_gb`` gigabytes per process the least recently used are dropped."""
 
     def __init__(self, limit_gb: float = 2.0) -> None:
         self._limit = _in_bytes(limit_gb)
@@ -89,7 +89,7 @@ class DiskCache:
     """Whole videos as uint8 array files under ``directory``; memory use stays at one frame while a file is written.
 
     A file's name holds path, size and modification time of the video, so a changed video is decoded anew.  Beyond
-    ``limit_gb`` gigabytes the files that were used longest ago are deleted; a process that still reads one may go on.
+    ``limit_gb`` gigabytes the least recently used files are deleted; a process that still reads one is not affected.
     """
 
     def __init__(self, directory: str | Path, limit_gb: float = 100.0) -> None:
@@ -114,11 +114,11 @@ class DiskCache:
                     self._write(file, source)
 
     def _make_room(self, source: VideoSource) -> None:
-        """Delete the files used longest ago until the frames of ``source`` fit; ValueError where they never will."""
+        """Delete the least recently used files until the frames of ``source`` fit; ValueError if they never will."""
         needed = _needed_bytes(source, self._limit)
         kept: list[tuple[float, int, Path]] = []
         for file in self.directory.glob("[!.]*.npy"):  # those that begin with a dot are still being written
-            with suppress(FileNotFoundError):  # another process deletes as well
+            with suppress(FileNotFoundError):  # another process may delete it first
                 stat = file.stat()
                 kept.append((stat.st_mtime, stat.st_size, file))
         total = sum(size for _, size, _ in kept)
@@ -129,7 +129,7 @@ class DiskCache:
             total -= size
 
     def _write(self, file: Path, source: VideoSource) -> None:
-        # Several workers may write the same file: the last one to finish wins, the content is equal.
+        # Several workers may write the same file: the last one to finish wins, with equal content.
         with replacing(file) as draft:
             shape = (len(source), *source.size, 3)
             shard = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
@@ -160,7 +160,7 @@ def _in_bytes(limit_gb: float) -> int:
 
 
 def _needed_bytes(source: VideoSource, limit: int) -> int:
-    """What the frames of ``source`` take; ValueError where that is more than ``limit``."""
+    """The size of the frames of ``source``; ValueError where that exceeds ``limit``."""
     height, width = source.size
     needed = len(source) * height * width * 3
     if needed > limit:

@@ -1,4 +1,4 @@
-"""Video files through decord.  h, w height and width in pixels; T frames asked for."""
+"""Video files through decord.  h, w height and width in pixels; T requested frames."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 class DecordSource(AvSource):
     """decord for scattered reads, PyAV for reads in sequence.
 
-    decord's reader goes on decoding while nobody asks (hundreds of megabytes within seconds at 720p), so it is dropped
-    after each read and opened again for the next.  Reads that continue where the last one stopped, and :meth:`iterate`,
-    decode on with PyAV, which holds one picture; both give the same pixels.  In files with open groups of pictures
-    decord's frame numbers are wrong, and at a few small widths it fails, so PyAV reads those.
+    decord's reader keeps decoding between reads (hundreds of megabytes within seconds at 720p), so it is dropped after
+    each read and reopened for the next.  Reads that continue where the last one stopped, and :meth:`iterate`, use PyAV,
+    which holds one picture; both give the same pixels.  In files with open groups of pictures decord's frame numbers
+    are wrong, and at a few small widths it fails, so PyAV reads those.
     """
 
     backend = "decord"

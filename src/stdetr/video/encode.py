@@ -25,9 +25,9 @@ def write_video(
 ) -> Path:
     """Write h,w,3 uint8 RGB frames of one size into an mp4 file; returns its path.
 
-    crf, preset: x264's quality (18 looks lossless, 28 is small) and effort; other encoders have their own
-    gop: a key frame every so many frames, and equal frames give equal bytes on every processor (x264 only); None leaves
-        both to the encoder
+    crf, preset: x264's quality (18 looks lossless, 28 is small) and effort; other encoders use their own
+    gop: frames from one key frame to the next; equal frames then give equal bytes on every processor (x264 only); None
+        leaves both to the encoder
 
     The file appears when the last frame is in, and not at all after an error.  H.264 stores colour at half resolution,
     so an odd last row or column is repeated.  Raises ValueError for frames that are missing or differ in size and where
@@ -44,7 +44,7 @@ def write_video(
     muxing = {"movflags": "+faststart"}
     coding = {"crf": str(crf), "preset": preset} if encoder == "libx264" else {}
     if gop is not None:
-        # Threads and the encoder's name would leave their mark; without cpu-independent so do x264's AVX-512 routines.
+        # The bytes depend on threads and the encoder's name and, without cpu-independent, on x264's AVX-512 routines.
         muxing["fflags"] = coding["flags"] = "+bitexact"
         coding["x264-params"] = (
             f"keyint={gop}:scenecut=0:threads=1:lookahead-threads=1:sliced-threads=0:cpu-independent=1"

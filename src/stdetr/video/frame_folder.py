@@ -1,10 +1,10 @@
-"""Image files as a video.  h, w height and width in pixels; T frames asked for.
+"""Image files as a video.  h, w height and width in pixels; T requested frames.
 
-Photographs may be stored turned, with an EXIF tag that says how to show them.  Peers differ: pycocotools' users,
-torchvision's ``CocoDetection`` and the DETR family read the pixels as they are stored, detectron2 and OpenCV turn them.
-Here pictures that somebody looks at (``predict``) are turned, like videos with rotation metadata.  Annotated frames are
-read as stored, which is what COCO's boxes count, unless only the turned picture has the annotated size: boxes drawn in
-a program that turned it.  A mirrored or upside-down tag leaves the size alone, so there the stored pixels hold.
+Photographs may be stored rotated, with an EXIF tag that says how to show them.  Peers differ: pycocotools' users,
+torchvision's ``CocoDetection`` and the DETR family read the stored pixels, detectron2 and OpenCV rotate them.  Here
+``predict`` rotates images, like videos with rotation metadata.  Annotated frames are read as stored, as COCO's boxes
+assume, unless only the rotated image has the annotated size, because an annotation tool rotated it.  A mirrored or
+upside-down tag does not change the size, so then the stored pixels are used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from stdetr.video.source import IMAGE_SUFFIXES, VideoSource
 def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
     """h,w,3 uint8 RGB; raises ValueError or FileNotFoundError naming the file.
 
-    annotated: (h, w) that the annotations give the frame: stored pixels, or turned by the EXIF tag where only then the
-        sides agree.  None turns by the tag.
+    annotated: (h, w) of the frame in the annotations: the stored pixels are used, or rotated by the EXIF tag where only
+        then the sides agree.  None rotates by the tag.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 

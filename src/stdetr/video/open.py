@@ -1,4 +1,4 @@
-"""Opening a video: the only door to a decoder."""
+"""Opens videos; the only place that chooses a decoder."""
 
 from __future__ import annotations
 

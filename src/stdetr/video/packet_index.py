@@ -3,8 +3,8 @@
 Shape legend
     n frames of the file, in the order in which they are shown
 
-File headers lie: a broken download still promises every frame, and some decoders then search for the missing ones
-for ever.  The walk counts complete packets, and tells whether a seek to a key frame is safe: where pictures that
+File headers can be wrong: a broken download still promises every frame, and some decoders then search for the missing
+ones forever.  The walk counts complete packets, and tells whether a seek to a key frame is safe: where pictures that
 follow a key frame in the file are shown before it ("open GOP", x265's default), a decoder that starts there drops
 them, and decord's frame numbers are then off by as many.
 """
@@ -22,7 +22,7 @@ import numpy as np
 class PacketIndex:
     """Frames of one file.
 
-    size:  (h, w) px as displayed; rotation: degrees counter-clockwise that the file asks for
+    size:  (h, w) px as displayed; rotation: in degrees counter-clockwise, from the file
     fps:   average frames per second; 0.0 when unknown
     count: n
     pts:   n int64 presentation times in units of ``time_base``, ascending; None where the file stores none
@@ -41,7 +41,7 @@ class PacketIndex:
 
 
 def scan_packets(path: Path) -> PacketIndex:
-    """Walk the packets of the first video stream; remembered until the file changes.
+    """Walk the packets of the first video stream; cached until the file changes.
 
     Raises FileNotFoundError when the file is absent and ValueError, naming file and remedy, when it is not a video or
     holds fewer frames than its header promises.

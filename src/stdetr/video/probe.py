@@ -1,7 +1,7 @@
-"""Checks video files in a process of its own, within a time limit for each.
+"""Checks video files in a separate process, with a time limit for each.
 
-A decoder that meets a damaged file may loop without ever giving the interpreter back, and then no signal and no
-thread of the same process can stop it.  Whoever indexes a data set therefore lets another process try first.
+On a damaged file a decoder may loop without ever releasing the interpreter, and then no signal and no thread of the
+same process can stop it.  Before a data set is used, another process therefore tries its files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def probe_file(path: str, backend: str) -> str:
 
 
 class _Prober:
-    """One checking process; replaced after a file that it does not survive."""
+    """One checking process; replaced when a file kills it."""
 
     def __init__(self, backend: str) -> None:
         self._connection, there = Pipe()
@@ -56,7 +56,7 @@ class _Prober:
         if not self._connection.poll(_START_SECONDS):
             self.stop()
             raise ValueError(f"the process that checks videos did not start within {_START_SECONDS:g} s")
-        with contextlib.suppress(EOFError):  # the first check tells that it has ended
+        with contextlib.suppress(EOFError):  # the first check reports that it has ended
             self._connection.recv()
 
     def check(self, path: Path, seconds: float) -> tuple[str, bool]:
@@ -82,9 +82,9 @@ def probe_videos(
 ) -> dict[Path, str]:
     """Check files one after the other in another process.
 
-    record: JSON file that remembers good files by size and time, so that they are checked once
+    record: JSON file that remembers good files by size and time, so that they are checked only once
 
-    Returns what is wrong with each bad file; good files are left out.
+    Returns the fault of each bad file.
     """
     known = _load_record(record)
     faults: dict[Path, str] = {}

@@ -1,4 +1,4 @@
-"""Frames decoded in a thread of their own, a few ahead of the caller that takes them."""
+"""Frames decoded in a separate thread, a few ahead of the reader."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 class ReadAhead:
     """Calls ``decode`` for the numbers ``first``, ``first + 1``, ... in a thread, at most three groups ahead.
 
-    FFmpeg decodes without Python's lock, so what the reader does with its frames costs the decoder little time.  Until
-    :meth:`stop` returns nobody else may use the decoder.  The thread ends with this object.
+    FFmpeg decodes without Python's lock, so the reader's work costs the decoder little time.  Nothing else may use the
+    decoder until :meth:`stop` returns.  The thread ends with this object.
 
-    decode: gives the frame of a number; what it raises is raised where that frame is taken
+    decode: returns the frame of a number; its exception is raised where that frame is taken
     stop:   the first number that does not exist
-    group:  frames that are handed over together: waking the reader for each costs more than some frames take
+    group:  frames that are handed over together: waking the reader can cost more time than decoding a frame
     """
 
     def __init__(self, decode: Callable[[int], Any], first: int, stop: int, group: int) -> None:
         self.next = first
-        """The number that :meth:`take` gives without dropping any."""
+        """The frame number that :meth:`take` returns without dropping any."""
         self._here: deque[Any] = deque()
         self._groups = (range(start, min(start + group, stop)) for start in range(first, stop, group))
         self._decode = decode
@@ -55,7 +55,7 @@ class ReadAhead:
 
 
 def _decode_group(decode: Callable[[int], Any], group: range) -> list[Any]:
-    """The frames of a group, up to the first that fails; in its place the exception."""
+    """The frames of a group up to the first failure, which is represented by its exception."""
     frames: list[Any] = []
     for number in group:
         try:

@@ -1,7 +1,7 @@
-"""What every reader of a video offers.
+"""The interface of video readers.
 
 Shape legend
-    T frames asked for     h, w height and width in pixels
+    T requested frames     h, w height and width in pixels
 
 Frame numbers count decoded frames from 0.  Readers are opened in the process that uses them (decoders neither
 survive a fork nor pickle), so a :class:`VideoSource` is opened inside the worker and closed there.
@@ -24,7 +24,7 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpe
 class VideoSource(ABC):
     """Random and sequential access to the frames of one video.
 
-    name: what to call it in messages and result files
+    name: for messages and result files
     size: (h, w) in pixels, as displayed (rotation metadata applied)
     fps:  frames per second, 0.0 where the source has no clock
     """
@@ -42,7 +42,7 @@ class VideoSource(ABC):
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB: the frames ``indices``, in that order, exactly.
 
-        They are where the decoder left them, for callers that copy them anyway.  A repeated frame may be the same
+        The arrays may be the decoder's own memory, for callers that copy them anyway.  A repeated frame may be the same
         array.  Raises ValueError naming file, index and backend when one is out of range or cannot be decoded.
         """
 
@@ -73,7 +73,7 @@ class VideoSource(ABC):
 
 
 class VideoFile(VideoSource):
-    """A video file with the index of its packets; pickled, it is its path."""
+    """A video file with the index of its packets; pickled as its path."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._path, self._index = str(path), path, scan_packets(path)

@@ -1,4 +1,4 @@
-"""Video files through torchcodec.  h, w height and width in pixels; T frames asked for."""
+"""Video files through torchcodec.  h, w height and width in pixels; T requested frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def _load() -> Any:
-    """torchcodec's decoder class, or a ValueError that says what is missing."""
+    """torchcodec's decoder class; raises a ValueError that says what is missing."""
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -36,7 +36,7 @@ def _load() -> Any:
 class TorchcodecSource(AvSource):
     """torchcodec's exact seek mode.
 
-    Every frame is recognised by its presentation time.  Where torchcodec gives another frame or none (0.17 does both in
+    Every frame is identified by its presentation time.  Where torchcodec gives another frame or none (0.17 does both in
     MPEG program streams), PyAV reads the file from then on, with the same pixels; a frame that neither can decode is an
     error.
     """
@@ -77,8 +77,8 @@ class TorchcodecSource(AvSource):
         """Whether frames with these presentation times are the frames ``numbers``."""
         if self._index.pts is None:
             return False
-        wanted = self._index.pts[numbers] * self._index.time_base
-        return bool((np.abs(seconds - wanted) < self._index.time_base + 1e-5).all())
+        expected = self._index.pts[numbers] * self._index.time_base
+        return bool((np.abs(seconds - expected) < self._index.time_base + 1e-5).all())
 
     def iterate(self, start: int = 0, stop: int | None = None, step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """Sequential frames; torchcodec decodes on demand."""

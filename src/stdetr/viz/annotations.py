@@ -34,7 +34,7 @@ def show(
     """Render annotated frames of ``videos`` (ids or names; default: the first) into ``output/<name>.mp4``.
 
     root: folder that file names start from; default: that of the annotation file
-    max_frames: at most so many annotated frames per video, from its beginning; None for all
+    max_frames: at most this many annotated frames per video, from its beginning; None for all
 
     A track keeps its colour, a box without a track has that of its class, ignore regions are grey.
 
@@ -74,12 +74,12 @@ def open_video(
 def annotated_tubes(index: CocoVid, rows: range, frames: np.ndarray) -> Tubes:
     """The annotations of consecutive ``rows`` as tubes with score 1 (xyxy px), one per track; ``frames`` T names them.
 
-    Ignore regions are left out; a box without a track id is a track of its own.
+    Ignore regions are left out; a box without a track id is a separate track.
     """
-    found = index.annotations(np.array(rows))
-    kept = ~found.ignored
-    image, boxes, labels = found.image[kept], found.boxes[kept], found.labels[kept]
-    tracks = np.where(found.tracks[kept] >= 0, found.tracks[kept], -1 - np.arange(int(kept.sum())))
+    records = index.annotations(np.array(rows))
+    kept = ~records.ignored
+    image, boxes, labels = records.image[kept], records.boxes[kept], records.labels[kept]
+    tracks = np.where(records.tracks[kept] >= 0, records.tracks[kept], -1 - np.arange(int(kept.sum())))
     ids, row = np.unique(tracks, return_inverse=True)
     shape = (len(ids), len(frames))
     dense, present, classes = torch.zeros(*shape, 4), torch.zeros(shape, dtype=torch.bool), torch.zeros(len(ids))
@@ -117,16 +117,16 @@ def _choose(index: CocoVid, videos: Sequence[str | int] | None) -> list[int]:
 def _draw_frames(index: CocoVid, root: Path, video: int, rows: range) -> Iterator[np.ndarray]:
     """The frames of ``rows`` with their boxes, one at a time."""
     source, numbers = open_video(index, root, video, rows)
-    found = index.annotations(np.array(rows))
-    labels = np.where(found.ignored, len(index.classes), found.labels)
-    tracks = np.where(found.ignored, -1, found.tracks)
-    colours = np.where(found.ignored, -1, np.where(tracks >= 0, tracks, found.labels))
+    records = index.annotations(np.array(rows))
+    labels = np.where(records.ignored, len(index.classes), records.labels)
+    tracks = np.where(records.ignored, -1, records.tracks)
+    colours = np.where(records.ignored, -1, np.where(tracks >= 0, tracks, records.labels))
     painter = Overlay([*index.classes.names, "ignored"], trail=0, show_scores=False)
     try:
         for place, number in enumerate(tqdm(numbers.tolist(), desc=source.name, unit="frame", disable=None)):
-            here = found.image == place
+            here = records.image == place
             yield painter.draw(
-                source.frames([number])[0], found.boxes[here], np.ones(int(here.sum())), labels[here], tracks[here],
+                source.frames([number])[0], records.boxes[here], np.ones(int(here.sum())), labels[here], tracks[here],
                 colours=colours[here],
             )  # fmt: skip
     finally:

@@ -24,7 +24,7 @@ ANCHORS = {"center": sv.Position.CENTER, "bottom": sv.Position.BOTTOM_CENTER, "t
 
 @dataclass(eq=False)
 class Overlay:
-    """Draws detections on frames that arrive in order of time; it remembers where tracks have been.
+    """Draws detections on frames in temporal order; keeps the trails of tracks.
 
     score_threshold: detections below it are not drawn
     trail:           how many frames a trail reaches back; 0 for none
@@ -76,7 +76,7 @@ class Overlay:
         """
         self._prepare((frame.shape[0], frame.shape[1]))
         shown = scores >= self.score_threshold
-        # The weakest first: where boxes lie over one another the most confident one stays readable.
+        # The weakest first, so that of overlapping boxes the most confident stays readable.
         order = np.argsort(scores[shown], kind="stable")
         columns = (boxes, scores, labels, track_ids, track_ids if colours is None else colours)
         boxes, scores, labels, track_ids, colours = (values[shown][order] for values in columns)

@@ -34,7 +34,7 @@ def contact_sheet(
     """One picture: a row for each of ``rows`` (heading, tubes), a column for each frame.
 
     frames: T,h,w,3 uint8 RGB; tubes of the same T frames, in pixels of them
-    columns: at most this many frames, evenly spread; cell: least short side of a drawn frame in pixels
+    columns: at most this many frames, evenly spread; cell: minimum short side of a drawn frame in pixels
 
     Raises ValueError when there is nothing to show or a row is of another clip.
     """

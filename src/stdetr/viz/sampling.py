@@ -1,4 +1,4 @@
-"""The figure of what a tube looked at: its sampled points over the frames of a clip.
+"""The figure of where a tube sampled: its points over the frames of a clip.
 
 Shape legend
     Q tubes    T frames of the clip    H heads, F sampled frames, L levels, K points    h, w pixels of the source frame
@@ -77,10 +77,10 @@ def sampling_figure(
     titles:      one line per row, such as ``#3 dog 0.91``
     colours:     one hex colour per row, such as its track's; default one after the other
     boxes:       optional Q,T,4 cxcywh in [0,1]: the final boxes, drawn dashed beside the references
-    seen_from:   which of the T frames asks (default: the middle one)
+    seen_from:   the frame, of the T, that samples (default: the middle one)
     frame_index: T source frame numbers for the column heads
     strides:     pixels a level's cell covers, for the legend
-    points:      at most this many points, the heaviest, in one picture
+    points:      at most this many points per picture, those with the largest weights
     columns:     at most this many frames, evenly spread over the clip around ``seen_from``
 
     Raises ValueError when the record does not belong to the frames or a tube does not exist.
@@ -231,7 +231,7 @@ def _picture(
     if final is not None:
         axes.add_patch(_rectangle(final, fill=False, color="white", linewidth=1.0, linestyle=(0, (3, 2))))
     heaviest = np.argsort(-sample.weight)[:most]
-    # The heaviest come first: small dots lie on large ones, not under them.
+    # The largest weights first: small dots lie on large ones, not under them.
     heaviest = heaviest[sample.weight[heaviest] > 0]
     colours = [LEVEL_COLOURS[level % len(LEVEL_COLOURS)] for level in sample.level[heaviest]]
     axes.scatter(*sample.xy[heaviest].T, s=_area(sample.weight[heaviest], largest), c=colours, alpha=0.9,

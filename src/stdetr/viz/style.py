@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Eighteen hues that stay apart from their neighbours on dark and on light frames; a track keeps one for its life.
+# Eighteen hues that differ clearly from their neighbours on dark and light frames; a track keeps its colour.
 TRACK_COLOURS = (
     "#FF4D4D", "#2FBF71", "#3D8BFF", "#FFC53D", "#B36BFF", "#FF8A3D", "#22C7D6", "#FF5CA8", "#9BD23C",
     "#7A7DFF", "#00B894", "#E0A100", "#F06EFF", "#5BB8FF", "#C96A4B", "#66D9A3", "#D65C7A", "#B5B14A",
@@ -40,12 +40,12 @@ def font_path(bold: bool = True) -> str:
 
 
 def display_scale(size: tuple[int, int], min_side: int) -> int:
-    """The whole factor that brings the short side of an (h, w) frame to at least ``min_side`` pixels; 1 if it is."""
+    """The smallest integer factor that makes the short side of an (h, w) frame at least ``min_side`` pixels."""
     return max(1, math.ceil(min_side / min(size)))
 
 
 def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
-    """h,w,3 uint8 enlarged by a whole factor, aspect kept; always a copy that may be drawn on."""
+    """h,w,3 uint8 enlarged by an integer factor; always a copy that may be drawn on."""
     if scale == 1:
         return frame.copy()
     height, width = frame.shape[:2]

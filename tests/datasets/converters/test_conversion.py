@@ -129,7 +129,7 @@ def test_without_links_the_source_is_the_root(tree, run):
 
 def test_link_modes_do_not_write_through_each_other(tree, run):
     run("mot", tree, link="auto")
-    with pytest.raises(ValueError, match=r"is a link to .* from a former conversion"):
+    with pytest.raises(ValueError, match=r"is a link to .* from an earlier conversion"):
         run("mot", tree, link="copy")
 
 

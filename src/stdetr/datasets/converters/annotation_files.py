@@ -11,7 +11,7 @@ from stdetr.datasets.converters.options import Options
 from stdetr.datasets.converters.problems import MalformedField
 from stdetr.datasets.converters.source_tree import SourceTree
 
-# Not just any name: the same folders hold category lists, captions and the like.
+# By name pattern, as the same folders hold category lists, captions and the like.
 # Argoverse-HD's test-meta.json lists frames without annotations.
 _SPLIT = r"((?:mini|sub)?(?:train|val|test|dev)(?!-meta\b)[A-Za-z0-9-]*)"
 _SAME = {"valid": "val", "validation": "val"}
@@ -35,41 +35,41 @@ def split_name(source_split: str) -> str:
 def find_files(tree: SourceTree, options: Options, patterns: tuple[str, ...], what: str) -> list[AnnotationFile]:
     """Annotation files by name pattern; ``{split}`` in a pattern stands for the split's name.
 
-    ``annotations=FILE`` takes that file only; ``split`` then names it, or chooses among the found ones.
+    ``annotations=FILE`` takes that file only; ``split`` then names it, or selects among the files found.
 
     Raises:
-        FileNotFoundError: none there, or not the named one.
+        FileNotFoundError: there is none, or not the named one.
         ValueError: an unknown split.
     """
     if options.annotations is not None:
         path = tree.require(options.annotations, "the annotation file")
         name = options.split[0] if options.split else _split_of(tree, path, patterns) or "all"
         return [AnnotationFile(path, tree.name(path), split_name(name), name)]
-    found: dict[str, AnnotationFile] = {}
+    files: dict[str, AnnotationFile] = {}
     for pattern in patterns:
         for path in sorted(tree.root.glob(pattern.replace("{split}", "*"))):
             name = _split_of(tree, path, (pattern,))
-            if name is not None and path.is_file() and split_name(name) not in found:
+            if name is not None and path.is_file() and split_name(name) not in files:
                 tree.check_inside(path)
-                found[split_name(name)] = AnnotationFile(path, tree.name(path), split_name(name), name)
-    if not found:
+                files[split_name(name)] = AnnotationFile(path, tree.name(path), split_name(name), name)
+    if not files:
         expected = " or ".join(pattern.replace("{split}", "train") for pattern in patterns[:2])
         raise FileNotFoundError(f"source={tree.root} has no {what}: expected {expected}; or name it: annotations=FILE")
-    return [found[name] for name in choose_splits(found, options)]
+    return [files[name] for name in choose_splits(files, options)]
 
 
-def choose_splits(found: Mapping[str, object], options: Options) -> list[str]:
+def choose_splits(available: Mapping[str, object], options: Options) -> list[str]:
     """The splits to convert, in the source's order.
 
     Raises ValueError for a split that the source does not have.
     """
-    wanted = {name if name in found else split_name(name) for name in options.split}
-    for name in sorted(wanted):
-        if name not in found:
+    requested = {name if name in available else split_name(name) for name in options.split}
+    for name in sorted(requested):
+        if name not in available:
             raise ValueError(
-                f"split={name} is not in the source; it has {', '.join(filter(None, sorted(found))) or 'none'}"
+                f"split={name} is not in the source; it has {', '.join(filter(None, sorted(available))) or 'none'}"
             )
-    return [name for name in found if not wanted or name in wanted]
+    return [name for name in available if not requested or name in requested]
 
 
 def _split_of(tree: SourceTree, path: Path, patterns: tuple[str, ...]) -> str | None:
@@ -93,8 +93,8 @@ class FrameRoot:
         """The frame file ``name`` of the annotation ``file``.
 
         Raises:
-            MalformedInputError: it leaves the source; refused in any case.
-            MalformedField: (check_media) there is no such file.
+            MalformedInputError: it leads outside the source, which is always refused.
+            MalformedField: (check_media) the file does not exist.
         """
         # The name itself is checked first: a folder in front would turn "/etc/passwd" into a name inside the source.
         self.tree.join(name, file, record)

@@ -25,7 +25,7 @@ def is_archive(path: Path) -> bool:
 
 
 def extract(archive: Path, into: Path) -> Path:
-    """Unpack ``archive`` as the folder ``into`` and return it; a finished former extraction is kept.
+    """Unpack ``archive`` as the folder ``into`` and return it; a completed earlier extraction is kept.
 
     Raises:
         MalformedInputError: damaged archive, or a member with an absolute name, "..", a link or a device.

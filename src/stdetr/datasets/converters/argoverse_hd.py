@@ -51,9 +51,9 @@ class ArgoverseHdReader(CocoLikeReader):
     required = ("categories", "images", "sequences", "seq_dirs")
 
     def categories(self) -> list[Category]:
-        found = super().categories()
+        categories = super().categories()
         self.total = sum(len(self._sequences(loaded)) for loaded in self.loaded)
-        return found
+        return categories
 
     def videos(self) -> Iterator[Video]:
         for loaded in self.loaded:
@@ -86,6 +86,6 @@ class ArgoverseHdReader(CocoLikeReader):
         for where, image in images:
             path = self.problems.attempt(shown, where, root.path, f"{folder}/{image.name}", shown, where)
             if path is not None:
-                found = loaded["annotations"].children(image.id)
-                boxes = tuple(box for stored in found for box in self.box(loaded, stored, stored.value.track))
+                annotations = loaded["annotations"].children(image.id)
+                boxes = tuple(box for stored in annotations for box in self.box(loaded, stored, stored.value.track))
                 yield Frame(image.fid, image.fid, boxes, path, id=image.id)

@@ -66,7 +66,7 @@ class CocoReader(CocoLikeReader):
                     yield Video(image.file_name, *size, 1, frames, file.shown, split=file.split, id=image.id)
 
     def _boxes(self, loaded: Loaded, image: int) -> Iterator[Box]:
-        # A still has no tracks: each box is its own.
+        # A still image has no tracks: each box is separate.
         stored: Stored
         for place, stored in enumerate(loaded["annotations"].children(image), start=1):
             yield from self.box(loaded, stored, track=place)

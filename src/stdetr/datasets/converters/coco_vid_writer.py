@@ -1,4 +1,4 @@
-"""Streams CocoVID records to disk; the finished file appears in one step or not at all.
+"""Streams CocoVID records to disk; the finished file appears atomically or not at all.
 
 The records of the three long lists arrive interleaved, so each list has its own spill file; ``finish`` joins
 them into one JSON document next to its destination and ``publish`` renames it, which is atomic on one file system.
@@ -33,12 +33,12 @@ class CocoVidWriter:
         """Append a record to ``videos``, ``images`` or ``annotations``."""
         stream = self._spill[name]
         stream.write(",\n" if self.written[name] else "\n")
-        # allow_nan=False: NaN is not JSON, and not a box either.
+        # allow_nan=False: NaN is neither JSON nor a valid box.
         stream.write(json.dumps(record, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
         self.written[name] += 1
 
     def finish(self, categories: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> None:
-        """Join the parts into the complete document, still beside its destination."""
+        """Join the parts into the complete document, next to its destination."""
         self.close()
         with self._unfinished.open("wb") as document:
             document.write(b'{"info":' + json.dumps(info, ensure_ascii=False).encode())
@@ -53,7 +53,7 @@ class CocoVidWriter:
             document.write(b"}\n")
 
     def publish(self) -> None:
-        """Give the finished document its name, replacing a former one in the same step."""
+        """Give the finished document its name, atomically replacing an earlier one."""
         self._unfinished.replace(self.path)
 
     def close(self) -> None:

@@ -23,13 +23,13 @@ from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Frame, R
 from stdetr.datasets.converters.splits import EVERYTHING, SplitRules
 
 _WORK = ".conversion"
-# Far above any track id of a source, and it still fits every reader's integers.
+# Above any track id of a source, within every reader's integer range.
 _FIRST_NEW_TRACK = 1_000_000_000
 
 
 @dataclass
 class Counts:
-    """What one output file holds.  ``boxes`` and ``tracks`` leave the ignore regions out."""
+    """Counts of one output file.  ``boxes`` and ``tracks`` exclude ignore regions."""
 
     videos: int = 0
     images: int = 0
@@ -43,7 +43,7 @@ class Counts:
 
 @contextlib.contextmanager
 def work_folder(output: Path) -> Iterator[Path]:
-    """A folder for unfinished files inside ``output``; left-overs of a killed conversion go, and so does it at the end.
+    """A folder for unfinished files inside ``output``; removed at the end, as are left-overs of a killed conversion.
 
     Raises ValueError when another conversion is writing to the same output.
     """
@@ -86,7 +86,7 @@ class _Output:
         self.counts.images += 1
 
     def count(self, box: Box, track: int, xywh: tuple[float, ...], clipped: bool, names: Mapping[int, str]) -> None:
-        """Count a box; ``xywh`` is empty when nothing of it is inside its frame."""
+        """Count a box; ``xywh`` is empty when it lies outside its frame."""
         self.counts.clipped += clipped
         if not xywh:
             self.counts.outside += 1
@@ -127,7 +127,7 @@ class Conversion:
         self.rules, self.problems, self.info = rules, problems, dict(info)
         self._outputs: dict[str, _Output] = {}
         self._next = {"video": count(1), "image": count(1), "annotation": count(1)}
-        # Rules bring all splits together in one file, where ids of two source files may collide.
+        # Rules merge all splits into one file, where ids of two source files may collide.
         self._keep_ids = not rules or reader.one_id_space
 
     def run(self, work: Path) -> dict[str, Counts]:
@@ -161,10 +161,10 @@ class Conversion:
         return counts
 
     def _publish(self, counts: Mapping[str, Counts]) -> None:
-        """Give every finished file its name; the report comes last and says that the set is complete.
+        """Give every finished file its name; the report comes last and marks the set as complete.
 
-        What is to be replaced goes first: a process that is killed here leaves files missing, but never a training
-        split of this conversion beside the validation split of a former one.
+        Old files are removed first: a process that is killed here leaves files missing, but never a training
+        split of this conversion next to the validation split of an earlier one.
         """
         splits = {split: asdict(count) for split, count in counts.items()}
         notes, skipped = dict(self.problems.notes), self.problems.skipped
@@ -243,7 +243,7 @@ class Conversion:
     def _annotations(
         self, box: Box, track: int, xywh: tuple[float, ...], clipped: bool, image: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        # Evaluators know ignore regions per class only; one that holds for every class is repeated for each.
+        # Evaluators use ignore regions per class; one for every class is repeated for each.
         for category_id in (box.category_id,) if box.category_id is not None else self._names:
             if xywh:
                 yield {
@@ -253,7 +253,7 @@ class Conversion:
                     "category_id": category_id,
                     "instance_id": track,
                     "bbox": list(xywh),
-                    # A mask's area says nothing of a box that was cut at the border.
+                    # A mask's area is wrong for a box that was cut at the border.
                     "area": _plain(xywh[2] * xywh[3]) if box.area is None or clipped else box.area,
                     "iscrowd": int(box.ignore),
                     **box.extra,
@@ -262,14 +262,14 @@ class Conversion:
 
 
 class _Tracks:
-    """Track ids inside one video.  A tube has one class, so a track that changes its class goes on under a new id."""
+    """Track ids inside one video.  A tube has one class, so a track that changes its class continues under a new id."""
 
     def __init__(self) -> None:
         self._class: dict[int, int] = {}
         self.cut: dict[tuple[int, int], int] = {}
 
     def of(self, box: Box) -> int:
-        """The id to write; a region that holds for every class has none."""
+        """The id to write; a region for every class has none."""
         if box.instance_id < 0 or box.category_id is None:
             return NO_TRACK
         if self._class.setdefault(box.instance_id, box.category_id) == box.category_id:
@@ -278,7 +278,7 @@ class _Tracks:
 
 
 def _clip(box: Box, width: int, height: int) -> tuple[tuple[float, ...], bool]:
-    """The box inside its frame and whether it was cut; () when nothing of it is inside.  Raises MalformedField."""
+    """The box clipped to its frame and whether it was cut; () when it lies outside.  Raises MalformedField."""
     x, y, w, h = box.xywh
     if not all(isfinite(side) for side in box.xywh):
         raise MalformedField(f"box {list(box.xywh)} is not finite")
@@ -293,7 +293,7 @@ def _clip(box: Box, width: int, height: int) -> tuple[tuple[float, ...], bool]:
 
 
 def _plain(value: float) -> float | int:
-    """Rounded to 1/10000 px, and without ``.0``: sums of decimals otherwise fill the file with digits."""
+    """Rounded to 1/10000 px, and without ``.0``: sums of decimals would otherwise fill the file with digits."""
     rounded = round(value, 4)
     return int(rounded) if rounded == int(rounded) else rounded
 

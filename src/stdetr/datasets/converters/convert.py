@@ -34,7 +34,7 @@ FORMATS = {
     "cvat": "cvat:CvatReader",
     "videos": "video_folder:VideoFolderReader",
 }
-"""Format name -> module and class below this package; imported only when asked for."""
+"""Format name -> module and class in this package; imported on demand."""
 
 
 def reader_class(name: str) -> type[Reader]:
@@ -119,5 +119,5 @@ def _single_file(source: Path, keys: dict[str, Any], accepted: frozenset[str]) -
     """``source=FILE`` means its folder, with that file as the video or the annotation file."""
     role = "video" if source.suffix.lower() in VIDEO_SUFFIXES else "annotations"
     if role not in accepted:
-        raise ValueError(f"source={source} is a file; this format wants the folder of the data set")
+        raise ValueError(f"source={source} is a file; this format needs the folder of the data set")
     return {**keys, role: source.name}

@@ -1,7 +1,7 @@
 """CVAT's "CVAT for video 1.1" export: one XML file per task, with its video.
 
 ``<track label>`` holds ``<box frame xtl ytl xbr ybr outside keyframe>``; ``frame`` counts decoded frames from 0.  A box
-with ``outside="1"`` ends the track until the next one.  Where a file has key frames only, boxes between two of them are
+with ``outside="1"`` ends the track until the next one.  Where a file has only key frames, boxes between two of them are
 interpolated linearly, as CVAT itself shows them.
 """
 
@@ -24,7 +24,7 @@ _SHAPES = ("polygon", "polyline", "points", "ellipse", "cuboid", "mask", "skelet
 
 @dataclass
 class _Task:
-    """One XML file: its labels and video, read from ``<meta>`` without the tracks behind it."""
+    """One XML file: its labels and video, read from ``<meta>`` without the tracks that follow."""
 
     path: Path
     shown: str
@@ -145,17 +145,17 @@ class CvatReader(Reader):
 
 def _points(track: Node, length: int) -> list[_Point]:
     """The boxes of a track by frame; raises MalformedField."""
-    found: dict[int, _Point] = {}
+    points: dict[int, _Point] = {}
     try:
         whole(track.get("id"), "track id")
         for box in track.findall("box"):
             frame = whole(box.get("frame"), "box frame")
             if not 0 <= frame < length:
                 raise MalformedField(f"frame {frame} is outside 0..{length - 1}")
-            if frame in found:
+            if frame in points:
                 raise MalformedField(f"two boxes on frame {frame}")
             corners = tuple(number(box.get(side), f"box {side}") for side in ("xtl", "ytl", "xbr", "ybr"))
-            found[frame] = _Point(frame, corners, box.get("outside") == "1", box.get("occluded") == "1")
+            points[frame] = _Point(frame, corners, box.get("outside") == "1", box.get("occluded") == "1")
     except MalformedField as error:
         raise MalformedField(f"track {track.get('id')}: {error}") from None
-    return [found[frame] for frame in sorted(found)]
+    return [points[frame] for frame in sorted(points)]

@@ -1,7 +1,7 @@
 """EPIC-KITCHENS-55 object detection: one CSV for all videos (Damen et al., 2018).
 
 ``bounding_boxes`` is a list of ``(top, left, height, width)``: y before x, height before width.  A row with an empty
-list says that the object was looked for on that frame and not found.  Frames are numbered from 1 in the original video
+list means that the object was searched on that frame and not found.  Frames are numbered from 1 in the original video
 and annotated about every 30th; there are no tracks.  The rows of this one file (30 MB) are held in memory.
 """
 
@@ -58,10 +58,10 @@ class EpicKitchensReader(Reader):
                 names[whole(row["noun_id"], "noun_id")] = row["class_key"].strip()
             except MalformedField as error:
                 raise MalformedInputError(f"{shown}:{line}: {error}") from None
-        wanted = set(self.options.classes)
-        for name in sorted(wanted - set(names.values())):
+        selected = set(self.options.classes)
+        for name in sorted(selected - set(names.values())):
             raise ValueError(f"classes has {name!r}, which {shown} does not know")
-        kept = {number for number, name in names.items() if not wanted or name in wanted}
+        kept = {number for number, name in names.items() if not selected or name in selected}
         self._load(kept, set(names))
         self.total = len(self.rows)
         return [Category(number, names[number]) for number in sorted(kept)]
@@ -98,21 +98,19 @@ class EpicKitchensReader(Reader):
             size = self.frame_size(frames[0].path)
             if size is None:
                 # True of most videos, but a few of P12 are 1280x720 or 2560x1440.
-                self.problems.note(
-                    "videos taken as 1920x1080: their frames are not looked at, and there is no frame_size"
-                )
-            # The length of the video is not in the data: it is known up to the last annotated frame.
+                self.problems.note("videos taken as 1920x1080: their frames are not read, and there is no frame_size")
+            # The data does not give the length of the video: it is taken up to the last annotated frame.
             yield Video(video, *(size or (1920, 1080)), frames[-1].index + 1, frames, shown, split="train")
 
     def _frames(self, video: str, rows: list[_Row], shown: str, root: FrameRoot) -> Iterator[Frame]:
         for number, group in itertools.groupby(rows, key=lambda row: row.frame):
-            found = list(group)
-            name, line = f"{self.participants[video]}/{video}/{number:010d}.jpg", found[0].line
+            annotated = list(group)
+            name, line = f"{self.participants[video]}/{video}/{number:010d}.jpg", annotated[0].line
             path = self.problems.attempt(shown, line, root.path, name, shown, line)
             if path is not None:
                 boxes = tuple(
                     Box(row.noun, (left, top, width, height), record=row.line)
-                    for row in found
+                    for row in annotated
                     for top, left, height, width in row.boxes
                 )
                 yield Frame(number - 1, number, boxes, path)

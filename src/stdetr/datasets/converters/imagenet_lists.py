@@ -1,4 +1,4 @@
-"""The frame lists that the field uses for ImageNet VID (from FGFA, Zhu et al., 2017)."""
+"""The commonly used frame lists for ImageNet VID (from FGFA, Zhu et al., 2017)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ImageNetLists:
         if path is None:
             self.problems.note(f"list missing ({_FILES[split]}): all of Annotations/VID/{split} taken")
             return self._walk(split, folder, folder.parent)
-        found: dict[str, Listed] = {}
+        videos: dict[str, Listed] = {}
         shown = self.tree.name(path)
         for line, cells in _lines(path, shown):
             if len(cells) != 4 or not all(cell.isdigit() for cell in cells[1:]):
@@ -47,42 +47,42 @@ class ImageNetLists:
                 continue
             self.tree.join(f"{self.base}Data/VID/{cells[0]}", shown, line)
             frame, length = int(cells[2]), int(cells[3])
-            video = found.setdefault(cells[0], Listed(cells[0], split, length))
+            video = videos.setdefault(cells[0], Listed(cells[0], split, length))
             if video.length != length:
                 self.problems.add(shown, line, f"length is {length} here, and {video.length} before")
             elif split == "train" and frame >= length:
                 self.problems.add(shown, line, f"frame {frame} is outside 0..{length - 1}")
             elif split == "train":
                 video.marked.add(frame)
-        if not found:
+        if not videos:
             raise MalformedInputError(f"{shown}: the list is empty")
-        return list(found.values())
+        return list(videos.values())
 
     def _walk(self, split: str, folder: Path, top: Path) -> list[Listed]:
         """Folders that hold XML files, at any depth: training videos lie one level deeper than validation videos."""
-        found = []
+        videos = []
         for below in self.tree.folders(folder):
             length = sum(1 for _ in self.tree.files(below, frozenset({".xml"})))
             if length:
-                found.append(Listed(below.relative_to(top).as_posix(), split, length))
+                videos.append(Listed(below.relative_to(top).as_posix(), split, length))
             else:
-                found += self._walk(split, below, top)
-        return found
+                videos += self._walk(split, below, top)
+        return videos
 
     def stills(self) -> list[str]:
         """Path below ``Data/DET``, without suffix, of each of the 53,639 DET stills; none without the list."""
         path = self._find(_STILLS)
         if path is None:
-            self.problems.note(f"list missing ({_STILLS}): no DET stills (det=false says so on purpose)")
+            self.problems.note(f"list missing ({_STILLS}): no DET stills (det=false omits them on purpose)")
             return []
-        shown, found = self.tree.name(path), []
+        shown, stills = self.tree.name(path), []
         for line, cells in _lines(path, shown):
             if len(cells) not in (1, 2):
                 self.problems.add(shown, line, f"{' '.join(cells)!r} is not 'path id'")
                 continue
             self.tree.join(f"{self.base}Data/DET/{cells[0]}", shown, line)
-            found.append(cells[0])
-        return found
+            stills.append(cells[0])
+        return stills
 
 
 def _lines(path: Path, shown: str) -> Iterator[tuple[int, list[str]]]:

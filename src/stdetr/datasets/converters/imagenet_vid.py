@@ -2,7 +2,7 @@
 
 Lists are used as they are: ``VID_train_15frames.txt`` has ``path id frame length``, and ``frame`` is the number in the
 file name; it is not shifted by one.  Boxes have w = xmax - xmin without +1.  Frames keep the order of the list and
-objects that of the XML file, which the motion ground truth of FGFA counts on.
+objects that of the XML file, which the motion ground truth of FGFA relies on.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class ImageNetVidReader(Reader):
             yield from self._still(name)
 
     def _video(self, listed: Listed) -> Iterator[Video]:
-        wanted = range(listed.length)
+        numbers = range(listed.length)
         if self.options.frames == "listed" and listed.split == "train":
-            wanted = sorted(listed.marked)
-        frames = self._frames(listed, iter(wanted))
+            numbers = sorted(listed.marked)
+        frames = self._frames(listed, iter(numbers))
         first = next(frames, None)
         if first is None:
             self.problems.note("videos left out: no frame")
@@ -118,8 +118,8 @@ class ImageNetVidReader(Reader):
         shown = self.tree.name(self.annotations / "VID" / listed.path)
         yield Video(listed.path, width, height, listed.length, chained, shown, split=listed.split, extra=extra)
 
-    def _frames(self, listed: Listed, wanted: Iterator[int]) -> Iterator[Frame]:
-        for index in wanted:
+    def _frames(self, listed: Listed, numbers: Iterator[int]) -> Iterator[Frame]:
+        for index in numbers:
             stem = f"VID/{listed.path}/{index:06d}"
             parsed = self._parse(stem)
             if parsed is None:

@@ -1,7 +1,7 @@
 """COCO-like annotation files: sections of records that refer to each other by id.
 
-The file stays on disk (see ``data.json_file``); what is kept of a record is its place and three numbers, 100 bytes, and
-it is decoded again when its video is written.
+The file stays on disk (see ``data.json_file``); memory holds each record's place and three numbers, 100 bytes, and
+the record is decoded again when its video is written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Reader
 
 
 class Place(NamedTuple):
-    """Where a record is in its file; its text is only made for a message."""
+    """Where a record is in its file; formatted only for messages."""
 
     json: JsonFile
     section: str
@@ -41,7 +41,7 @@ class Stored(NamedTuple):
 
 
 class Refers(NamedTuple):
-    """How the records of a section belong together: ``key`` names their parent in the section ``to`` (if it is one),
+    """How the records of a section are grouped: ``key`` names their parent in the section ``to`` (if it is one),
     ``order`` the field that sorts those of one parent."""
 
     key: str
@@ -50,7 +50,7 @@ class Refers(NamedTuple):
 
 
 class Section:
-    """The records of one section, by id and by parent.  A malformed one, and one with a used id, is a problem."""
+    """The records of one section, by id and by parent.  Malformed records and repeated ids are problems."""
 
     def __init__(self, json: JsonFile, name: str, kind: type, refers: Refers | None, problems: Problems) -> None:
         self.json, self.name = json, name
@@ -114,7 +114,7 @@ class _Merged(msgspec.Struct):
 
 
 class JsonCategory(msgspec.Struct):
-    """A category with the fields that say what the class is."""
+    """A category with the fields that describe the class."""
 
     id: Whole
     name: Text
@@ -145,8 +145,8 @@ class Loaded:
 class CocoLikeReader(Reader):
     """Formats with one COCO-like JSON file per split.
 
-    patterns, what: how the files are called, and what a message calls them
-    sections: the type of each section's records, and what they belong to
+    patterns, what: the names of the files, and their name in messages
+    sections: the type of each section's records, and their grouping
     required: sections without which the file is another format
     counted: the section that has one record per video
     """
@@ -167,7 +167,7 @@ class CocoLikeReader(Reader):
 
         Raises MalformedInputError when a file has none, two share a name, or an id means another class elsewhere.
         """
-        found: dict[int, Category] = {}
+        categories: dict[int, Category] = {}
         for file in self.files:
             loaded = self._load(file)
             self.loaded.append(loaded)
@@ -176,14 +176,14 @@ class CocoLikeReader(Reader):
                 if value.name in names:
                     raise MalformedInputError(f"{file.shown}: {where}: category name {value.name!r} was already used")
                 names.add(value.name)
-                known = found.setdefault(value.id, Category(value.id, value.name, value.extra))
+                known = categories.setdefault(value.id, Category(value.id, value.name, value.extra))
                 if known.name != value.name:
                     told = f"category {value.id} is {value.name!r} here, and {known.name!r} in another split"
                     raise MalformedInputError(f"{file.shown}: {where}: {told}")
             if not names:
                 raise MalformedInputError(f"{file.shown}: no categories")
         self.total = sum(len(loaded[self.counted]) for loaded in self.loaded)
-        return [found[number] for number in sorted(found)]
+        return [categories[number] for number in sorted(categories)]
 
     def _load(self, file: AnnotationFile) -> Loaded:
         json = JsonFile(file.path, file.shown)

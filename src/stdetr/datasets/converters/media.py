@@ -1,4 +1,4 @@
-"""Puts the frames where the converted annotations can find them, and measures them."""
+"""Makes the frames available to the converted annotations, and measures them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VIDEOS = "videos"
 
 
 def check_link(link: str) -> None:
-    """Raises ValueError, with the nearest valid name, when ``link`` does not name a way to place files."""
+    """Raises ValueError, with the nearest valid name, when ``link`` is not a way to place files."""
     if link not in LINKS:
         close = difflib.get_close_matches(str(link), LINKS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -33,7 +33,7 @@ class MediaLinker:
           ``copy``, ``hardlink``, ``symlink``  each file that way
           ``none``      nothing is written; names are relative to the source, to be used with ``data.root=<source>``
 
-    Files that are already in place are kept, so a conversion that was killed goes on where it stopped.
+    Files that are already in place are kept, so a killed conversion continues where it stopped.
     """
 
     def __init__(self, tree: SourceTree, output: Path, link: str) -> None:
@@ -61,7 +61,7 @@ class MediaLinker:
             return name
         if self.target.is_symlink():
             raise ValueError(
-                f"{self.target} is a link to {self.target.readlink()} from a former conversion; remove it, or choose "
+                f"{self.target} is a link to {self.target.readlink()} from an earlier conversion; remove it, or choose "
                 "another output"
             )
         place = self.target / name
@@ -106,7 +106,7 @@ def _create(path: Path, place: Path, mode: str) -> None:
         try:
             place.hardlink_to(path.resolve())
         except OSError:
-            # Another file system, or one without hard links: the copy serves as well.
+            # Another file system, or one without hard links: fall back to a copy.
             shutil.copy2(path, place)
         return
     assert mode == "copy", mode
@@ -116,7 +116,7 @@ def _create(path: Path, place: Path, mode: str) -> None:
 def image_size(path: Path, shown: str) -> tuple[int, int]:
     """(width, height) from the image's header; ``shown`` names it in the error.
 
-    EXIF rotation is not applied: annotations and readers of these benchmarks count stored pixels.
+    EXIF rotation is not applied: annotations and readers of these benchmarks use stored pixels.
     """
     try:
         with Image.open(path) as image:

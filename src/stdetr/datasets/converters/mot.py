@@ -79,13 +79,13 @@ class MotReader(Reader):
         if self.options.video is not None:
             path = self.tree.require(self.options.video, "the video")
         else:
-            found = list(self.tree.files(self.tree.root, VIDEO_SUFFIXES))
-            if len(found) != 1:
-                names = ", ".join(item.name for item in found) or "none"
+            videos = list(self.tree.files(self.tree.root, VIDEO_SUFFIXES))
+            if len(videos) != 1:
+                names = ", ".join(item.name for item in videos) or "none"
                 raise ValueError(
                     f"source={self.tree.root} must hold one video beside gt.txt, or name it: video=...; found {names}"
                 )
-            path = found[0]
+            path = videos[0]
         annotations = self.tree.require(self.options.annotations or "gt.txt", "the ground truth")
         width, height, length = video_size(path)
         shown = self.tree.name(annotations)
@@ -96,32 +96,32 @@ class MotReader(Reader):
     def _find_sequences(self) -> list[_Sequence]:
         root = self.tree.root
         if _is_sequence(root):
-            found = [_Sequence(root.resolve().name, "", root)]
+            sequences = [_Sequence(root.resolve().name, "", root)]
         else:
-            found = []
+            sequences = []
             for folder in self.tree.folders(root):
                 if _is_sequence(folder):
-                    found.append(_Sequence(folder.name, "", folder))
+                    sequences.append(_Sequence(folder.name, "", folder))
                     continue
-                found += [
+                sequences += [
                     _Sequence(inner.name, folder.name, inner)
                     for inner in self.tree.folders(folder)
                     if _is_sequence(inner)
                 ]
-        if not found:
+        if not sequences:
             raise FileNotFoundError(
                 f"source={root} holds no MOT sequence: neither gt.txt with a video nor folders with seqinfo.ini or img1"
             )
         if self.options.split:
-            chosen = choose_splits(dict.fromkeys(sorted({sequence.split for sequence in found})), self.options)
-            found = [sequence for sequence in found if sequence.split in chosen]
-        return self._one_per_detector(found)
+            chosen = choose_splits(dict.fromkeys(sorted({sequence.split for sequence in sequences})), self.options)
+            sequences = [sequence for sequence in sequences if sequence.split in chosen]
+        return self._one_per_detector(sequences)
 
-    def _one_per_detector(self, found: list[_Sequence]) -> list[_Sequence]:
+    def _one_per_detector(self, sequences: list[_Sequence]) -> list[_Sequence]:
         groups: dict[tuple[str, str], list[_Sequence]] = defaultdict(list)
-        for sequence in found:
+        for sequence in sequences:
             groups[sequence.split, _DETECTOR.sub("", sequence.name)].append(sequence)
-        repeated = len(found) - len(groups)
+        repeated = len(sequences) - len(groups)
         if repeated:
             self.problems.note("MOT17 sequences left out: repeated for another detector", repeated)
         return [

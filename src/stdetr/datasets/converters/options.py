@@ -1,4 +1,4 @@
-"""Keys that some formats take and others do not; one that a format would ignore is refused."""
+"""Keys that only some formats take; a key that a format would ignore is refused."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Options:
     video:       video file inside the source
     annotations: annotation file inside the source
     split:       the source's splits to convert; empty means all that are there
-    frame_size:  (width, height) in pixels, where neither file nor image tells
-    check_media: look whether each frame file exists (and read sizes from there)
+    frame_size:  (width, height) in pixels, where neither file nor image gives it
+    check_media: check that each frame file exists (and read sizes from it)
     frames:      ImageNet VID training frames: ``all`` or only the ``listed`` ones
     det:         ImageNet VID: add the DET stills as one-frame videos
     """

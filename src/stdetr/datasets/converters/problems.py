@@ -41,7 +41,7 @@ class Problems:
             list_path.unlink(missing_ok=True)
 
     def add(self, file: str, record: object, reason: str) -> None:
-        """Report one bad record (see :func:`locate`); returns only when it is to be skipped.
+        """Report one bad record (see :func:`locate`); returns only when it is skipped.
 
         Raises:
             MalformedInputError: with ``strict``.
@@ -67,7 +67,7 @@ class Problems:
             return None
 
     def note(self, what: str, count: int = 1) -> None:
-        """Count what the format's rules leave out or change on purpose; it is reported, and no error."""
+        """Count what the format's rules leave out or change on purpose; it is reported, but not an error."""
         self.notes[what] += count
 
 

@@ -1,4 +1,4 @@
-"""What a format reader hands to the conversion: categories, and videos made of frames made of boxes.
+"""The output of a format reader: categories, and videos of frames with boxes.
 
 Boxes are ``x, y, w, h`` in pixels of the source frame, with x and y counted from the left and the top edge.
 """
@@ -21,7 +21,7 @@ NO_TRACK = -1
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One class: the source's id where it has one, and what else the source says of it."""
+    """One class: the source's id, if any, and its other attributes in the source."""
 
     id: int
     name: str
@@ -35,7 +35,7 @@ class Box:
     category_id: the class; None is allowed for an ignore region, which then holds for every class
     xywh:        pixels of the source frame, not yet clipped to it
     instance_id: the track, unique inside the video; NO_TRACK where the source has none
-    ignore:      the region neither rewards nor punishes (written as iscrowd=1, ignore=1)
+    ignore:      the region counts neither for nor against (written as iscrowd=1, ignore=1)
     record:      line number or record in the annotation file, for error messages
     area:        the source's own area (of a mask); None means w * h
     id:          the source's own annotation id, if it has one
@@ -56,7 +56,7 @@ class Frame:
     """One frame that gets an image record.
 
     index:  decoded frame number in the video, from 0
-    number: the source's own number of the frame, the one that ``splits`` ranges speak of
+    number: the source's own frame number, used by ``splits`` ranges
     path:   the image file; None when frames come from the video file
     width, height: pixels, where they differ from the video's (still images); else None
     """
@@ -94,7 +94,7 @@ class Video:
 
 
 class Reader:
-    """What every format shares.  A format sets ``accepted`` and ``names``, finds its files in :meth:`prepare` and
+    """The base class of formats.  A format sets ``accepted`` and ``names``, finds its files in :meth:`prepare` and
     streams :meth:`videos`.
 
     accepted: keys of :class:`Options` that it takes

@@ -1,4 +1,4 @@
-"""The folder that a conversion reads.  Nothing outside it is ever opened, whatever an annotation file says."""
+"""The folder that a conversion reads.  Nothing outside it is opened, whatever an annotation file says."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SourceTree:
         """The path that an annotation file (``file``, ``record``) or a user names, inside the source.
 
         Raises:
-            MalformedInputError: the name is absolute, climbs out with "..", or runs through a link that leads out.
+            MalformedInputError: the name is absolute, climbs out with "..", or follows a link that leads out.
         """
         if not relative or "\x00" in relative:
             raise MalformedInputError(f"{locate(file, record)}: {relative!r} is not a file name")
@@ -54,7 +54,7 @@ class SourceTree:
         """Raises MalformedInputError when ``path`` really lies outside the source (through a link)."""
         if self.follow_links:
             return
-        # Resolving a path asks for each of its folders; millions of frames share a few thousand of them.
+        # Resolving a path reads each of its folders; millions of frames share a few thousand of them.
         inside = self._is_inside(path) if path.is_symlink() else self._folder_is_inside(path.parent)
         if path != self.root and not inside:
             raise MalformedInputError(
@@ -67,7 +67,7 @@ class SourceTree:
         return real == self.resolved or self.resolved in real.parents
 
     def require(self, relative: str, what: str) -> Path:
-        """An existing file or folder below the source; a missing one gets the nearest name that is there."""
+        """An existing file or folder below the source; for a missing one the error gives the nearest name."""
         path = self.join(relative)
         if path.exists():
             return path
@@ -105,16 +105,16 @@ class SourceTree:
         Raises:
             MalformedInputError: a name without a number, or one number twice.
         """
-        found: dict[int, Path] = {}
+        images: dict[int, Path] = {}
         for path in self.files(folder, IMAGE_SUFFIXES):
             match = re.search(r"(\d+)$", path.stem)
             if match is None:
                 raise MalformedInputError(f"{self.name(path)}: frame file without a number at the end of its name")
             number = int(match.group(1))
-            if number in found:
-                raise MalformedInputError(f"{self.name(path)}: frame {number} is also {found[number].name}")
-            found[number] = path
-        return found
+            if number in images:
+                raise MalformedInputError(f"{self.name(path)}: frame {number} is also {images[number].name}")
+            images[number] = path
+        return images
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:

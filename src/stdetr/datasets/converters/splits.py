@@ -1,4 +1,4 @@
-"""Which output files a frame belongs to: the source's own splits, or the user's rules."""
+"""The output files of a frame: by the source's own splits, or by the user's rules."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ class SplitRules:
         return (*self.ranges, *self.patterns)
 
     def of_frame(self, video: str, source_split: str, number: int) -> list[str]:
-        """The splits that take this frame, ``all`` included."""
+        """The splits of this frame, including ``all``."""
         if not self:
             return [source_split or EVERYTHING]
-        found = [name for name, pairs in self.ranges.items() if any(low <= number <= high for low, high in pairs)]
-        found += [name for name, globs in self.patterns.items() if any(fnmatch.fnmatchcase(video, g) for g in globs)]
-        self.used.update(found)
-        return [*found, EVERYTHING]
+        chosen = [name for name, pairs in self.ranges.items() if any(low <= number <= high for low, high in pairs)]
+        chosen += [name for name, globs in self.patterns.items() if any(fnmatch.fnmatchcase(video, g) for g in globs)]
+        self.used.update(chosen)
+        return [*chosen, EVERYTHING]
 
     def check_used(self) -> None:
-        """Raises ValueError when a rule took no frame at all: most likely a typo."""
+        """Raises ValueError when a rule matched no frame: most likely a typo."""
         for name in self.names:
             if name not in self.used:
                 rule = self.patterns.get(name) or self.ranges[name]

@@ -1,6 +1,6 @@
 """TAO: sparse frames (1 per second), 833 classes, federated annotation (Dave et al., 2020).
 
-A video lists classes that were looked for and are absent (``neg_category_ids``) and classes of which not every object
+A video lists classes that are known to be absent (``neg_category_ids``) and classes of which not every object
 was annotated (``not_exhaustive_category_ids``); both are kept.  Classes that the file declares merged are merged.
 """
 
@@ -63,12 +63,12 @@ class TaoReader(CocoLikeReader):
     required = ("categories", "videos", "images")
 
     def categories(self) -> list[Category]:
-        found = super().categories()
+        categories = super().categories()
         self.merged = [
             {old.id: value.id for _, value in loaded["categories"] for old in value.merged} for loaded in self.loaded
         ]
         gone = {number for merged in self.merged for number in merged}
-        return [category for category in found if category.id not in gone]
+        return [category for category in categories if category.id not in gone]
 
     def videos(self) -> Iterator[Video]:
         for loaded, merged in zip(self.loaded, self.merged, strict=True):
@@ -90,8 +90,8 @@ class TaoReader(CocoLikeReader):
         for where, image in loaded["images"].children(video.id):
             path = self.problems.attempt(shown, where, root.path, image.file_name, shown, where)
             if path is not None:
-                found = loaded["annotations"].children(image.id)
-                boxes = tuple(box for stored in found for box in self._boxes(loaded, merged, stored))
+                annotations = loaded["annotations"].children(image.id)
+                boxes = tuple(box for stored in annotations for box in self._boxes(loaded, merged, stored))
                 yield Frame(image.frame_index, image.frame_index, boxes, path, id=image.id)
 
     def _length(self, last: Frame) -> int:

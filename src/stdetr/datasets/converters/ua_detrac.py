@@ -35,8 +35,8 @@ class UaDetracReader(Reader):
     names = ("car", "van", "bus", "others")
 
     def prepare(self) -> None:
-        found = {split: self.tree.first_existing(candidates) for split, (candidates, _) in _SPLITS.items()}
-        folders = {split: folder for split, folder in found.items() if folder is not None}
+        existing = {split: self.tree.first_existing(candidates) for split, (candidates, _) in _SPLITS.items()}
+        folders = {split: folder for split, folder in existing.items() if folder is not None}
         if not folders:
             raise FileNotFoundError(f"source={self.tree.root} has no {_SPLITS['train'][0][0]} (UA-DETRAC annotations)")
         self.sequences = [
@@ -58,7 +58,7 @@ class UaDetracReader(Reader):
             images = self._images(shown, folder, targets)
             for index in sorted(set(targets) - set(images)):
                 self.problems.add(shown, 0, f"frame {index} has targets, but no image in {folder}")
-            # Without a look at the images: every UA-DETRAC sequence has this size.
+            # Without reading the images: every UA-DETRAC sequence has this size.
             size = self.frame_size(images[min(images)]) or (960, 540)
             frames = (
                 Frame(index - 1, index, (*targets.get(index, ()), *regions), images[index]) for index in sorted(images)

@@ -1,7 +1,7 @@
 """Your own data: a folder of videos, each with one CSV or MOT text file of the same stem.
 
 CSV columns, found by name: ``frame`` (from 0), ``x, y, w, h`` or ``x1, y1, x2, y2`` in pixels, and if they are there
-``class``, ``track_id`` and ``ignore`` (0 or 1); others are left alone, so that ``detections.csv`` of ``stdetr predict``
+``class``, ``track_id`` and ``ignore`` (0 or 1); others are ignored, so that ``detections.csv`` of ``stdetr predict``
 is accepted, too.  A ``.txt`` file has MOT rows ``frame,id,x,y,w,h[,conf[,class]]`` with frames from 1.
 """
 
@@ -35,11 +35,11 @@ class VideoFolderReader(Reader):
 
     def prepare(self) -> None:
         tree = self.tree
-        found = [("", path) for path in tree.files(tree.root, VIDEO_SUFFIXES)]
+        videos = [("", path) for path in tree.files(tree.root, VIDEO_SUFFIXES)]
         for folder in tree.folders(tree.root):
-            found += [(folder.name, path) for path in tree.files(folder, VIDEO_SUFFIXES)]
-        chosen = choose_splits(dict.fromkeys(sorted({split for split, _ in found})), self.options)
-        self.pairs = [(split, path, self._annotations(path)) for split, path in found if split in chosen]
+            videos += [(folder.name, path) for path in tree.files(folder, VIDEO_SUFFIXES)]
+        chosen = choose_splits(dict.fromkeys(sorted({split for split, _ in videos})), self.options)
+        self.pairs = [(split, path, self._annotations(path)) for split, path in videos if split in chosen]
         self.total = len(self.pairs)
         if not self.pairs:
             raise FileNotFoundError(f"source={tree.root} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
@@ -82,9 +82,9 @@ class VideoFolderReader(Reader):
     def _read_mot(self, path: Path, shown: str, length: int) -> dict[int, list[Box]]:
         known = set(self.classes.values())
         boxes: dict[int, list[Box]] = {}
-        for frame, found in read_mot(path, shown, length, self.problems, keep_classes=True).items():
+        for frame, videos in read_mot(path, shown, length, self.problems, keep_classes=True).items():
             boxes[frame - 1] = []
-            for box in found:
+            for box in videos:
                 if box.category_id in known:
                     boxes[frame - 1].append(box)
                 else:

@@ -1,4 +1,4 @@
-"""Elements of an XML file, one at a time; document types and entities are refused, XML bombs are made of them."""
+"""Elements of an XML file, one at a time; document types and entities, which XML bombs use, are refused."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Element(NamedTuple):
 
 
 def iter_elements(path: Path, shown: str, tags: frozenset[str]) -> Iterator[Element]:
-    """Elements with one of ``tags`` as they end, in document order; an element inside another one comes with it only.
+    """Elements with one of ``tags`` as they end, in document order; nested ones come only with the outer one.
 
-    The file is parsed line by line, so that an element is known by its line; what has been given is forgotten.
+    The file is parsed line by line, so that each element has its line number; yielded elements are freed.
 
     Raises:
         MalformedInputError: not well-formed, nested too deeply, or it declares a document type or entities.
     """
     parser = ET.XMLPullParser(("start", "end"))
     parents: list[ET.Element] = []
-    wanted: Element | None = None
+    element: Element | None = None
     line, tail = 1, b""
     try:
         with path.open("rb") as stream:
             while True:
                 text = stream.readline(_CHUNK)
-                # A key word may lie across two pieces of a very long line.
+                # A keyword may be split across two pieces of a very long line.
                 if b"<!DOCTYPE" in tail + text or b"<!ENTITY" in tail + text or (line == 1 and text[:2] in _WIDE):
                     raise MalformedInputError(f"{shown}:{line}: declares a document type or entities; refused")
                 tail = (tail + text)[-9:]
@@ -50,16 +50,16 @@ def iter_elements(path: Path, shown: str, tags: frozenset[str]) -> Iterator[Elem
                 for event, node in events:
                     if event == "start":
                         parents.append(node)
-                        if wanted is None and node.tag in tags:
-                            wanted = Element(node, line)
+                        if element is None and node.tag in tags:
+                            element = Element(node, line)
                         if len(parents) > _DEPTH:
                             raise MalformedInputError(f"{shown}:{line}: nested too deeply; refused")
                         continue
                     parents.pop()
-                    if wanted is not None and node is wanted.node:
-                        yield wanted
-                        wanted = None
-                    if wanted is None and parents:
+                    if element is not None and node is element.node:
+                        yield element
+                        element = None
+                    if element is None and parents:
                         parents[-1].remove(node)
                 if not text:
                     return

@@ -1,7 +1,7 @@
-"""YouTube-VIS 2019, 2021 and 2022, OVIS and LV-VIS: boxes of instance tracks; masks are left behind.
+"""YouTube-VIS 2019, 2021 and 2022, OVIS and LV-VIS: boxes of instance tracks, without masks.
 
 An annotation is a track: ``bboxes`` has one box or null for each frame of ``videos[].file_names`` (Yang et al., 2019;
-Qi et al., 2022).  Where only masks are there (``segmentations``), their bounding boxes are taken.
+Qi et al., 2022).  Where there are only masks (``segmentations``), their bounding boxes are taken.
 """
 
 from __future__ import annotations
@@ -118,14 +118,14 @@ class YoutubeVisReader(CocoLikeReader):
         return name
 
     def federation(self, file: AnnotationFile, video: _Video, classes: set[int]) -> dict[str, Any]:
-        """What the file says of classes looked for and not found, or found and not all annotated."""
+        """The classes that the file marks as absent, or as not exhaustively annotated."""
         return {key: getattr(video, key) for key in _FEDERATION if getattr(video, key) is not None}
 
 
 class LvvisReader(YoutubeVisReader):
     """LV-VIS: YouTube-VIS files with 1196 classes (Wang et al., 2023), not exhaustively annotated in training.
 
-    Of a training video only the annotated classes are known to be there, and not even all their objects: they are its
+    In a training video only the annotated classes are known to be present, and not all their objects: they are its
     ``not_exhaustive_category_ids``, and no class is known to be absent.
     """
 

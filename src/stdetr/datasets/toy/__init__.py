@@ -1,4 +1,4 @@
-"""The embedded benchmark: textured objects over moving clutter, with frames that hide what their neighbours show."""
+"""The embedded benchmark: textured objects over moving clutter, some of them hidden on degraded frames."""
 
 from stdetr.datasets.toy.generator import ToyBenchmark
 from stdetr.datasets.toy.settings import ToyBackground, ToyDegradation, ToyEncoder, ToyObjects, ToySplit

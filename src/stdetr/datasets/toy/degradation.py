@@ -1,4 +1,4 @@
-"""Degradations of single frames: what one frame hides, its neighbours show.
+"""Degradations of single frames; the neighbouring frames show what is hidden.
 
 Shape legend
     T frames of a video     h, w height and width in pixels     N objects
@@ -14,10 +14,10 @@ from stdetr.datasets.toy.settings import ToyDegradation
 
 def draw_schedule(rng: np.random.Generator, settings: ToyDegradation, frames: int) -> list[str | None]:
     """Kind of degradation of each frame, or None; at most ``limit`` degraded in any ``window`` consecutive frames."""
-    wanted = int(settings.rate * frames + rng.random())
+    count = int(settings.rate * frames + rng.random())
     degraded = np.zeros(frames, dtype=np.int64)
     for frame in rng.permutation(frames):
-        if degraded.sum() >= wanted:
+        if degraded.sum() >= count:
             break
         degraded[frame] = 1
         near = degraded[max(0, frame - settings.window + 1) : frame + settings.window]
@@ -61,7 +61,7 @@ def blank_out(
     """Cover each object with a piece of the empty background taken from elsewhere.
 
     frame, background: h,w,3; boxes: N,4 xyxy px.  Patches are larger than the object and off its centre, edges are
-    soft, and as many places without an object as ``decoys`` says are treated alike, so that a patch tells little.
+    soft, and ``decoys`` places without an object are covered too, so that a patch reveals little.
     """
     height, width = frame.shape[:2]
     sides = boxes[:, 2:] - boxes[:, :2] if len(boxes) else np.full((1, 2), 24.0)

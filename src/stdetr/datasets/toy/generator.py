@@ -20,7 +20,7 @@ from stdetr.datasets.toy.sprites import SPRITE_CLASSES
 from stdetr.video.encode import write_video
 
 GENERATOR_VERSION = 2
-"""Part of the name of the folder: raise it whenever the same settings would give other pixels or boxes."""
+"""Part of the folder's name: increase it whenever the same settings would give different pixels or boxes."""
 
 _SPLITS = ("train", "val", "test")
 
@@ -92,7 +92,7 @@ class ToyBenchmark:
             try:
                 temporary.replace(final)
             except OSError:
-                # Another process was faster; its folder holds the same bytes.
+                # Another process was faster; its folder has the same contents.
                 if not (final / "test.json").is_file():
                     raise
         finally:
@@ -101,7 +101,7 @@ class ToyBenchmark:
         return final
 
     def scene(self, split: str, video: int) -> Scene:
-        """Video number ``video`` of a split before encoding; depends on nothing but the settings and the number."""
+        """Video number ``video`` of a split before encoding; depends only on the settings and the number."""
         rng = np.random.default_rng([self.splits[split].seed, video])
         return draw_scene(
             rng,

@@ -1,12 +1,12 @@
-"""One video of the toy benchmark: paints the layers and derives the annotations from what was painted.
+"""One video of the toy benchmark: paints the layers and derives the annotations from them.
 
 Shape legend
     T frames of a video     h, w height and width in pixels     P side of a square patch     N objects
 
 Annotation rule.  A box is the extent of the object's whole silhouette (occluded parts included), clipped to the
 frame.  An object has no box on a frame where less than ``min_inside`` of its area lies inside the frame, or where
-less than ``min_visible`` of the part inside is left uncovered by other objects and bars.  Degradations never remove
-a box: that is their point.
+less than ``min_visible`` of the part inside is not covered by other objects and bars.  Degradations never remove
+a box: detectors should still find the object.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class ToyObjects:
     turn:         largest rotation, degrees per frame
     acceleration: standard deviation of the change of velocity, px per frame squared
     leave:        share of objects whose path may leave the frame altogether and come back
-    palette:      half width of a class's range of hues, the classes being spread evenly over the circle: 0.5 lets every
+    palette:      half width of a class's range of hues, with classes spread evenly over the circle: 0.5 lets every
                   class have any colour, small values let colour tell the classes apart
     """
 
@@ -84,7 +84,7 @@ class ToyDegradation:
     """Degraded frames: share of all frames, at most ``limit`` in any ``window`` consecutive ones, and how strong.
 
     blur_length: px of the motion blur     defocus_sigma: px of the Gaussian
-    noise_sigma, noise_contrast: deviation of the noise (0-255) and what is left of the picture's contrast
+    noise_sigma, noise_contrast: deviation of the noise (0-255) and the remaining share of the contrast
     """
 
     rate: float = 0.24
