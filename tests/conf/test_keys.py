@@ -129,7 +129,6 @@ MODEL: dict[str, tuple[Any, ...]] = {
     "detector.neck.norm_groups": (4,),
     "detector.neck.top_down": (False,),
     "detector.queries.candidates": (7,),
-    "detector.queries.births": (1, "model.causal=true"),
     "detector.queries.pool": (24, "+model.detector.queries.overlap=0.05"),
     "detector.queries.content": ("learned",),
     "detector.queries.anchor": (0.4,),
