@@ -85,7 +85,7 @@ def find_nvcc() -> str | None:
 
 
 def toolkit_include(nvcc: str) -> Path:
-    """The folder of ``cuda_runtime_api.h``.  ``nvcc`` may be a script that starts another one, so it is asked first."""
+    """The folder of ``cuda_runtime_api.h``.  ``nvcc`` may be a wrapper script, so it is queried first."""
     done = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
     tops = [line.split("=", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("#$ TOP=")]
     here = [line.split("=", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("#$ _HERE_=")]

@@ -2,7 +2,7 @@
 
     python scripts/bench_evaluation.py output=benchmarks/evaluation.json
 
-Keys: videos, frames, detections (a frame), subset_videos (for the plain port), output.  Everything is generated.
+Keys: videos, frames, detections (per frame), subset_videos (for the plain port), output.  Everything is generated.
 The plain port follows the same public rules in the way they are usually written: loops over images, detections and
 ground truth, one pass for each motion range.
 """

@@ -1,9 +1,9 @@
-"""What a command costs before it does anything, against ``python -c "import torch"`` in the same run.
+"""Start-up time of commands, compared with ``python -c "import torch"`` in the same run.
 
     python scripts/bench_startup.py output=benchmarks/startup.json
 
-Keys: turns (of all cases, one after the other; figures are medians), output.  Every command runs in a process of its
-own, in a folder with two small files, after one turn that is not counted.
+Keys: turns (of all cases in turn; figures are medians), output.  Every command runs in a separate process, in a folder
+with two small files, after one turn that is not counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``make demo``: train on the toy benchmark, evaluate on its test split, render a held-out video and say where all is.
+"""``make demo``: train on the toy benchmark, evaluate on its test split, render a held-out video and list the results.
 
 Arguments are further overrides of the training: ``python scripts/demo.py trainer.max_steps=100 output_dir=runs/short``.
 """
@@ -45,7 +45,7 @@ def phase(name: str, arguments: list[str], seconds: dict[str, float]) -> int:
 
 
 def held_out_video(output: Path) -> Path:
-    """The test video with the most objects on degraded frames: where a clip shows what a single frame cannot."""
+    """The test video with the most objects on degraded frames, where a clip shows more than a single frame."""
     from stdetr.config import instantiate, load_config
 
     root = instantiate(load_config(output).data).root
@@ -59,7 +59,7 @@ def held_out_video(output: Path) -> Path:
 
 
 def report(output: Path, seconds: dict[str, float]) -> None:
-    """What was made and where, with the headline figures."""
+    """The results and their files, with the headline figures."""
     print("\n== done in " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
     for path in sorted(output.rglob("eval/metrics.json")):
         metrics = json.loads(path.read_text(encoding="utf-8"))

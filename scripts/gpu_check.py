@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one command of at most ten minutes; ``gpu_check.sh`` starts it.
 
 Works from a plain copy of this repository (no git, no installation, no network) with torch, pytest and nvcc.  Parts
-run in order of worth.  Each has a process and a time limit of its own; one that fails or hangs is told, and the next
-one runs all the same.  Results are five files: ``gpu_check.json`` (the status of every part), ``gpu_check.log``,
+run in order of worth.  Each has its own process and time limit; a failure or hang is reported, and the next
+one runs regardless.  Results are five files: ``gpu_check.json`` (the status of every part), ``gpu_check.log``,
 ``op_<gpu>.json`` (the measurement, written after every case), ``ncu_<gpu>.csv`` and, where Hydra is installed,
 ``model_<gpu>.json``.
 
@@ -72,7 +72,7 @@ class SkipError(Exception):
 
 @dataclass
 class Machine:
-    """Paths and what is known of the machine."""
+    """Paths and properties of the machine."""
 
     out: Path
     work: Path
@@ -94,7 +94,7 @@ class Machine:
 class Part:
     """``command`` gives the command line for a machine and a number of seconds.
 
-    ``again``: how often to go on after a process that broke off (exit code 2 is a process that came to its end).
+    ``again``: number of restarts after a process broke off (exit code 2 is a process that finished).
     """
 
     name: str
@@ -173,7 +173,7 @@ def chosen_parts() -> list[Part]:
 
 
 def find_machine() -> tuple[Machine, dict[str, Any]]:
-    """The machine and what is written of it.  Ends the program where there is no GPU."""
+    """The machine and its description for the record.  Ends the program where there is no GPU."""
     rehearsal = os.environ.get("GPU_CHECK_DEVICE", "cuda")
     if rehearsal not in {"cuda", "cpu"}:
         sys.exit(f"error: GPU_CHECK_DEVICE must be cuda or cpu, got {rehearsal!r}")

@@ -3,8 +3,8 @@
 python scripts/gpu_check_build.py FOLDER       torch and nvcc only: neither pip nor setuptools takes part
 
 FOLDER gets ``ops`` (to be put on PYTHONPATH), ``reductions.so`` and ``extensions``.  Only the operators must build;
-what else does not is told, and is absent from the measurement.  Environment: GPU_CHECK_OPS, a folder whose stdetr_ops
-is taken instead of a new build; GPU_CHECK_WHEELS, where the wheel of transformers lies.
+other failures are reported, and the part is absent from the measurement.  Environment: GPU_CHECK_OPS, a folder whose
+stdetr_ops is taken instead of a new build; GPU_CHECK_WHEELS, where the wheel of transformers lies.
 """
 
 from __future__ import annotations

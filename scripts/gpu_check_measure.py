@@ -66,7 +66,7 @@ JOBS = (
     Job("encoder_800x1333_T1", dtype=torch.float32),
     Job("full_800x1333_T5_B4"),
 )
-# Where there is no GPU: that everything runs, not how fast it is.
+# Without a GPU: checks that everything runs, not how fast.
 REHEARSAL = (Job("tiny", dtype=torch.float32), Job("tiny", "temporal", dtype=torch.float32))
 TINY = OpCase("tiny", 1, 2, (64, 96), "all")
 
@@ -76,7 +76,7 @@ def find_case(name: str) -> OpCase:
 
 
 def hardware() -> dict[str, Any]:
-    """What the GPU reaches: a copy (bytes read and written), and reductions of rows of 32 floats."""
+    """The GPU's limits: a copy (bytes read and written), and reductions of rows of 32 floats."""
     source = torch.randn(2**29, device="cuda")
     target = torch.empty_like(source)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
@@ -124,7 +124,7 @@ def peers(device: torch.device) -> list[Implementation]:
 
 
 def measure(file: Path, seconds: float) -> bool:
-    """Whether every job that began has been measured."""
+    """Returns whether every started job has been measured."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     deadline = time.monotonic() + seconds
     result: dict[str, Any] = {"jobs": {}, "rows": []}

@@ -57,13 +57,13 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """Survives lines that move; the second of two alike in a function has #2."""
+        """Stable when lines move; the second of two equal ones in a function has #2."""
         one_line = " ".join(f"{self.before} -> {self.after}".split())
         return f"{self.file}:{self.function}: {one_line}"
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
-    """What may stand in place of ``node``: an operator turned round, another number, a statement left out."""
+    """Replacements of ``node``: an inverted operator, another number, a removed statement."""
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in SWAPS:
         changed = copy.copy(node)
         changed.ops = [SWAPS[type(node.ops[0])]()]  # pyright: ignore[reportAttributeAccessIssue]

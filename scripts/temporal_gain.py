@@ -1,4 +1,4 @@
-"""What does a clip see that a single frame does not?  Trains a clip detector, the same one with model.causal=true, and
+"""What does a clip gain over single frames?  Trains a clip detector, the same one with model.causal=true, and
 their T = 1 twin on equally many frames.
 
     python scripts/temporal_gain.py [seeds=0,1,2] [frames=5] [threads=2] [output=FILE] [work=FOLDER] [KEY=VALUE ...]

@@ -77,7 +77,7 @@ def pets() -> list[str]:
 
 
 def op() -> list[str]:
-    """The attention op on the CPU: ours, and how many times longer the others take in the same run."""
+    """The attention op on the CPU: ours, and how many times slower the others are in the same run."""
     data = _read("op_cpu")
     if data is None:
         return []
@@ -118,7 +118,7 @@ def op() -> list[str]:
 
 
 def model() -> list[str]:
-    """The detector's encoder and decoder on the CPU over T, and what forming offsets inside the op saves."""
+    """The detector's encoder and decoder on the CPU over T, and the gain from computing offsets inside the op."""
     data = _read("model_cpu")
     if data is None:
         return []

@@ -1,9 +1,9 @@
 """Checkpoints: the one writer and the one reader.
 
-A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to go on, ``best`` to use, and older
+A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to resume, ``best`` to use, and older
 checkpoints ``last.<step>`` to fall back on.  A checkpoint folder holds ``model.safetensors`` (the averaged weights when
 averaging is on), ``meta.json`` (classes, step, metrics, a checksum of every other file) and, in ``last``, ``state/``:
-everything accelerate needs to go on bit for bit.  Only safetensors and JSON are read here: no checkpoint can run code.
+everything accelerate needs to resume bit for bit.  Only safetensors and JSON are read here: no checkpoint can run code.
 
 A checkpoint is written as ``<name>.new``, and its ``meta.json`` comes last: a folder that has one is complete.  Only
 then is the folder before it renamed to ``<name>.<step>`` and the new one to ``<name>``.  What is to be deleted is first

@@ -23,7 +23,7 @@ template <bool First, class A, class B> struct Choose { using type = A; };
 template <class A, class B> struct Choose<false, A, B> { using type = B; };
 
 #include "points.h"
-// (order matters: the kernels use what stands above)
+// (order matters: the kernels use the headers above)
 #include "temporal.h"
 #include "forward.h"
 #include "scatter.h"

@@ -62,7 +62,7 @@ STDETR_INLINE void find_corners(Block<C>& p, int n) {
   }
 }
 
-// How many points ahead of the one that is read its pixels are asked for.
+// How many points ahead pixels are prefetched.
 constexpr int kAhead = 16;
 
 // Asks for the four pixel rows of a point.  Corners outside were clamped into the level, so every address exists.

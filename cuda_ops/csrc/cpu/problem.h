@@ -1,6 +1,6 @@
 // What one call works on, as plain data: the only thing that crosses from the torch side to the kernels.
 //
-// B clips, T frames, S tokens of a frame, H heads, D channels per head, Q queries, F frames sampled, L levels, K points.
+// B clips, T frames, S tokens of a frame, H heads, D channels per head, Q queries, F sampled frames, L levels, K points.
 // "coord" is double for double values and float otherwise; shapes and rules are in ../common/SCHEMA.md.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The temporal parameterisation: what a query says once about all frames, and what a signed distance dt in time adds.
+// The temporal parameterisation: the terms of a query that all frames share, and what a signed distance dt adds.
 // Included inside the namespace of an instruction set.
 //
 //   offset(f) = offset + dt * velocity + offset_table[row]      logit(f) = logit + logit_table[row]

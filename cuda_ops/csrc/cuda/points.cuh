@@ -41,7 +41,7 @@ __device__ __forceinline__ void load_levels(const Problem& p, int b, LevelEntry<
   __syncthreads();
 }
 
-// Where a query stands: the (b, q, h) triple and its row in the tensors that start with B,Q,H.
+// The position of a query: the (b, q, h) triple and its row in the tensors that start with B,Q,H.
 struct Row {
   int b, q, h;
   int64_t head;  // (b * Q + q) * H + h
@@ -231,7 +231,7 @@ __device__ __forceinline__ Spot<A> spot_of(A x, A y, int width, int height) {
   return spot;
 }
 
-// What the channel lanes need of one bilinear sample: weights, and offsets in the units of whoever made them (bytes of
+// What the channel lanes need of one bilinear sample: weights, and offsets in the units of their producer (bytes of
 // value for the forward and backward kernels).
 template <typename A>
 struct alignas(16) CornerWeights {

@@ -33,7 +33,7 @@ struct LevelShape {
   int height, width, start;
 };
 
-// Division by a number that the host knows: for n < 2^31, n / divisor = (umulhi(n, multiplier) + n) >> shift.
+// Division by a number known on the host: for n < 2^31, n / divisor = (umulhi(n, multiplier) + n) >> shift.
 struct FastDiv {
   uint32_t divisor = 1, multiplier = 0, shift = 0;
 };

@@ -3,7 +3,7 @@
 // A group takes a few points over all frames before the next points, so that a lane keeps the sums of its points in
 // registers; nothing of them has a frame axis in memory.  Groups that share the frames add up once a run of points.
 //
-// A gradient of the tables is a sum over clips, queries and frames.  Each warp has sums of its own, in shared memory
+// A gradient of the tables is a sum over clips, queries and frames.  Each warp has its own sums, in shared memory
 // where they fit; an element is added to by one lane, group after group.  Blocks leave shares, which sum_tables_kernel
 // adds: no result depends on how warps are scheduled.  A block takes several runs of queries in turn, so that there are
 // not more shares the more queries there are.

@@ -10,7 +10,7 @@
 namespace stdetr {
 namespace {
 
-// What a query says once for all frames, the tables, and the distances in time.
+// The terms of a query that all frames share, the tables, and the distances in time.
 struct Parameters {
   const Tensor &offsets, &velocity, &logits, &offset_table, &logit_table, &dt;
 };

@@ -1,6 +1,6 @@
 """Time and peak memory of one implementation on one case.
 
-Run as a module it measures memory in a process of its own: ``python -m stdetr_ops.bench.measure '<json>'``.
+Run as a module it measures memory in a separate process: ``python -m stdetr_ops.bench.measure '<json>'``.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _bytes(*tensors: Tensor) -> int:
 def peak_memory(kind: str, implementation: Implementation, inputs: OpInputs) -> dict[str, int]:
     """Bytes of one forward and backward: ``needed`` (inputs, output and gradients) and ``peak`` beside nothing else.
 
-    On the CPU the process has to be fresh, because the system tells only its own peak.
+    On the CPU the process has to be fresh, because the system reports only the process's peak.
     """
     call, leaves = prepare(kind, implementation, inputs)
     extra = [] if kind == "plain" else [inputs.reference]
@@ -186,7 +186,7 @@ def _status(key: str) -> int:
 def peak_memory_in_process(
     kind: str, implementation: str, case: OpCase, locations: str, dtype: torch.dtype, seed: int
 ) -> dict[str, int]:
-    """``peak_memory`` on the CPU, in a process of its own.  Raises RuntimeError with its last line if that fails."""
+    """``peak_memory`` on the CPU, in a separate process.  Raises RuntimeError with its last line if that fails."""
     job = {
         "kind": kind,
         "implementation": implementation,

@@ -258,7 +258,7 @@ def _replay(
 ) -> str | None:
     """Puts graphs in the place of ``timers[name]``; the reason where they cannot be captured.
 
-    The first call compiles and tunes, the second tells how long one takes.
+    The first call compiles and tunes, the second measures how long one takes.
     """
     timers[name]()
     once = timers[name]()

@@ -134,7 +134,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _find_resume(cfg: DictConfig, paths: RunPaths) -> Path | None:
-    """The checkpoint that the run goes on from; what a kill left unfinished in its folder is finished or removed."""
+    """The checkpoint that the run resumes from; what a killed run left unfinished in its folder is settled first."""
     checkpoint.recover(paths.last)
     checkpoint.recover(paths.best, keep=0)
     for folder in (paths.root, paths.evaluation):

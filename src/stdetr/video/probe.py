@@ -60,7 +60,7 @@ class _Prober:
             self._connection.recv()
 
     def check(self, path: Path, seconds: float) -> tuple[str, bool]:
-        """What is wrong with a file ("" for nothing), and whether the process can go on."""
+        """What is wrong with a file ("" for nothing), and whether the process can continue."""
         try:
             self._connection.send(str(path))
             if self._connection.poll(seconds):

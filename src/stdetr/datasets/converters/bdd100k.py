@@ -1,6 +1,6 @@
 """BDD100K multiple object tracking: one JSON file per video (Yu et al., 2020).
 
-Following TrackEval's ``bdd100k``: other persons, trailers and other vehicles, and whatever is marked as a crowd, are
+Following TrackEval's ``bdd100k``: other persons, trailers and other vehicles, and everything marked as a crowd, are
 ignore regions for every class.
 """
 
