@@ -12,6 +12,7 @@ from stdetr.config import compose, instantiate
 from stdetr.data.transforms import ClipTransform, ResizeShortSide
 from stdetr.inference.detector import Detector, choose_device, default_overlap, normalised_to_uint8
 from stdetr.inference.windows import iterate_windows
+from stdetr.models.detector import ClipDetector
 from stdetr.models.postprocess import to_tubes
 from stdetr.stitch.association import StitchRules
 from stdetr.stitch.stitching import best_class_only, visible_frames
@@ -88,7 +89,7 @@ def test_the_backbone_runs_once_a_frame(colour_detector, squares, array_source, 
     assert detector.model.seen == frames
 
 
-def clip_detector(*overrides: str) -> torch.nn.Module:
+def clip_detector(*overrides: str) -> ClipDetector:
     """The small model, stirred, so that it reports something of everything."""
     torch.manual_seed(0)
     model = instantiate(compose("train", ["model=small", "model.classes=3", *overrides]).model.detector)
@@ -100,7 +101,7 @@ def clip_detector(*overrides: str) -> torch.nn.Module:
     return model.eval()
 
 
-def of_model(model: torch.nn.Module, **settings) -> Detector:
+def of_model(model: ClipDetector, **settings) -> Detector:
     transform = ClipTransform([], mean=MEAN, std=STD)
     return Detector(model, CLASSES, transform, clip_length=5, overlap=2, score_threshold=0.02, presence=0.0, **settings)
 

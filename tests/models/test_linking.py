@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,9 @@ from stdetr.models.boxes import paired_iou, to_xyxy
 from stdetr.models.linking import Candidates, LinkedTubes, TubeLinker, distinct_boxes, keep_greedily
 
 
-def _candidates(tracks: list[list[tuple[float, float] | None]], *, frames: int, size: float = 0.1) -> Candidates:
+def _candidates(
+    tracks: Sequence[Sequence[tuple[float, float] | None]], *, frames: int, size: float = 0.1
+) -> Candidates:
     """Each track: its centre on each frame, None where no candidate stands for it.  Track i has class and feature i."""
     count = len(tracks)
     boxes = torch.full((1, frames, count, 4), size)
