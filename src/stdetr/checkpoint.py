@@ -50,6 +50,7 @@ def save(
     keep: how many older checkpoints stay, as ``<folder>.<step>``; those of this step or a later one, which a run that
         went back to an older checkpoint has left behind, do not
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     recover(folder)
@@ -67,7 +68,8 @@ def save(
         for path in written:
             flush(path)
         _write_meta(fresh, meta)
-    except Exception:
+    except (OSError, RuntimeError, SafetensorError):
+        # What was written of an incomplete checkpoint would keep a full disk full.
         if not (fresh / META).exists():
             shutil.rmtree(fresh, ignore_errors=True)
         raise

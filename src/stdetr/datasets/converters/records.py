@@ -5,6 +5,7 @@ Boxes are ``x, y, w, h`` in pixels of the source frame, with x and y counted fro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ class Video:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Reader:
+class Reader(ABC):
     """The base class of formats.  A format sets ``accepted`` and ``names``, finds its files in :meth:`prepare` and
     streams :meth:`videos`.
 
@@ -112,17 +113,17 @@ class Reader:
         self.tree, self.options, self.problems = tree, options, problems
         self.prepare()
 
+    @abstractmethod
     def prepare(self) -> None:
         """Find the source's files; raises FileNotFoundError and ValueError."""
-        raise NotImplementedError
 
     def categories(self) -> list[Category]:
         """The classes, in the order of their ids; called once, before :meth:`videos`."""
         return [Category(number, name) for number, name in enumerate(self.names, start=1)]
 
+    @abstractmethod
     def videos(self) -> Iterator[Video]:
         """The videos, in a fixed order; never the whole data set in memory."""
-        raise NotImplementedError
 
     def frame_size(self, first: Path) -> tuple[int, int] | None:
         """(width, height) of a video's frames: ``frame_size``, or the first image's; None when it may not be read."""
