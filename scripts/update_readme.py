@@ -206,9 +206,9 @@ HEAD = """# Benchmarks
 Every table is made by `python scripts/update_readme.py` from a JSON file under `benchmarks/`, which holds the command,
 the commit and the machine. Times are medians; ratios compare figures of one run. Nothing here was measured on a GPU.
 
-A table holds for the commit that it names. All but the toy benchmark's are older than today's code, and reading has become
-slower since: without the shared-memory ring, one run on a busy machine gave 50 % of the bare decoder in order with no
-worker and 31 % with one (72 % and 56 % with the ring, same run conditions).
+A table holds for the commit that it names. All but the toy benchmark's are older than today's code, and reading has
+become slower since: without the shared-memory ring, one run on a busy machine gave 50 % of the bare decoder in order
+with no worker and 31 % with one (72 % and 56 % with the ring, measured beside it).
 
 """
 
