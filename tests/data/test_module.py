@@ -53,7 +53,7 @@ def test_the_toy_makes_itself_and_loads(toy: DataModule, tmp_path: Path) -> None
     assert {info.video_id for batch in toy.eval_loader("test", share=(1, 2)) for info in batch.infos} == {2}
 
 
-@pytest.mark.parametrize("name", ["coco_vid", "mot_pets", "imagenet_vid"])
+@pytest.mark.parametrize("name", ["coco_vid", "drone_vid", "mot_pets", "imagenet_vid"])
 def test_data_of_ones_own(name: str, toy: DataModule, tmp_path: Path) -> None:
     """Each configuration reads any CocoVID folder, here the toy's."""
     node = _node(name, tmp_path, root=str(toy.root), loader__num_workers=0, probe_seconds=None)

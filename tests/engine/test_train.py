@@ -207,3 +207,40 @@ def test_a_stop_after_saving_or_evaluating_and_a_damaged_state_change_nothing(ti
 def test_resume_from_nowhere_is_refused(tiny, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no state"):
         train.run(tiny("run", f"resume={tmp_path / 'nowhere'}"))
+
+
+def test_runs_that_fork_from_a_stopped_one_share_everything_before(tiny, tmp_path: Path) -> None:
+    phases = ("trainer.single_frame=3", "trainer.log_every=1")
+    train.run(tiny("whole", *phases))
+    train.run(tiny("base", *phases, "trainer.stop_at=3"))
+    assert checkpoint.read_meta(tmp_path / "base/checkpoints/last")["step"] == 3
+    assert [line["step"] for line in _records(tmp_path / "base")] == [1, 2, 3], "no evaluation where a run stops"
+    train.run(tiny("clip", *phases, f"resume={tmp_path / 'base'}"))
+    assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "clip"))
+    # The twin goes on with single frames, as many per step: the same schedule, other batches.
+    train.run(tiny("twin", *phases, f"resume={tmp_path / 'base'}", "data.frames=1", "data.loader.batch_size=6"))
+    assert not _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "twin"))
+    rates = [[line["lr_main"] for line in _records(tmp_path / name) if line["split"] == "train"] for name in
+             ("whole", "clip", "twin")]  # fmt: skip
+    assert rates[1] == rates[2] == rates[0][3:]
+    train.run(tiny("base", *phases))
+    assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "base")), "the stopped run itself goes on, too"
+    with pytest.raises(ValueError, match=r"trainer.stop_at=6 must lie between 1 and trainer.max_steps=6"):
+        train.run(tiny("base", "trainer.stop_at=6"))
+
+
+def test_evaluations_before_the_last_are_thinned(tiny, tmp_path: Path) -> None:
+    train.run(tiny("run", "evaluation.thin=[1,3]", "trainer.eval_every=3", "trainer.thin_final=true"))
+    scored = tmp_path / "run/eval/val-1x3.json"
+    frames = [image["frame_id"] for image in json.loads(scored.read_text())["images"]]
+    assert frames == [2, 3, 4] * 2  # the middle of 8 frames
+    images = {image["id"] for image in json.loads(scored.read_text())["images"]}
+    assert {found["image_id"] for found in json.loads((tmp_path / "run/predictions.json").read_text())} <= images
+    report = json.loads((tmp_path / "run/eval/report.json").read_text())
+    assert report["sources"]["annotations"] == str(scored)
+    train.run(tiny("run", "evaluation.thin=[1,3]", "trainer.eval_every=3", "trainer.max_steps=9"))
+    assert len({found["image_id"] for found in json.loads((tmp_path / "run/predictions.json").read_text())}) == 16
+    with pytest.raises(ValueError, match=r"thin=\[2, 4\]: windows of 4 frames cannot be cut into clips of 3"):
+        train.run(tiny("other", "evaluation.thin=[2,4]"))
+    with pytest.raises(ValueError, match=r"thin=\[2\] must be \[windows,frames\]"):
+        train.run(tiny("other", "evaluation.thin=[2]"))

@@ -15,9 +15,10 @@ from stdetr.data.coco_vid import CocoVid, read_coco_vid
 from stdetr.data.dataset import ClipDataset
 from stdetr.data.loader import ClipLoader, Share, build_loader
 from stdetr.data.sampling import ClipSampler
+from stdetr.data.thinning import thin
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import ClassNames
-from stdetr.video.cache import make_cache
+from stdetr.video.cache import JpegCache, NoCache, make_cache
 from stdetr.video.probe import probe_videos
 
 SPLITS = ("train", "val", "test")
@@ -66,7 +67,8 @@ class DataModule:
     benchmark: makes the data set when it is absent (the toy); files then lie in the folder it returns
     frames: T of the samplers
     strict: a box outside its frame is an error (otherwise it is clipped)
-    cache, cache_dir, cache_limit_gb: ``none``, ``memory`` or ``disk``, see :mod:`stdetr.video.cache`
+    cache, cache_dir, cache_limit_gb, cache_quality: ``none``, ``memory``, ``disk`` or ``jpeg``, see
+        :mod:`stdetr.video.cache`
     probe_seconds: time within which another process must be able to open each video file; None skips that check
 
     Raises ValueError or FileNotFoundError in one line for keys and files that do not fit.
@@ -95,6 +97,7 @@ class DataModule:
         cache: str = "none",
         cache_dir: str | Path | None = None,
         cache_limit_gb: float = 2.0,
+        cache_quality: int = 95,
         probe_seconds: float | None = None,
         seed: int = 0,
     ) -> None:
@@ -106,7 +109,7 @@ class DataModule:
         self._eval_transform = ClipTransform(list(eval_transforms), mean=mean, std=std)
         self.loader = loader if isinstance(loader, LoaderSettings) else LoaderSettings(**dict(loader or {}))  # pyright: ignore[reportArgumentType]
         self.benchmark, self.backend, self.strict, self.seed = benchmark, backend, strict, seed
-        self._cache = make_cache(cache, cache_dir, cache_limit_gb)
+        self._cache = make_cache(cache, cache_dir, cache_limit_gb, cache_quality)
         self._probe_seconds = probe_seconds
         self._probe_record = None if cache_dir is None else Path(cache_dir) / "probed.json"
         self._indices: dict[str, CocoVid] = {}
@@ -136,6 +139,16 @@ class DataModule:
         if name is None:
             raise ValueError(f"this data set has no split {split!r}: data.{split} is null")
         return self.root / name
+
+    def thinned(self, split: str, windows: int, frames: int, folder: Path) -> str:
+        """The name of a split of ``windows`` windows of ``frames`` images of each video of ``split``, for every method
+        of this object; its annotation file is written below ``folder``.
+        """
+        name = f"{split}-{windows}x{frames}"
+        if name not in self._files:
+            target = (folder / f"{name}.json").resolve()
+            self._files[name] = str(thin(self.annotations(split), target, windows, frames))
+        return name
 
     def index(self, split: str) -> CocoVid:
         """The parsed annotation file of a split, read once."""
@@ -183,7 +196,8 @@ class DataModule:
             self.root,
             sampler if frames is None else sampler.with_frames(frames),
             self._train_transform if train else self._eval_transform,
-            cache=self._cache,
+            # A lossy cache serves training alone: numbers do not depend on it, and reading in order needs none.
+            cache=self._cache if train or not isinstance(self._cache, JpegCache) else NoCache(),
             backend=self.backend,
             seed=self.seed,
         )

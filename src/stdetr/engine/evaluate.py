@@ -75,6 +75,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
         frames=cfg.frames,
         causal=bool(trained.model.causal),
         logger=logger,
+        thin=evaluation.thin,
     )
     step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent)["step"])
     with logged_run(logger, cfg, paths) if processes.rank() == 0 else nullcontext():

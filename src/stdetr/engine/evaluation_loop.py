@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class SplitEvaluator:
     frames: T at evaluation, None = the T of the data config
     seeds: how many training runs the numbers are from (one, unless averaged)
     logger: receives the tables and figures of the report
+    thin: (windows, frames): score only so many windows of so many frames of each video, evenly spaced
+    whole_step: the step whose evaluation takes every frame nevertheless
     """
 
     def __init__(
@@ -48,11 +50,14 @@ class SplitEvaluator:
         causal: bool = False,
         draw: Callable[[nn.Module, int], None] | None = None,
         logger: Logger | None = None,
+        thin: Sequence[int] | None = None,
+        whole_step: int | None = None,
     ) -> None:
         self.data, self.split, self.paths, self.device = data, split, paths, device
         self.evaluators, self.predict, self.frames, self.causal = evaluators, dict(predict), frames, causal
         self.draw, self.logger = draw, logger
         self.metrics: dict[str, float | None] = {}
+        self.whole_step, self._thin = whole_step, thin_settings(thin, frames or data.frames)
 
     @classmethod
     def from_config(
@@ -74,13 +79,17 @@ class SplitEvaluator:
             causal=bool(cfg.model.causal),
             draw=SampleDrawer(cfg, data, paths, device, logger) if drawn and logger is not None else None,
             logger=logger,
+            thin=settings.thin,
+            whole_step=None if cfg.trainer.thin_final else int(cfg.trainer.max_steps),
         )
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float | None]:
         """Called on every process: each predicts its share of the videos; the main process does the rest."""
-        started = time.perf_counter()
-        predictions = self.predictions(model)
-        self.metrics = processes.on_main(lambda: self._report(model, step, predictions, started))
+        started, split = time.perf_counter(), self.split
+        if self._thin is not None and step != self.whole_step:
+            split = processes.one_by_one(lambda: self.data.thinned(self.split, *self._thin, self.paths.evaluation))
+        predictions = self._predictions(model, split)
+        self.metrics = processes.on_main(lambda: self._report(model, step, split, predictions, started))
         return self.metrics
 
     def metric_names(self) -> list[str]:
@@ -92,10 +101,10 @@ class SplitEvaluator:
         return list(evaluate(annotations, [], [], evaluators=evaluators, causal=self.causal, seeds=1).flat())
 
     def _report(
-        self, model: nn.Module, step: int, predictions: SplitPredictions, started: float
+        self, model: nn.Module, step: int, split: str, predictions: SplitPredictions, started: float
     ) -> dict[str, float | None]:
         scored = evaluate(
-            self.data.annotations(self.split),
+            self.data.annotations(split),
             predictions.frames,
             predictions.tubes,
             evaluators=tuple(self.evaluators),
@@ -106,7 +115,7 @@ class SplitEvaluator:
         figures = write_reports(scored, self.paths.root)
         predictions.frames.write_results(self.paths.root / "predictions.json")
         write_text(self.paths.root / "tubes.json", json.dumps(predictions.tubes))
-        print(f"step {step}: {self.split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"step {step}: {split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(metrics), flush=True)
         if self.logger is not None:
             log_evaluation(self.logger, step, self.split, scored, figures)
@@ -114,13 +123,28 @@ class SplitEvaluator:
             self.draw(model, step)
         return metrics
 
-    def predictions(self, model: nn.Module) -> SplitPredictions:
-        """The predictions of ``model`` on the split; empty on processes other than the main one."""
-        index = self.data.index(self.split)
+    def _predictions(self, model: nn.Module, split: str) -> SplitPredictions:
+        """The predictions of ``model`` on ``split``; empty on processes other than the main one."""
+        index = self.data.index(split)
         lengths = dict(zip(index.video_ids.tolist(), index.video_lengths.tolist(), strict=True))
-        batches = self.data.eval_loader(self.split, frames=self.frames, share=processes.share())
+        batches = self.data.eval_loader(split, frames=self.frames, share=processes.share())
         videos = predict_videos(model, batches, self.data.classes, lengths, device=self.device, **self.predict)
         return join_videos(processes.gather(videos), lengths)
+
+
+def thin_settings(thin: Sequence[int] | None, frames: int) -> tuple[int, int] | None:
+    """The key ``evaluation.thin`` for windows of ``frames`` frames; ValueError where those do not fit."""
+    if thin is None:
+        return None
+    if len(thin) != 2 or not all(isinstance(value, int) and value >= 1 for value in thin):
+        raise ValueError(f"evaluation.thin={list(thin)} must be [windows,frames], two whole numbers of at least 1")
+    windows, length = thin
+    if length % frames:
+        raise ValueError(
+            f"evaluation.thin={list(thin)}: windows of {length} frames cannot be cut into clips of {frames} "
+            f"(data.frames, or frames of eval); give a multiple of {frames}"
+        )
+    return windows, length
 
 
 def prediction_settings(settings: DictConfig) -> dict[str, Any]:

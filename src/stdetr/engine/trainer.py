@@ -43,12 +43,15 @@ class Trainer:
     """Trains for ``max_steps`` optimiser steps.
 
     max_steps: optimiser steps of the whole run, however often it is stopped and resumed
+    stop_at: save and stop after this step; the schedule stays that of ``max_steps``, so that runs which resume from
+        there into folders of their own share everything before; null = train to the end
     single_frame: the first steps (a fraction of the run if below 1, else a number) train on single frames drawn
         independently, as many per step as the clips have: more varied objects and more matched queries per step
     accumulate: batches per optimiser step; precision: ``no | bf16 | fp16 | auto`` (bf16 on GPUs that have it)
     ema_decay: decay of the averaged weights that are evaluated and saved; null = none
     eval_every, save_every, log_every: in steps; 0 = only at the end; eval_start: one evaluation after that many steps,
         so that a mistake shows early (0 = none); the state is also saved before every evaluation
+    thin_final: the last evaluation is thinned by ``evaluation.thin`` like the others, instead of taking every frame
     keep: number of checkpoints before ``checkpoints/last`` that are kept as ``checkpoints/last.<step>``
     monitor: the metric whose best value picks ``checkpoints/best``
     threads: CPU threads of PyTorch; null = its default
@@ -59,6 +62,7 @@ class Trainer:
         self,
         *,
         max_steps: int,
+        stop_at: int | None = None,
         single_frame: float = 0.0,
         accumulate: int = 1,
         precision: str = "auto",
@@ -66,6 +70,7 @@ class Trainer:
         log_every: int = 20,
         eval_every: int = 0,
         eval_start: int = 0,
+        thin_final: bool = False,
         save_every: int = 0,
         keep: int = 1,
         monitor: str = "coco/AP",
@@ -80,7 +85,10 @@ class Trainer:
             raise ValueError(f"trainer.keep={keep} must be at least 0")
         if precision not in ("no", "bf16", "fp16", "auto"):
             raise ValueError(f"trainer.precision={precision!r}; known: no, bf16, fp16, auto")
+        if stop_at is not None and not 1 <= stop_at < max_steps:
+            raise ValueError(f"trainer.stop_at={stop_at} must lie between 1 and trainer.max_steps={max_steps} - 1")
         self.max_steps, self.accumulate = max_steps, accumulate
+        self.last_step = max_steps if stop_at is None else stop_at
         self.single_frame_steps = round(single_frame * max_steps if single_frame < 1 else single_frame)
         self.ema_decay, self.monitor, self.keep = ema_decay, monitor, keep
         self.log_every, self.eval_every, self.eval_start, self.save_every = (
@@ -89,7 +97,7 @@ class Trainer:
             eval_start,
             save_every,
         )
-        self.threads, self.deterministic = threads, deterministic
+        self.threads, self.deterministic, self.thin_final = threads, deterministic, thin_final
         if precision == "auto":
             usable = torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported()
             precision = "bf16" if usable else "no"
@@ -185,7 +193,7 @@ class Trainer:
             total=self.max_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True,
             disable=not (accelerator.is_main_process and sys.stderr.isatty()),
         )  # fmt: skip
-        while progress.step < self.max_steps:
+        while progress.step < self.last_step:
             single = progress.step < self.single_frame_steps
             phase_end = self.single_frame_steps if single else self.max_steps
             for batch in meter.waiting(loader(progress.epoch, progress.batch, single)):
@@ -203,15 +211,16 @@ class Trainer:
                 if single and step == phase_end:
                     # Clips begin with a new epoch; set before the state is saved, for a run that resumes.
                     progress.epoch, progress.batch = progress.epoch + 1, 0
-                if step % self.log_every == 0 or step == self.max_steps:
+                stops = step == self.last_step
+                if step % self.log_every == 0 or stops:
                     self._log(logger, step, meter, optimizer, bar, started, first_step)
                 evaluates = self._evaluates(step)
-                if evaluates or (self.save_every and step % self.save_every == 0):
+                if evaluates or stops or (self.save_every and step % self.save_every == 0):
                     self._save(shown, paths, classes, progress)
                 if evaluates:
                     self._evaluate(evaluate, shown, logger, paths, classes, progress)
                     meter.restart()
-                if step >= phase_end:
+                if stops or step >= phase_end:
                     break
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
