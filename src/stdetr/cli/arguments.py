@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from stdetr.config.names import did_you_mean
+from stdetr.names import did_you_mean
 
 LISTS = ("compare",)
 """Keys whose value is a list even where it is written without brackets, ``compare=RUN_A,RUN_B``: Hydra alone would

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from stdetr.config.names import did_you_mean
+from stdetr.names import did_you_mean
 
 TARGETS_VARIABLE = "STDETR_TARGETS"
 """Packages of the user's own that configurations may name, comma-separated: ``mylab.*``."""

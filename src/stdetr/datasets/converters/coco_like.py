@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stdetr.data.coco_vid_rules import repeated
-from stdetr.data.json_file import JsonFile, Text, Whole, explain
+from stdetr.data.json_file import MISFITS, JsonFile, Text, Whole, explain
 from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
 from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Image, Reader, split_name
 
@@ -51,7 +51,7 @@ def decode(raw: msgspec.Raw, decoder: msgspec.json.Decoder[Any]) -> Any:
     """A record as its type; raises MalformedField that says why it is not one."""
     try:
         return decoder.decode(raw)
-    except msgspec.ValidationError as error:
+    except MISFITS as error:
         raise MalformedField(explain(error, raw)) from None
 
 

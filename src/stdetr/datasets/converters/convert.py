@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from stdetr.atomic import publish
-from stdetr.config.names import nearest_file
 from stdetr.datasets.converters.archive import extract, is_archive
 from stdetr.datasets.converters.conversion import Conversion, Counts, work_folder
 from stdetr.datasets.converters.media import MediaLinker, check_link
@@ -17,6 +16,7 @@ from stdetr.datasets.converters.options import Options, SplitRules
 from stdetr.datasets.converters.problems import Problems
 from stdetr.datasets.converters.records import Reader
 from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, SourceTree
+from stdetr.names import nearest_file
 
 FORMATS = {
     "imagenet_vid": "imagenet_vid:ImageNetVidReader",
