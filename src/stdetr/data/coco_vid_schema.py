@@ -1,8 +1,8 @@
 """CocoVID as types and columns: COCO's JSON (Lin et al., 2014) with the video fields of MMTracking's CocoVID.
 
 Training, validation and evaluation read a file through this module, so that none accepts what another refuses.
-File names are relative to the data set's folder and may not leave it (no "..", no absolute names).  Symbolic links on the
-disk are followed: conversions make them (``link=auto|symlink``), and no archive that holds one is unpacked.
+File names are relative to the data set's folder and may not leave it (no "..", no absolute names).  Symbolic links on
+the disk are followed: conversions make them (``link=auto|symlink``), and no archive that holds one is unpacked.
 
 Shape legend
     n rows of a section
@@ -105,9 +105,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "images": Image,
     "annotations": Annotation,
 }
-_WHOLE = frozenset(
-    {"id", "video_id", "frame_id", "image_id", "category_id", "instance_id", "track_id", "iscrowd", "ignore"}
-)
+_IDS = ("id", "video_id", "frame_id", "image_id", "category_id", "instance_id", "track_id")
+_WHOLE = frozenset({*_IDS, "iscrowd", "ignore"})
 _EMPTY = {"video_id": ABSENT, "instance_id": -1, "track_id": ABSENT, "area": np.nan}
 
 
