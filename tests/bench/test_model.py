@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from stdetr.bench import run
-from stdetr.bench.allocations import addresses, peak_allocated, saved_bytes
-from stdetr.bench.model import ModelBench, build_detector, growth, make_part
+from stdetr_bench.allocations import addresses, peak_allocated, saved_bytes
+from stdetr_bench.model import ModelBench, build_detector, growth, make_part
 from stdetr.config import compose
 from stdetr.ops import use_backend
 from stdetr.ops.temporal import use_composition

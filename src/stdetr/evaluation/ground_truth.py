@@ -119,7 +119,7 @@ class GroundTruth:
         """Read a CocoVID or COCO file, or the same document as a dict.
 
         A file without ``videos`` is plain COCO: every image is a video of one frame.  ``ignore`` counts like
-        ``iscrowd``.  Raises FileNotFoundError, and ValueError for what ``data action=validate`` finds, except boxes that
+        ``iscrowd``.  Raises FileNotFoundError and ValueError for what ``data action=validate`` finds, except boxes that
         leave their frame and missing frames, which do not matter here.
         """
         file = CocoVidFile(source if isinstance(source, dict) else Path(source), stills=True)
