@@ -23,12 +23,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from stdetr_bench.allocations import addresses, peak_allocated, saved_bytes
 from stdetr.bench.report import draw_table, fit_exponent, machine
 from stdetr.config import compose, instantiate
 from stdetr.models.detector import ClipDetector
 from stdetr.ops import backend, use_backend
 from stdetr.ops.temporal import use_composition, use_temporal_kernel
+from stdetr_bench.allocations import addresses, peak_allocated, saved_bytes
 
 PARTS = ("encoder", "decoder", "whole")
 BACKENDS = ("kernels", "composed", "reference")

@@ -12,9 +12,12 @@ from stdetr.names import did_you_mean
 LISTS = ("compare",)
 """Keys whose value is a list even where it is written without brackets, ``compare=RUN_A,RUN_B``: Hydra alone would
 read the comma as a sweep."""
-PATHS = ("output", "output_dir", "source", "path", "root", "checkpoint", "annotations", "predictions", "tubes",
-         "timestamps", "video", "resume", "init_from", "cache_dir")  # fmt: skip
-"""Last parts of keys that name files, which stay what was typed: Hydra alone reads ``output=2024_11_05`` as a number."""
+PATHS = (
+    *("output", "output_dir", "source", "path", "root", "checkpoint", "annotations", "predictions", "tubes"),
+    *("timestamps", "video", "resume", "init_from", "cache_dir"),
+)
+"""Last parts of keys that name files, which stay what was typed: Hydra alone reads ``output=2024_11_05`` as a number.
+"""
 _LOOKS_TYPED = re.compile(r"[-+]?[\d_.]+(?:e[-+]?\d+)?|[-+]?(?:inf|nan)|true|false", re.IGNORECASE)
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -68,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _as_meant(word: str) -> str:
-    """``key=a,b`` of a key of ``LISTS`` as ``key=["a","b"]``, numbers for ``PATHS`` in quotes; every other word unchanged."""
+    """``key=a,b`` of a key of ``LISTS`` as ``key=["a","b"]``, what looks like a number in quotes for ``PATHS``."""
     key, _, value = word.partition("=")
     if key.rpartition(".")[2] in PATHS and _LOOKS_TYPED.fullmatch(value):
         return f"{key}={quote(value)}"

@@ -47,8 +47,8 @@ def faults(file: CocoVidFile, *, but: frozenset[str] = frozenset()) -> Iterator[
 
     but: kinds that are not reported
     """
-    for name in SECTIONS:
-        if name not in file.json.value and not (name == "videos" and file.stills):
+    for name in SECTIONS if not file.stills else ("categories", "images", "annotations"):
+        if name not in file.json.value:
             yield Fault(f"{file.path}: section {name!r} is missing{_hint(name, file.json.value)}")
         elif not file.tables[name].records and name != "annotations":
             yield Fault(f"{file.path}: section {name!r} is empty")
