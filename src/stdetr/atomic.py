@@ -24,11 +24,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     draft = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
         yield draft
-        flush(draft)
-        draft.replace(target)
-        flush(target.parent)
+        publish(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def publish(draft: Path, target: Path) -> None:
+    """Let a finished file, or a link, take the place of ``target`` on the same file system; both are on disk then."""
+    if not draft.is_symlink():
+        flush(draft)
+    draft.replace(target)
+    flush(target.parent)
 
 
 def write_text(path: str | Path, text: str) -> Path:

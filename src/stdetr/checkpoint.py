@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stdetr.atomic import flush, remove_drafts, write_text
-from stdetr.config.names import nearest_file
+from stdetr.names import nearest_file
 
 if TYPE_CHECKING:  # errors in a path are reported before torch is imported
     from torch import Tensor, nn

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from stdetr.config import compose, config_dir, instantiate, load_config, save_config
-from stdetr.config.names import nearest_path
+from stdetr.names import nearest_path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,8 +29,8 @@ class Box:
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name under which configurations reach ``Box``."""
-    monkeypatch.setattr("stdetr.config.names.Box", Box, raising=False)
-    return "stdetr.config.names.Box"
+    monkeypatch.setattr("stdetr.names.Box", Box, raising=False)
+    return "stdetr.names.Box"
 
 
 def test_compose_accepts_overrides_and_leaves_hydra_out(conf: Path) -> None:
@@ -125,7 +125,7 @@ def test_interpolations_reach_outside_the_node(box: str) -> None:
         ({"a": 1, "inner": {"_target_": "BOX", "a": 1, "bb": 3}}, r"model.inner: .*'bb'.*did you mean 'b'\?"),
         ({"a": "bad"}, r"^a=bad is not good$"),
         ({"a": 1, "inner": {"_target_": "BOX", "a": "bad"}}, r"^a=bad is not good$"),
-        ({"_target_": "stdetr.config.names.Bix", "a": 1}, r"model: .*stdetr.config.names.Bix"),
+        ({"_target_": "stdetr.names.Bix", "a": 1}, r"model: .*stdetr.config.names.Bix"),
         ({"a": 1, "inner": {"_target_": "stdetr.nowhere.Box"}}, r"model.inner: .*stdetr.nowhere"),
         ({"_target_": "os.system", "command": "true"}, r"model: .*os.system"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -89,6 +90,12 @@ def test_one_line(
 def test_these_are_no_mistakes(recorder: object, words: list[str]) -> None:
     assert main(["train", *words]) == 0
     assert len(recorder.configs) == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", ["2024_11_05", "007", "1e5", "2024", "true", "inf", "-3.50"])
+def test_paths_that_look_like_numbers_stay_as_typed(recorder: Any, name: str) -> None:
+    assert main(["train", f"output_dir={name}", f"++data.root={name}"]) == 0
+    assert (recorder.configs[-1].output_dir, recorder.configs[-1].data.root) == (name, name)
 
 
 def test_required_key(recorder: object, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,18 +160,25 @@ def test_a_record_that_is_no_object(scene) -> None:
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("annotations", {"bbox": [0, 0, None, 1]}, "annotations record 0: bbox[2] must be a number, it is None"),
+        ("annotations", {"bbox": [0, 0, None, 1]}, "annotations[0] (id 1): bbox[2] must be a number, it is None"),
         ("annotations", {"bbox": [0, 0, 1, -1]}, "annotations record 0: bbox [0.0, 0.0, 1.0, -1.0] has a negative"),
-        ("annotations", {"image_id": 50}, "annotations record 0: image_id 50 is not in the annotations"),
-        ("annotations", {"category_id": 3}, "nearest valid category_id is 2"),
-        ("annotations", {"image_id": 2}, "instance_id 4 has two boxes in image id 2"),
-        ("annotations", {"iscrowd": 2}, "annotations record 0: iscrowd must be 0 or 1, it is 2"),
-        ("images", {"id": 2}, "images: id 2 appears 2 times"),
-        ("videos", {"width": 0}, "videos record 0: width must be"),
-        ("videos", {"name": 5}, "videos record 0: name must be text, it is 5"),
-        ("images", {"frame_id": 1}, "repeats frame_id 1 of its video"),
-        ("images", {"video_id": 9}, "video_id 9 is not in the annotations; nearest valid video_id is 2"),
-        ("categories", {"id": 2}, "categories: id 2 appears 2 times"),
+        ("annotations", {"image_id": 50}, "annotations[0] (id 1): image_id 50 is not among the images; the nearest id"),
+        ("annotations", {"category_id": 3}, "category_id 3 is not among the categories; the nearest id is 2"),
+        ("annotations", {"image_id": 2}, "annotations[1] (id 2): instance_id 4 has a second box on image 2"),
+        ("annotations", {"iscrowd": 2}, "annotations[0] (id 1): iscrowd must be 0 or 1, it is 2"),
+        ("annotations", {"area": -1}, "annotations[0] (id 1): area must be a number from 0"),
+        ("annotations", {"category_id": 2}, "instance_id 4 is category 1 here, and 2 elsewhere in video 1"),
+        ("annotations", {"video_id": 2}, "video_id is 2, but its image belongs to video 1"),
+        ("annotations", {"instance_id": None, "track_id": 3}, "track_id 3, but no instance_id"),
+        ("images", {"id": 2}, "images[1] (id 2): this id was already used"),
+        ("images", {"file_name": "/etc/passwd"}, "file_name '/etc/passwd' leads outside the data set's folder"),
+        ("videos", {"width": 0}, "videos[0] (id 1): width must be"),
+        ("videos", {"name": 5}, "videos[0] (id 1): name must be text, it is 5"),
+        ("videos", {"length": 1}, "images[1] (id 2): frame_id 1 is outside 0..0 of video 1"),
+        ("images", {"frame_id": 1}, "frame_id 1 of video 1 has a second image record"),
+        ("images", {"video_id": 9}, "video_id 9 is not among the videos; the nearest id is 2"),
+        ("categories", {"id": 2}, "categories[1] (id 2): this id was already used"),
+        ("categories", {"name": "class2"}, "name 'class2' was already used"),
     ],
 )
 def test_bad_annotation(scene, part: str, change: dict, message: str) -> None:
@@ -195,9 +202,9 @@ def test_numpy_values_are_numbers(scene) -> None:
 
 
 def test_incomplete_documents(scene) -> None:
-    refuse("has no list 'categories'", {"images": [], "annotations": []}, [])
-    refuse("has no image", {"images": [], "annotations": [], "categories": []}, [])
-    refuse("videos: id 1 appears 2 times", scene.document | {"videos": scene.videos * 2}, [])
+    refuse("section 'categories' is missing", {"images": [], "annotations": []}, [])
+    refuse("section 'images' is empty", {"images": [], "annotations": [], "categories": scene.categories}, [])
+    refuse("videos[2] (id 1): this id was already used", scene.document | {"videos": scene.videos * 2}, [])
 
 
 def test_missing_and_broken_files(scene, tmp_path: Path) -> None:
@@ -224,10 +231,9 @@ def test_track_ids_may_repeat_where_nobody_reads_them(scene) -> None:
 
 
 def test_shared_names_are_told_apart(scene) -> None:
-    for category in scene.categories:
-        category["name"] = "thing"
-    values = evaluate(*both(scene), evaluators=("coco",), causal=False, seeds=1).flat()
-    assert [values[f"coco/AP/thing ({i})"] for i in (1, 2)] == pytest.approx([1, 1])
+    for video in scene.videos:
+        video["name"] = "thing"
+    assert GroundTruth.from_coco(scene.document).video_names == ("thing (1)", "thing (2)")
 
 
 def test_unknown_evaluator(scene) -> None:
@@ -267,6 +273,7 @@ def test_given_tubes_win_over_track_ids(scene) -> None:
 def test_tubes_of_the_whole_video_when_only_some_frames_are_annotated(new_scene) -> None:
     scene = new_scene([2])
     scene.images[1]["frame_id"] = 5  # frames 0 and 5 of a video of 6
+    scene.videos[0]["length"] = 6
     scene.truth(2, [10, 10, 20, 20])
     boxes = [None, [1, 1, 2, 2], None, None, None, [10, 10, 20, 20]]
     tubes = TubeResults.load(
@@ -316,14 +323,14 @@ def test_mot_text(scene, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("vid1.txt", "1,7,10,10,20\n", "line 1: 5 values"),
-        ("vid1.txt", "1,7,10,10,20,20,0.9,1\none,7,10,10,20,20,0.9\n", "line 2: 'one,7"),
+        ("vid1.txt", "1,7,10,10,20\n", "vid1.txt:1: 5 columns, at least 7 are needed"),
+        ("vid1.txt", "1,7,10,10,20,20,0.9,1\none,7,10,10,20,20,0.9\n", "vid1.txt:2: frame (column 1) is 'one', not"),
         ("vid1.txt", "9,7,10,10,20,20,0.9,1\n", "frame 9 is not annotated; the nearest is 3"),
-        ("vid1.txt", "1.5,7,10,10,20,20,0.9,1\n", "line 1: frame 1.5 is not a whole number"),
-        ("vid1.txt", "1,nan,10,10,20,20,0.9,1\n", "line 1: id nan is not a whole number"),
-        ("vid1.txt", "1,7,10,10,-2,20,0.9,1\n", "vid1.txt line 1: '1,7,10,10,-2,20,0.9,1' has a negative width"),
-        ("vid1.txt", "1,7,10,10,inf,20,0.9,1\n", "or a number that is not finite"),
-        ("vid1.txt", "1,7,10,10,20,20,0.9,1.5\n", "class 1.5 is not a category id"),
+        ("vid1.txt", "1.5,7,10,10,20,20,0.9,1\n", "vid1.txt:1: frame (column 1) is '1.5', not a whole number"),
+        ("vid1.txt", "1,nan,10,10,20,20,0.9,1\n", "vid1.txt:1: id (column 2) is 'nan', not finite"),
+        ("vid1.txt", "1,7,10,10,-2,20,0.9,1\n", "vid1.txt:1: box [x, y, w, h] = [10.0, 10.0, -2.0, 20.0] has a neg"),
+        ("vid1.txt", "1,7,10,10,inf,20,0.9,1\n", "vid1.txt:1: w (column 5) is 'inf', not finite"),
+        ("vid1.txt", "1,7,10,10,20,20,0.9,1.5\n", "class (column 8) is '1.5', not a whole number"),
         ("vid1.txt", "1,7,10,10,20,20,0.9\n", "class -1 is not a category id; the annotations have [1, 2]"),
         ("street.txt", "1,7,10,10,20,20,0.9,1\n", "names no video of the annotations"),
     ],

@@ -92,6 +92,9 @@ def test_cutting_a_video_changes_only_what_it_should(make_random_scene, seed: in
         if image["video_id"] == longest["id"] and image["frame_id"] >= at:
             image["video_id"], image["frame_id"] = 99, image["frame_id"] - at
             moved.add(image["id"])
+    for annotation in cut["annotations"]:
+        if annotation["image_id"] in moved:
+            annotation["video_id"] = 99
     # Inserted behind its first half, the second half keeps its place in the order that breaks ties.
     place = cut["videos"].index(longest) + 1
     cut["videos"].insert(place, longest | {"id": 99, "name": "second half", "length": longest["length"] - at})

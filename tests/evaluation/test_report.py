@@ -55,6 +55,31 @@ def test_flat_keys_and_files(files: Path) -> None:
         assert pixels.std() > 10  # something is drawn
 
 
+def test_names_are_no_markup(new_scene, tmp_path: Path) -> None:
+    scene = new_scene([2], classes=2)
+    scene.categories[0]["name"] = "a|b\n<script>[x](y)"
+    scene.categories[1]["name"] = "$\\frac{$ \x1b[31m"
+    scene.truth(1, [10, 10, 20, 20])
+    scene.truth(2, [10, 10, 20, 20], category=2, instance=2)
+    scene.found(1, [10, 10, 20, 20], 0.9)
+    evaluation = evaluate(scene.document, scene.predictions, evaluators=("coco",), causal=False, seeds=1)
+    assert [path.name for path in write_reports(evaluation, tmp_path)] == ["precision_recall.png", "per_class.png"]
+    page = (tmp_path / "eval/report.md").read_text()
+    assert "| a\\|b \\<script\\>\\[x\\](y) | 1 | 1 |" in page
+    assert "\x1b" not in page
+
+
+def test_nothing_left_to_score(new_scene, tmp_path: Path) -> None:
+    scene = new_scene([4])
+    for image in (1, 2, 3, 4):
+        scene.truth(image, [50, 60, 60, 60], iscrowd=1, ignore=1)
+        scene.found(image, [50, 60, 60, 60], 0.9, track=1)
+    evaluation = evaluate(scene.document, scene.predictions, causal=False, seeds=1)
+    write_reports(evaluation, tmp_path)
+    metrics = json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert {metrics[name] for name in ("coco/AP", "tube/AP50", "vid/AP50", "vid_mega/AP50")} == {None}
+
+
 def test_report_states_evaluator_frames_mode_and_seeds(make_random_scene) -> None:
     scene = make_random_scene(4)
     names = ("coco", "vid", "vid_mega", "motion")

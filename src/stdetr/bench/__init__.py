@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING
 
 from stdetr.bench.report import finish
+from stdetr.names import nearest
 
 if TYPE_CHECKING:  # the op is also measured where there is no omegaconf
     from omegaconf import DictConfig
 
-SUITES = {"op": "stdetr_ops.bench.op", "model": "stdetr.bench.model", "loader": "stdetr.bench.loader"}
+SUITES = {"op": "stdetr_ops.bench.op", "model": "stdetr_bench.model", "loader": "stdetr_bench.loader"}
 
 
 def run(cfg: DictConfig) -> None:
@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> None:
     """
     suite = str(cfg.suite)
     if suite not in SUITES:
-        near = difflib.get_close_matches(suite, SUITES, n=1, cutoff=0.0)[0]
+        near = nearest(suite, SUITES, cutoff=0.0)
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}; did you mean {near!r}?")
     name = SUITES[suite]
     try:
@@ -30,8 +30,8 @@ def run(cfg: DictConfig) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        build = "; build it with: make ops" if name.startswith("stdetr_ops") else ""
-        raise ValueError(f"suite={suite} needs {name}, which is not installed{build}") from error
+        build = "make ops" if name.startswith("stdetr_ops") else "make env"
+        raise ValueError(f"suite={suite} needs {name}, which is not installed; install it with: {build}") from error
     result = module.run(cfg)
     table = getattr(module, "table", None)
     finish(result, table=None if table is None else table(result), output=cfg.output)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from stdetr.config.names import did_you_mean
+from stdetr.names import did_you_mean
 
 LISTS = ("compare",)
 """Keys whose value is a list even where it is written without brackets, ``compare=RUN_A,RUN_B``: Hydra alone would
 read the comma as a sweep."""
+PATHS = (
+    *("output", "output_dir", "source", "path", "root", "checkpoint", "annotations", "predictions", "tubes"),
+    *("timestamps", "video", "resume", "init_from", "cache_dir"),
+)
+"""Last parts of keys that name files, which stay what was typed: Hydra alone reads ``output=2024_11_05`` as a number.
+"""
+_LOOKS_TYPED = re.compile(r"[-+]?[\d_.]+(?:e[-+]?\d+)?|[-+]?(?:inf|nan)|true|false", re.IGNORECASE)
 CFG = ("job", "hydra", "all")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -53,7 +61,7 @@ class Parser(argparse.ArgumentParser):
             raise ValueError(f"{word}: no such flag{hint}" if hint else f"{word}: {dashes}")
         if (flags.resolve or flags.package) and not flags.cfg:
             raise ValueError("--resolve and --package need --cfg")
-        overrides = [_as_list(word) for word in flags.overrides]
+        overrides = [_as_meant(word) for word in flags.overrides]
         if flags.config_dir is not None:
             path = Path(flags.config_dir).expanduser().resolve()
             if not path.is_dir():
@@ -62,9 +70,11 @@ class Parser(argparse.ArgumentParser):
         return flags, overrides
 
 
-def _as_list(word: str) -> str:
-    """``key=a,b`` of a key of ``LISTS`` as ``key=["a","b"]``; every other word unchanged."""
+def _as_meant(word: str) -> str:
+    """``key=a,b`` of a key of ``LISTS`` as ``key=["a","b"]``, what looks like a number in quotes for ``PATHS``."""
     key, _, value = word.partition("=")
+    if key.rpartition(".")[2] in PATHS and _LOOKS_TYPED.fullmatch(value):
+        return f"{key}={quote(value)}"
     if key not in LISTS or "," not in value or value.lstrip().startswith(("[", '"', "'", "$")):
         return word
     return f"{key}=[" + ",".join(quote(item.strip()) for item in value.split(",")) + "]"

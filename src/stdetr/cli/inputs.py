@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from stdetr.checkpoint import find_checkpoint, find_weights
-from stdetr.config.names import nearest_file
+from stdetr.names import nearest_file
 
 
 def check_inputs(cfg: DictConfig, keys: Sequence[str]) -> None:

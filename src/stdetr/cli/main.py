@@ -57,7 +57,7 @@ def _dispatch(words: list[str]) -> int:
     if name in {"-sc", "--shell-completion"}:
         return _complete(rest)
     if name not in VERBS:
-        from stdetr.config.names import did_you_mean
+        from stdetr.names import did_you_mean
 
         raise ValueError(f"stdetr {name}: no such verb{did_you_mean(name, VERBS)} (verbs: {', '.join(VERBS)})")
 

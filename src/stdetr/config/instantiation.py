@@ -10,12 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from stdetr.config.names import did_you_mean
+from stdetr.names import did_you_mean
 
 TARGETS_VARIABLE = "STDETR_TARGETS"
 """Packages of the user's own that configurations may name, comma-separated: ``mylab.*``."""
 
-TRUSTED = ("stdetr.*", "torch.*", "torchvision.*", "timm.*")
+TRUSTED = ("stdetr.*", "stdetr_bench.*", "torch.*", "torchvision.*", "timm.*")
 
 
 def instantiate(node: Any, **kwargs: Any) -> Any:

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from stdetr.config.folder import compose_raw, list_groups, list_options
-from stdetr.config.names import did_you_mean, key_paths, nearest, nearest_path
 from stdetr.config.values import is_plain_value, parse, single_values
+from stdetr.names import did_you_mean, key_paths, nearest, nearest_path
 
 
 def explain(error: Exception, verb: str, overrides: Sequence[str], folder: Path) -> str:

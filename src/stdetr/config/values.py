@@ -17,7 +17,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from stdetr.config.folder import compose_raw, list_groups
-from stdetr.config.names import did_you_mean
+from stdetr.names import did_you_mean
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

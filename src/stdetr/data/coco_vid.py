@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from stdetr.class_names import ClassNames
-from stdetr.data.coco_vid_rules import BORDER_TOLERANCE, faults, overhang, positions
+from stdetr.data.coco_vid_rules import BORDER, BORDER_TOLERANCE, faults, overhang, positions
 from stdetr.data.coco_vid_schema import DEGRADATIONS, CocoVidFile
 
 
@@ -121,8 +121,8 @@ def read_coco_vid(path: str | Path, *, strict: bool = True) -> CocoVid:
     any other violation.
     """
     file = CocoVidFile(Path(path))
-    for fault in faults(file, borders=strict):
-        fix = "; correct such boxes, or set data.strict=false to clip them" if fault.border else ""
+    for fault in faults(file, but=frozenset() if strict else frozenset({BORDER})):
+        fix = "; correct such boxes, or set data.strict=false to clip them" if fault.kind == BORDER else ""
         raise ValueError(f"{fault.line}{fix} (stdetr data action=validate path={path} lists all that is wrong)")
     classes = dict(sorted(zip(file.categories["id"].tolist(), file.categories["name"], strict=True)))
     videos, images = file.videos, file.images

@@ -6,7 +6,6 @@ Shape legend
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,17 +13,25 @@ import msgspec
 import numpy as np
 
 from stdetr.data.coco_vid_schema import DEGRADATIONS, SECTIONS, CocoVidFile, Table, leaves_folder
-from stdetr.data.json_file import ABSENT, explain
+from stdetr.data.json_file import ABSENT
+from stdetr.names import nearest
 
 # Rounded annotations overhang by a fraction of a pixel, which is harmless.
 BORDER_TOLERANCE = 1.0
 
 
+BORDER, FRAMES = "border", "frames"
+
+
 class Fault(NamedTuple):
-    """One violation in one line.  ``border``: a box without area or outside its frame, which a reader may clip."""
+    """One violation in one line.
+
+    kind: ``border``, a box without area or outside its frame, which a reader may clip; ``frames``, a video or image
+        that leads to no frames, which evaluation does not need; else empty
+    """
 
     line: str
-    border: bool = False
+    kind: str = ""
 
 
 class _Rule(NamedTuple):
@@ -32,22 +39,22 @@ class _Rule(NamedTuple):
 
     rows: np.ndarray
     tell: Callable[[int], str]
-    border: bool = False
+    kind: str = ""
 
 
-def faults(file: CocoVidFile, borders: bool = True) -> Iterator[Fault]:
+def faults(file: CocoVidFile, *, but: frozenset[str] = frozenset()) -> Iterator[Fault]:
     """What is wrong with a file, section by section in the order of the records: ``file:12: images[3] (id 7): ...``.
 
-    borders: also report boxes that can be clipped
+    but: kinds that are not reported
     """
-    for name in SECTIONS:
+    for name in SECTIONS if not file.stills else ("categories", "images", "annotations"):
         if name not in file.json.value:
             yield Fault(f"{file.path}: section {name!r} is missing{_hint(name, file.json.value)}")
         elif not file.tables[name].records and name != "annotations":
             yield Fault(f"{file.path}: section {name!r} is empty")
     rules = (_categories, _videos, _images, _annotations)
     for (name, table), rules_of in zip(file.tables.items(), rules, strict=True):
-        broken = [rule for rule in rules_of(file) if len(rule.rows) and (borders or not rule.border)]
+        broken = [rule for rule in rules_of(file) if len(rule.rows) and rule.kind not in but]
         malformed = np.array(table.malformed, np.int64)
         # A million faults are a million lines: yield them one at a time.
         rows = np.concatenate([*(rule.rows for rule in broken), malformed])
@@ -56,27 +63,19 @@ def faults(file: CocoVidFile, borders: bool = True) -> Iterator[Fault]:
         for entry in np.argsort(numbers, kind="stable"):
             place = file.place(name, int(numbers[entry]))
             if kinds[entry] == len(broken):
-                yield Fault(f"{place}: {_misfit(table, int(numbers[entry]))}")
+                yield Fault(f"{place}: {table.misfit(int(numbers[entry]))}")
             else:
                 rule = broken[kinds[entry]]
-                yield Fault(f"{place}: {rule.tell(int(rows[entry]))}", rule.border)
-    for video in np.setdiff1d(file.videos["id"], file.images["video_id"]):
-        yield Fault(f"{file.path}: video id {video} has no image record")
+                yield Fault(f"{place}: {rule.tell(int(rows[entry]))}", rule.kind)
+    for video in np.setdiff1d(file.videos["id"], file.images["video_id"]) if FRAMES not in but else ():
+        yield Fault(f"{file.path}: video id {video} has no image record", FRAMES)
 
 
 def _hint(name: str, sections: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, sections, n=1)
+    near = nearest(name, sections)
     if near:
-        return f"; there is {near[0]!r}"
+        return f"; there is {near!r}"
     return "; convert plain COCO with: stdetr data action=convert format=coco" if name == "videos" else ""
-
-
-def _misfit(table: Table, number: int) -> str:
-    try:
-        msgspec.json.decode(table.records[number], type=table.kind)
-    except msgspec.ValidationError as error:
-        return explain(error, table.records[number])
-    raise AssertionError("the record was refused before")
 
 
 def _categories(file: CocoVidFile) -> Iterator[_Rule]:
@@ -127,7 +126,7 @@ def _images(file: CocoVidFile) -> Iterator[_Rule]:
     )
     yield _names_inside(files)
     nowhere = ~np.array([*map(bool, files)], dtype=bool) & ~has_file[video]
-    yield _Rule(np.flatnonzero(nowhere), lambda row: "has no file_name, and neither has its video")
+    yield _Rule(np.flatnonzero(nowhere), lambda row: "has no file_name, and neither has its video", FRAMES)
 
 
 def _annotations(file: CocoVidFile) -> Iterator[_Rule]:
@@ -144,14 +143,18 @@ def _annotations(file: CocoVidFile) -> Iterator[_Rule]:
         lambda row: f"video_id is {claimed[row]}, but its image belongs to video {held[row]}",
     )
     flat = (boxes[:, 2:] <= 0).any(axis=1)
-    yield _Rule(np.flatnonzero(flat), lambda row: f"bbox {_plain(boxes[row])} has no area", border=True)
+    yield _Rule(np.flatnonzero(flat), lambda row: f"bbox {_plain(boxes[row])} has no area", BORDER)
     yield _Rule(
         np.flatnonzero(~flat & (overhang(boxes, size) > BORDER_TOLERANCE)),
         lambda row: "bbox {} leaves its {:g}x{:g} frame".format(_plain(boxes[row]), *size[row]),
-        border=True,
+        BORDER,
     )
     yield _Rule(
         np.flatnonzero(table["area"] < 0), lambda row: f"area must be a number from 0, it is {table['area'][row]:g}"
+    )
+    yield _Rule(
+        np.flatnonzero((table["track_id"] != ABSENT) & (track < 0)),
+        lambda row: f"track_id {table['track_id'][row]}, but no instance_id: CocoVID calls it instance_id; rename it",
     )
     tracked = (track >= 0) & (image >= 0)
     yield _Rule(

@@ -1,6 +1,8 @@
 """CocoVID as types and columns: COCO's JSON (Lin et al., 2014) with the video fields of MMTracking's CocoVID.
 
 Training, validation and evaluation read a file through this module, so that none accepts what another refuses.
+File names are relative to the data set's folder and may not leave it (no "..", no absolute names).  Symbolic links on
+the disk are followed: conversions make them (``link=auto|symlink``), and no archive that holds one is unpacked.
 
 Shape legend
     n rows of a section
@@ -20,6 +22,7 @@ import numpy as np
 
 from stdetr.data.json_file import (
     ABSENT,
+    MISFITS,
     Flag,
     JsonFile,
     MalformedInputError,
@@ -27,12 +30,14 @@ from stdetr.data.json_file import (
     Positive,
     Text,
     Whole,
+    explain,
 )
 
 DEGRADATIONS = ("blur", "defocus", "noise", "blank")
 """Kinds of degradation that ``images[].degradation`` may name."""
 
 _BATCH = 1 << 14
+_LARGEST = 2**31 - 1
 
 
 class Category(msgspec.Struct, gc=False):
@@ -73,7 +78,10 @@ class Image(msgspec.Struct, gc=False):
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """One box, xywh in source pixels; ``instance_id`` < 0 or absent: it belongs to no track."""
+    """One box, xywh in source pixels; ``instance_id`` < 0 or absent: it belongs to no track.
+
+    ``track_id`` is what other formats call ``instance_id``; it is refused where it stands alone.
+    """
 
     id: Whole
     image_id: Whole
@@ -81,6 +89,7 @@ class Annotation(msgspec.Struct, gc=False):
     bbox: tuple[float, float, float, float]
     video_id: Whole | None = None
     instance_id: Whole | None = -1
+    track_id: Whole | None = None
     area: float | None = None
     iscrowd: Flag = 0
     ignore: Flag = 0
@@ -96,8 +105,9 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "images": Image,
     "annotations": Annotation,
 }
-_WHOLE = frozenset({"id", "video_id", "frame_id", "image_id", "category_id", "instance_id", "iscrowd", "ignore"})
-_EMPTY = {"video_id": ABSENT, "instance_id": -1, "area": np.nan}
+_IDS = ("id", "video_id", "frame_id", "image_id", "category_id", "instance_id", "track_id")
+_WHOLE = frozenset({*_IDS, "iscrowd", "ignore"})
+_EMPTY = {"video_id": ABSENT, "instance_id": -1, "track_id": ABSENT, "area": np.nan}
 
 
 class Table:
@@ -124,9 +134,9 @@ class Table:
         for number, raw in enumerate(records):
             try:
                 batch.append(decoder.decode(raw))
-            except msgspec.ValidationError:
+            except MISFITS:
                 self.malformed.append(number)
-                with contextlib.suppress(msgspec.ValidationError):
+                with contextlib.suppress(*MISFITS):
                     self.lost.append(msgspec.json.decode(raw, type=_Identity).id)
             if len(batch) == _BATCH:
                 self._take(batch)
@@ -148,6 +158,26 @@ class Table:
             else:
                 column.extend(values)
 
+    def misfit(self, number: int) -> str:
+        """Why a record of ``malformed`` does not fit."""
+        try:
+            msgspec.json.decode(self.records[number], type=self.kind)
+        except MISFITS as error:
+            return explain(error, self.records[number])
+        raise AssertionError("the record was refused before")
+
+    def as_videos(self) -> Table:
+        """One video per image of this table, and the images' ``video_id`` set to it."""
+        self._columns["video_id"] = self._columns["id"][:]
+        self._columns["frame_id"] = array("q", [0] * len(self))
+        names = (str(name or number) for name, number in zip(self["file_name"], self["id"].tolist(), strict=True))
+        sizes = zip(self["width"], self["height"], strict=True)
+        videos = (
+            Video(number, name, width or _LARGEST, height or _LARGEST, 1)
+            for number, name, (width, height) in zip(self["id"].tolist(), names, sizes, strict=True)
+        )
+        return Table([msgspec.Raw(msgspec.json.encode(video)) for video in videos], Video)
+
     def __len__(self) -> int:
         return len(self.numbers)
 
@@ -160,24 +190,29 @@ class Table:
 
 
 class CocoVidFile:
-    """A file read into tables; :func:`stdetr.data.coco_vid_rules.faults` checks it.
+    """A file (or the same document in memory) read into tables; :func:`stdetr.data.coco_vid_rules.faults` checks it.
+
+    stills: take plain COCO, which has no ``videos``, as videos of one image each
 
     Raises:
         FileNotFoundError: no such file; with the nearest name.
         MalformedInputError: it is not a JSON object whose sections are lists, with the line.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, source: Path | dict[str, Any], stills: bool = False) -> None:
+        self.path = source if isinstance(source, Path) else "annotations"
         try:
-            self.json = JsonFile(path, f"{path}")
+            self.json = JsonFile(source, f"{self.path}")
         except FileNotFoundError as error:
             raise FileNotFoundError(f"annotation file {error}") from None
         if isinstance(self.json.value, list):
             raise MalformedInputError(
-                f"{path}:1: the document is a list (COCO results?), not an object with {', '.join(SECTIONS)}"
+                f"{self.path}:1: the document is a list (COCO results?), not an object with {', '.join(SECTIONS)}"
             )
         self.tables = {name: Table(self.json.records(name), kind) for name, kind in SECTIONS.items()}
+        self.stills = stills and not self.tables["videos"].records
+        if self.stills:
+            self.tables["videos"] = self.tables["images"].as_videos()
         self.categories, self.videos, self.images, self.annotations = self.tables.values()
 
     def place(self, section: str, number: int) -> str:
@@ -185,7 +220,7 @@ class CocoVidFile:
         raw = self.tables[section].records[number]
         try:
             told = f" (id {msgspec.json.decode(raw)['id']})"
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             told = ""
         return f"{self.path}:{self.json.line(raw)}: {section}[{number}]{told}"
 

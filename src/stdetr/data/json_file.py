@@ -7,7 +7,6 @@ record of the section at hand (66 MB for 900,000 annotations in 126 MB of text),
 from __future__ import annotations
 
 import codecs
-import difflib
 import functools
 import json
 import mmap
@@ -17,6 +16,8 @@ from typing import Annotated, Any, NoReturn
 
 import msgspec
 import numpy as np
+
+from stdetr.names import nearest
 
 _CHUNK = 1 << 20
 _DEPTH = 200
@@ -35,27 +36,26 @@ class MalformedInputError(ValueError):
     """A file violates its format; the message names the file, the record and the reason."""
 
 
+MISFITS = (msgspec.DecodeError, RecursionError)
+"""What decoding a record raises where it is not of its type; :func:`explain` says why."""
+
+_encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode  # numpy's numbers and arrays
+
+
 class JsonFile:
     """One document: an object whose lists are its sections, or a list (section ``""``).
 
-    shown: what messages call the file
+    source: a file, or the same document in memory
+    shown: what messages call it
 
     Raises:
         FileNotFoundError: no such file; with the nearest name.
         MalformedInputError: it is a folder, empty, not UTF-8 or not JSON (NaN is not), with the line.
     """
 
-    def __init__(self, path: Path, shown: str | None = None) -> None:
-        self.path, self.shown = path, shown or str(path)
-        if path.is_dir():
-            raise MalformedInputError(f"{self.shown} is a folder; name the JSON file inside it")
-        if not path.exists():
-            names = [item.name for item in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
-            near = difflib.get_close_matches(path.name, names, n=1)
-            raise FileNotFoundError(f"{self.shown} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
-        with path.open("rb") as stream:
-            size = stream.seek(0, 2)
-            self._bytes = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+    def __init__(self, source: Path | dict[str, Any] | list[Any], shown: str | None = None) -> None:
+        self.shown = shown or str(source)
+        self._bytes = self._map(source) if isinstance(source, Path) else memoryview(_encode(source))
         if self._bytes[:3] == codecs.BOM_UTF8:
             self._bytes = self._bytes[3:]
         self._check_text()
@@ -74,6 +74,17 @@ class JsonFile:
             near = bytes(self._bytes[max(0, offset - 8) : offset + 8]).decode(errors="replace")
             reason = str(error).removeprefix("JSON is malformed: ").replace(place[0], "")
             self._fail(f"not JSON: {reason} near {near!r} (byte {offset})", offset)
+
+    def _map(self, path: Path) -> memoryview:
+        if path.is_dir():
+            raise MalformedInputError(f"{self.shown} is a folder; name the JSON file inside it")
+        if not path.exists():
+            names = [item.name for item in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+            near = nearest(path.name, names)
+            raise FileNotFoundError(f"{self.shown} does not exist" + (f"; did you mean {near}?" if near else ""))
+        with path.open("rb") as stream:
+            size = stream.seek(0, 2)
+            return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
 
     def _fail(self, reason: str, offset: int) -> NoReturn:
         raise MalformedInputError(f"{self.shown}:{self._line_at(offset)}: {reason}") from None
@@ -153,7 +164,10 @@ _WORDS = {
 
 def explain(error: Exception, raw: msgspec.Raw) -> str:
     """Why msgspec refused a record, in words: ``bbox[1] must be a number, it is 'a'``."""
-    value = json.loads(bytes(raw))
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    # Python reads no number of more than 4300 digits.
+    value = json.loads(bytes(raw), parse_int=lambda text: int(text) if len(text) < 100 else text)
     message, _, path = str(error).partition(" - at `$")
     if not isinstance(value, dict):
         return f"must be an object, it is {type(value).__name__}"
@@ -162,8 +176,8 @@ def explain(error: Exception, raw: msgspec.Raw) -> str:
         value = value[int(index) if index else name]
     missing = re.search(r"missing required field `(\w+)`", message)
     if missing is not None:
-        near = difflib.get_close_matches(missing[1], value, n=1)
-        return f"{path}{'.' if path else ''}{missing[1]} is missing" + (f"; there is {near[0]!r}" if near else "")
+        near = nearest(missing[1], value)
+        return f"{path}{'.' if path else ''}{missing[1]} is missing" + (f"; there is {near!r}" if near else "")
     expected = re.search(r"Expected (.*?)(?:, got .*)?$", message)
     if expected is None and message != "Number out of range":
         return message  # of a type's own check

@@ -13,6 +13,7 @@ import numpy as np
 
 from stdetr.atomic import replacing
 from stdetr.data.coco_vid import CocoVid, read_coco_vid
+from stdetr.names import printable
 
 # COCO's limits of small and medium, as the side of a square in pixels.
 SMALL, MEDIUM = 32.0, 96.0
@@ -102,7 +103,7 @@ def table(statistics: Statistics) -> str:
     ]
     width = max([len("class"), *(len(name) for name in index.classes.names)]) + 2
     lines.append("class".ljust(width) + "".join(name.rjust(space) for name, space in _COLUMNS))
-    for number, name in enumerate(index.classes.names):
+    for number, name in enumerate(map(printable, index.classes.names)):
         if (statistics.label == number).any():
             lines.append(name.ljust(width) + _row(statistics, number))
     return "\n".join([*lines, "all".ljust(width) + _row(statistics, None)])
@@ -141,6 +142,7 @@ def _median(values: np.ndarray, digits: int) -> str:
 
 def plot(statistics: Statistics, path: Path) -> Path:
     """Write the figure: boxes per class, box sides, track lengths, speeds.  The suffix chooses the format (.png)."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     if path.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
@@ -159,7 +161,7 @@ def plot(statistics: Statistics, path: Path) -> Path:
         panels[0, 1].axvline(limit, color="#bb5566", linestyle=":")
     _histogram(panels[1, 0], statistics.track_length, "track length", "frames from first to last box", log=True)
     _histogram(panels[1, 1], statistics.speed_rel, "motion", "centre speed, box sides per frame", log=False)
-    with replacing(path) as draft:
+    with replacing(path) as draft, matplotlib.rc_context({"text.parse_math": False}):
         figure.savefig(draft, dpi=110)
     return path
 

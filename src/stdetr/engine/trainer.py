@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from stdetr import checkpoint
 from stdetr.config import RunPaths
-from stdetr.config.names import did_you_mean
 from stdetr.data.collate import pad_batch
 from stdetr.engine import processes
 from stdetr.engine.average import WeightAverage
@@ -31,6 +30,7 @@ from stdetr.logger import Logger
 from stdetr.losses.criterion import TubeCriterion
 from stdetr.models.denoising import TubeDenoising
 from stdetr.models.draws import mix, seed_clips
+from stdetr.names import did_you_mean
 from stdetr.structures import ClassNames, ClipBatch
 
 Metrics = Mapping[str, float | None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from stdetr.evaluation.tube import TubeEvaluator
 from stdetr.evaluation.tubes import TubeResults
 from stdetr.evaluation.vid import VidEvaluator
 from stdetr.evaluation.vid_mega import VidMegaEvaluator
+from stdetr.names import did_you_mean
 
 # "motion" is not an evaluator of its own: it adds the slow, medium and fast splits to both ImageNet VID evaluators.
 EVALUATORS = ("coco", "vid", "vid_mega", "motion", "tube", "track", "streaming")
@@ -65,9 +65,8 @@ def make_evaluators(names: Sequence[str]) -> list[Evaluator]:
     """The evaluators of these names.  Raises ValueError for an unknown one, naming the nearest."""
     for name in names:
         if name not in EVALUATORS:
-            near = difflib.get_close_matches(name, EVALUATORS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(EVALUATORS)}"
-            raise ValueError(f"evaluators: {name!r} is not an evaluator; {hint}")
+            hint = did_you_mean(name, EVALUATORS) or f"; choose from {', '.join(EVALUATORS)}"
+            raise ValueError(f"evaluators: {name!r} is not an evaluator{hint}")
     motion = "motion" in names
     both = motion and "vid" not in names and "vid_mega" not in names
     selected = {*names, "vid", "vid_mega"} if both else set(names)

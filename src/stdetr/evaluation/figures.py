@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from stdetr.atomic import replacing
 from stdetr.evaluation.evaluate import Evaluation
+from stdetr.names import printable
 
 # One colour per evaluator in every figure; they differ in lightness too, for colour-blind readers.
 COLOURS = {"vid": "#0b4f8a", "vid_mega": "#e07b1a", "coco": "#2f9e44", "tube": "#a53fa8"}
@@ -19,11 +22,14 @@ def write_figures(evaluation: Evaluation, folder: Path) -> list[Path]:
     """``precision_recall.png`` and ``per_class.png``; returns those drawn (none when no AP is defined)."""
     written = []
     for name, draw in (("precision_recall.png", precision_recall), ("per_class.png", per_class)):
-        figure = draw(evaluation)
-        if figure is not None:
-            FigureCanvasAgg(figure)
-            figure.savefig(folder / name, dpi=120)
-            written.append(folder / name)
+        # Names with dollar signs are no formulas.
+        with matplotlib.rc_context({"text.parse_math": False}):
+            figure = draw(evaluation)
+            if figure is not None:
+                FigureCanvasAgg(figure)
+                with replacing(folder / name) as draft:
+                    figure.savefig(draft, dpi=120)
+                written.append(folder / name)
     return written
 
 
@@ -69,7 +75,7 @@ def per_class(evaluation: Evaluation) -> Figure | None:
     for place, (name, values) in enumerate(columns):
         left = np.arange(len(shown)) - 0.4 + (place + 0.5) * width
         axes.bar(left, np.nan_to_num(values[shown]), width, color=COLOURS[name], label=f"{name}/AP50")
-    names = [gt.category_names[c] for c in shown]
+    names = [printable(gt.category_names[c]) for c in shown]
     axes.set_xticks(np.arange(len(shown)), [f"{n}\n({boxes[c]})" for n, c in zip(names, shown, strict=True)])
     axes.tick_params(axis="x", labelsize=8, labelrotation=90 if len(shown) > 8 else 0)
     axes.set(ylim=(0, 1.02), ylabel="AP50", xlabel="class (annotated boxes)")

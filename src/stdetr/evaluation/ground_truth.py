@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from stdetr.data.coco_vid_schema import SECTIONS, Table
-from stdetr.data.json_file import JsonFile
-from stdetr.evaluation.records import check_boxes, first_repeat, index_of, table
+from stdetr.data.coco_vid_rules import BORDER, FRAMES, faults, positions
+from stdetr.data.coco_vid_schema import CocoVidFile, Table
+from stdetr.evaluation.records import check_boxes
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,80 +119,46 @@ class GroundTruth:
         """Read a CocoVID or COCO file, or the same document as a dict.
 
         A file without ``videos`` is plain COCO: every image is a video of one frame.  ``ignore`` counts like
-        ``iscrowd``.  Raises FileNotFoundError, and ValueError naming the record and the key that does not fit.
+        ``iscrowd``.  Raises FileNotFoundError and ValueError for what ``data action=validate`` finds, except boxes that
+        leave their frame and missing frames, which do not matter here.
         """
-        if isinstance(source, dict):
-            what, document = "annotations", source
-        else:
-            what = f"annotations file {source}"
-            file = JsonFile(Path(source), what)
-            if isinstance(file.value, list):
-                raise ValueError(f"{what} must hold an object with {', '.join(SECTIONS)}; it holds a list")  # noqa: TRY004
-            document = {name: file.records(name) for name in file.value if name in SECTIONS}
-        tables: dict[str, Table] = {}
-        for name, kind in SECTIONS.items():
-            records = document.get(name)
-            if not isinstance(records, list) and name != "videos":
-                raise ValueError(f"{what} has no list {name!r}; it has {sorted(document)}")
-            tables[name] = table(records or [], kind, f"{what}: {name}")
-            ids, counts = np.unique(tables[name]["id"], return_counts=True)
-            if (counts > 1).any():
-                raise ValueError(
-                    f"{what}: {name}: id {ids[counts > 1][0]} appears {counts.max()} times; ids are unique"
-                )
-        if not len(tables["images"]):
-            raise ValueError(f"{what} has no image; there is nothing to score")
-        return _read(tables, what)
+        file = CocoVidFile(source if isinstance(source, dict) else Path(source), stills=True)
+        for fault in faults(file, but=frozenset({BORDER, FRAMES})):
+            raise ValueError(f"annotations file {fault.line}" if isinstance(file.path, Path) else fault.line)
+        return _read(file)
 
 
-def _names(table: Table) -> tuple[str, ...]:
-    """The names of the records; one that several share gets its id behind it, as reports are keyed by name."""
-    shared = {name for name, count in Counter(table["name"]).items() if count > 1}
-    pairs = zip(table["name"], table["id"], strict=True)
+def _names(videos: Table) -> tuple[str, ...]:
+    """The names of the videos; one that several share gets its id behind it, as reports are keyed by name."""
+    shared = {name for name, count in Counter(videos["name"]).items() if count > 1}
+    pairs = zip(videos["name"], videos["id"], strict=True)
     return tuple(f"{name} ({i})" if name in shared else name for name, i in pairs)
 
 
-def _read(tables: dict[str, Table], what: str) -> GroundTruth:
-    categories, videos, images, annotations = (tables[name] for name in SECTIONS)
-    image_ids, frame_ids = images["id"], images["frame_id"]
-    if len(videos):
-        video_ids, names = videos["id"], _names(videos)
-        rates = [np.nan if rate is None else rate for rate in videos["fps"]]
-        image_video = index_of(video_ids, images["video_id"], "video_id", f"{what}: images")
-    else:
-        video_ids, image_video = image_ids, np.arange(len(image_ids))
-        names = tuple(str(name or i) for name, i in zip(images["file_name"], image_ids, strict=True))
-        rates = np.full(len(image_ids), np.nan)
+def _read(file: CocoVidFile) -> GroundTruth:
+    categories, videos, images, annotations = file.categories, file.videos, file.images, file.annotations
+    video_ids, category_ids = videos["id"], categories["id"]
+    image_video, frame_ids = positions(video_ids, images["video_id"]), images["frame_id"]
     order = np.lexsort((frame_ids, image_video))
-    image_ids, image_video, frame_ids = image_ids[order], image_video[order], frame_ids[order]
-    row = first_repeat(image_video, frame_ids)
-    if row is not None:
-        raise ValueError(f"{what}: image id {image_ids[row]} repeats frame_id {frame_ids[row]} of its video")
+    image_ids, image_video, frame_ids = images["id"][order], image_video[order], frame_ids[order]
     marked = np.array([isinstance(mark, str) for mark in images["degradation"]], dtype=bool)
-
-    here, category_ids = f"{what}: annotations", categories["id"]
     boxes, area, instance = annotations["bbox"], annotations["area"], annotations["instance_id"]
-    check_boxes(boxes, here)
-    image = index_of(image_ids, annotations["image_id"], "image_id", here)
-    category = index_of(category_ids, annotations["category_id"], "category_id", here)
+    check_boxes(boxes, f"annotations file {file.path}: annotations")
+    image = positions(image_ids, annotations["image_id"])
+    category = positions(category_ids, annotations["category_id"])
     keep = np.argsort(image, kind="stable")
     image, category, boxes, area, instance = (column[keep] for column in (image, category, boxes, area, instance))
     region = annotations["ignore"][keep].astype(bool)
-    tracked = np.flatnonzero(instance >= 0)
-    row = first_repeat(image[tracked], instance[tracked])
-    if row is not None:
-        track, image_id = instance[tracked[row]], image_ids[image[tracked[row]]]
-        raise ValueError(f"{what}: instance_id {track} has two boxes in image id {image_id}; a track has one")
     return GroundTruth(
         video_ids=video_ids,
-        video_names=names,
-        frame_rate=np.array(rates, np.float64),
+        video_names=_names(videos),
+        frame_rate=np.array([np.nan if rate is None else rate for rate in videos["fps"]], np.float64),
         image_ids=image_ids,
         image_video=image_video,
         frame_ids=frame_ids,
         degraded=marked[order] if marked.any() else None,
         category_ids=category_ids,
-        category_names=_names(categories),
+        category_names=tuple(categories["name"]),
         annotation_ids=annotations["id"][keep],
         image=image,
         category=category,
@@ -200,9 +166,9 @@ def _read(tables: dict[str, Table], what: str) -> GroundTruth:
         area=np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area),
         crowd=annotations["iscrowd"][keep].astype(bool) | region,
         track=_tracks(image_video[image], instance),
-        has_tracks=bool(len(tracked)),
+        has_tracks=bool((instance >= 0).any()),
         region=region if region.any() else None,
-        federation=_federation(videos, category_ids, (image_video[image], category), what),
+        federation=_federation(videos, category_ids, (image_video[image], category)),
     )
 
 
@@ -212,13 +178,10 @@ def _tracks(video: np.ndarray, instance: np.ndarray) -> np.ndarray:
     return np.unique(np.stack([video, track], axis=1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _federation(
-    videos: Table, category_ids: np.ndarray, annotated: tuple[np.ndarray, np.ndarray], what: str
-) -> Federation | None:
+def _federation(videos: Table, category_ids: np.ndarray, annotated: tuple[np.ndarray, np.ndarray]) -> Federation | None:
     """The federation of the videos (V); None when no record has one of the two keys.
 
     annotated: video and category (positions, A each) of the annotations.  A video without the keys is fully annotated.
-    Raises ValueError for a list that names no category.
     """
     absent, partial = videos["neg_category_ids"], videos["not_exhaustive_category_ids"]
     partly = np.array([a is not None or p is not None for a, p in zip(absent, partial, strict=True)], dtype=bool)
@@ -227,10 +190,7 @@ def _federation(
     scored = np.repeat(~partly[:, None], len(category_ids), axis=1)
     scored[annotated] = True
     exhaustive = np.ones_like(scored)
-    for key, listed, mask, value in (
-        ("neg_category_ids", absent, scored, True),
-        ("not_exhaustive_category_ids", partial, exhaustive, False),
-    ):
+    for listed, mask, value in ((absent, scored, True), (partial, exhaustive, False)):
         for video, ids in enumerate(listed):
-            mask[video, index_of(category_ids, np.array(ids or (), np.int64), key, f"{what}: videos")] = value
+            mask[video, positions(category_ids, np.array(ids or (), np.int64))] = value
     return Federation(scored, exhaustive)

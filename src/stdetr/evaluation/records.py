@@ -13,13 +13,11 @@ import msgspec
 import numpy as np
 
 from stdetr.data.coco_vid_schema import Table
-from stdetr.data.json_file import JsonFile, explain
+from stdetr.data.json_file import JsonFile
 
 NO_TRACK = np.iinfo(np.int64).min
 """The ``track_id`` of a detection that belongs to no track."""
 _CHUNK = 1 << 20  # boxes or ids checked at a time: temporaries of whole arrays would cost as much memory as they do
-
-_encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode  # numpy's numbers and arrays
 
 
 def read_list(source: Path | str | list[Any], kind: type[msgspec.Struct], what: str) -> Table:
@@ -27,29 +25,15 @@ def read_list(source: Path | str | list[Any], kind: type[msgspec.Struct], what: 
 
     Raises FileNotFoundError, and ValueError naming the first record that is not of ``kind``.
     """
-    if isinstance(source, list):
-        return table(source, kind, what)
-    file = JsonFile(Path(source), f"{what} file {source}")
+    file = JsonFile(source if isinstance(source, list) else Path(source), f"{what} file {source}")
     if isinstance(file.value, dict):
         keys = ", ".join(map(repr, file.value))
         raise ValueError(f"{what} file {source} must hold a list of records; it holds an object with {keys}")  # noqa: TRY004
-    return table(file.records(), kind, what)
-
-
-def table(records: list[Any], kind: type[msgspec.Struct], what: str) -> Table:
-    """``records`` (raw JSON, or Python objects) as columns.
-
-    Raises ValueError naming the first that is not of ``kind``.
-    """
-    encoded = [record if isinstance(record, msgspec.Raw) else msgspec.Raw(_encode(record)) for record in records]
-    columns = Table(encoded, kind)
+    columns = Table(file.records(), kind)
     for number in columns.malformed:
-        try:
-            msgspec.json.decode(encoded[number], type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            reason = explain(error, encoded[number])
-            hint = " (or not finite)" if reason.endswith("it is None") else ""
-            raise ValueError(f"{what} record {number}: {reason}{hint}") from None
+        reason = columns.misfit(number)
+        hint = " (or not finite)" if reason.endswith("it is None") else ""
+        raise ValueError(f"{what} record {number}: {reason}{hint}")
     return columns
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from stdetr.atomic import write_text
 from stdetr.evaluation.evaluate import Evaluation, number_or_none
+from stdetr.names import printable
 
 Cell = str | int | float | None
 
@@ -37,7 +39,8 @@ class Table:
     rows: list[list[Cell]]
 
     def markdown(self) -> str:
-        lines = [self.columns, ["---"] * len(self.columns), *([_text(cell) for cell in row] for row in self.rows)]
+        columns = [_text(name) for name in self.columns]
+        lines = [columns, ["---"] * len(columns), *([_text(cell) for cell in row] for row in self.rows)]
         return f"## {self.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -46,7 +49,12 @@ def _text(cell: Cell) -> str:
         return "-"
     if isinstance(cell, float):
         return str(int(cell)) if cell.is_integer() and abs(cell) > 1 else f"{cell:.4f}"
-    return str(cell).replace("|", "\\|")
+    return escape(str(cell))
+
+
+def escape(text: str) -> str:
+    """``text`` on one line of Markdown, where it is no markup: names of classes and videos come with the data."""
+    return re.sub(r"[\\`|<>*\[\]]", r"\\\g<0>", printable(text))
 
 
 def tables(evaluation: Evaluation) -> dict[str, Table]:
@@ -112,7 +120,7 @@ def markdown(evaluation: Evaluation) -> str:
         f"{len(evaluation.inputs.detections)} detections, {len(gt.category_ids)} classes; mode: {evaluation.mode}; "
         f"seeds: {evaluation.seeds or 'not stated'}.",
         "",
-        *(f"- {key}: {value}" for key, value in evaluation.sources.items()),
+        *(f"- {key}: {escape(value)}" for key, value in evaluation.sources.items()),
         "",
     ]
     undefined = [f"- {name}: {result.undefined}" for name, result in evaluation.results.items() if result.undefined]

@@ -205,7 +205,7 @@ def _row_title(axes: Any, text: str, colour: str) -> None:
     # The heading shares its line with the first column's: long class names are set smaller, then cut.
     shown = text if len(text) <= 30 else f"{text[:29]}…"
     axes.text(0.09, 1.04, shown, transform=axes.transAxes, ha="left", va="bottom", weight="bold", color=FOREGROUND,
-              fontsize=min(9.0, 9.0 * 22 / len(shown)))  # fmt: skip
+              parse_math=False, fontsize=min(9.0, 9.0 * 22 / len(shown)))  # fmt: skip
 
 
 def _picture(

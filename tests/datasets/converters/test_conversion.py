@@ -15,8 +15,8 @@ import pytest
 from stdetr.datasets.converters.coco_vid_writer import CocoVidWriter
 from stdetr.datasets.converters.conversion import Conversion, work_folder
 from stdetr.datasets.converters.convert import FORMATS, convert, reader_class
+from stdetr.datasets.converters.options import SplitRules
 from stdetr.datasets.converters.problems import MalformedInputError
-from stdetr.datasets.converters.splits import SplitRules
 
 ROWS = "1,1,1,2,30,40,1\n2,1,2,2,30,40,1\n3,2,5,5,10,10,1\n"
 

@@ -6,6 +6,7 @@ The threat is the classic one ("zip slip"): names with ``..``, absolute names, l
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stdetr.atomic import write_text
 from stdetr.data.coco_vid_schema import leaves_folder
 from stdetr.datasets.converters.problems import MalformedInputError
 
@@ -41,57 +43,51 @@ def extract(archive: Path, into: Path) -> Path:
             shutil.rmtree(folder)
     unfinished.mkdir(parents=True)
     try:
-        if archive.name.lower().endswith(".zip"):
-            _extract_zip(archive, unfinished)
-        else:
-            _extract_tar(archive, unfinished)
+        unpack = _unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar
+        for _ in tqdm(unpack(archive, unfinished), desc=f"unpack {archive.name}", unit="file", disable=None):
+            pass
+        os.sync()  # all files at once: they may be millions
+        unfinished.replace(into)
+        write_text(stamp, json.dumps(identity))
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         raise MalformedInputError(f"{archive.name}: damaged or unreadable archive ({error})") from error
-    except MalformedInputError:
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    unfinished.replace(into)
-    stamp.write_text(json.dumps(identity))
     return into
 
 
-def _check_name(archive: Path, member: str) -> None:
+def _unpack_zip(archive: Path, root: Path) -> Iterator[None]:
+    with zipfile.ZipFile(archive) as packed:
+        members = packed.infolist()
+        for member in members:
+            # The upper half of external_attr is the Unix mode; 0o120000 marks a symbolic link.
+            is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
+            _check(archive, member.filename, "a link" if is_link else "")
+        _check_room(archive, sum(member.file_size for member in members), root)
+        for member in members:
+            packed.extract(member, root)
+            yield
+
+
+def _unpack_tar(archive: Path, root: Path) -> Iterator[None]:
+    with tarfile.open(archive) as packed:
+        while (member := packed.next()) is not None:
+            _check(archive, member.name, "" if member.isfile() or member.isdir() else "a link or a device")
+            _check_room(archive, member.size, root)
+            packed.extract(member, root, set_attrs=False, filter="data")
+            yield
+            # TarFile remembers each header for ever; a benchmark has millions.
+            packed.members = []  # type: ignore[attr-defined]
+
+
+def _check(archive: Path, member: str, wrong_kind: str) -> None:
     if leaves_folder(member):
         raise MalformedInputError(f"{archive.name}: member {member!r} points outside the archive; refused")
+    if wrong_kind:
+        raise MalformedInputError(f"{archive.name}: member {member!r} is {wrong_kind}; refused")
 
 
 def _check_room(archive: Path, needed: int, root: Path) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise MalformedInputError(f"{archive.name}: unpacks to {needed:,} bytes, but only {free:,} are free")
-
-
-def _extract_zip(archive: Path, root: Path) -> None:
-    with zipfile.ZipFile(archive) as packed:
-        members = packed.infolist()
-        for member in members:
-            _check_name(archive, member.filename)
-            # The upper half of external_attr is the Unix mode; 0o120000 marks a symbolic link.
-            if (member.external_attr >> 16) & 0o170000 == 0o120000:
-                raise MalformedInputError(f"{archive.name}: member {member.filename!r} is a link; refused")
-        _check_room(archive, sum(member.file_size for member in members), root)
-        for member in tqdm(members, desc=f"unpack {archive.name}", unit="file", disable=None):
-            packed.extract(member, root)
-
-
-def _extract_tar(archive: Path, root: Path) -> None:
-    with tarfile.open(archive) as packed:
-        for member in tqdm(_tar_members(packed), desc=f"unpack {archive.name}", unit="file", disable=None):
-            _check_name(archive, member.name)
-            if not member.isfile() and not member.isdir():
-                raise MalformedInputError(f"{archive.name}: member {member.name!r} is a link or a device; refused")
-            _check_room(archive, member.size, root)
-            packed.extract(member, root, set_attrs=False, filter="data")
-
-
-def _tar_members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := packed.next()) is not None:
-        yield member
-        # TarFile remembers each header for ever; a benchmark has millions.
-        packed.members = []  # type: ignore[attr-defined]

@@ -12,11 +12,10 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from stdetr.data.json_file import Positive, Text, Whole
-from stdetr.datasets.converters.annotation_files import FrameRoot
 from stdetr.datasets.converters.coco import Annotation
-from stdetr.datasets.converters.json_tables import CocoLikeReader, Loaded, Refers, Stored
+from stdetr.datasets.converters.coco_like import CocoLikeReader, Loaded, Refers
 from stdetr.datasets.converters.problems import MalformedInputError
-from stdetr.datasets.converters.records import NO_TRACK, Category, Frame, Video
+from stdetr.datasets.converters.records import NO_TRACK, Category, FrameRoot, Image, Video
 
 _ROOTS = ("", "Argoverse-1.1", "Argoverse-1.1/tracking", "Argoverse-1.1/images", "images")
 
@@ -57,35 +56,29 @@ class ArgoverseHdReader(CocoLikeReader):
 
     def videos(self) -> Iterator[Video]:
         for loaded in self.loaded:
-            root = FrameRoot(self.tree, _ROOTS, self.options.check_media)
+            root = FrameRoot(self, loaded.shown, _ROOTS)
             for sid, (name, folder) in enumerate(self._sequences(loaded)):
-                images = list(loaded["images"].children(sid))
-                if not images:
+                held = list(loaded["images"].children(sid))
+                if not held:
                     self.problems.note("sequences left out: no image")
                     continue
-                size = images[0].value.width, images[0].value.height
-                frames, length = self._frames(loaded, images, folder, root), images[-1].value.fid + 1
-                split = loaded.file.split
-                yield Video(name, *size, length, frames, loaded.file.shown, split=split, id=sid + 1)
+                images = [
+                    Image(image.fid, path, image.id)
+                    for where, image in held
+                    if (path := root.path(f"{folder}/{image.name}", where))
+                ]
+                boxes = (box for image in images for box in self.boxes(loaded, image))
+                size, length = (held[0][1].width, held[0][1].height), held[-1][1].fid + 1
+                yield Video(name, *size, length, boxes, loaded.shown, images, split=loaded.split, id=sid + 1)
 
     @staticmethod
     def _sequences(loaded: Loaded) -> list[tuple[str, str]]:
         """Name and folder of each sequence."""
+        sections = (loaded.json.value[section] for section in ("sequences", "seq_dirs"))
         try:
-            names, folders = (
-                msgspec.json.decode(loaded.json.value[section], type=list[str]) for section in ("sequences", "seq_dirs")
-            )
+            names, folders = (msgspec.json.decode(section, type=list[str]) for section in sections)
         except msgspec.ValidationError:
-            raise MalformedInputError(f"{loaded.file.shown}: sequences and seq_dirs must be lists of text") from None
+            raise MalformedInputError(f"{loaded.shown}: sequences and seq_dirs must be lists of text") from None
         if len(names) != len(folders):
-            raise MalformedInputError(f"{loaded.file.shown}: {len(names)} sequences, but {len(folders)} seq_dirs")
+            raise MalformedInputError(f"{loaded.shown}: {len(names)} sequences, but {len(folders)} seq_dirs")
         return list(zip(names, folders, strict=True))
-
-    def _frames(self, loaded: Loaded, images: list[Stored], folder: str, root: FrameRoot) -> Iterator[Frame]:
-        shown = loaded.file.shown
-        for where, image in images:
-            path = self.problems.attempt(shown, where, root.path, f"{folder}/{image.name}", shown, where)
-            if path is not None:
-                annotations = loaded["annotations"].children(image.id)
-                boxes = tuple(box for stored in annotations for box in self.box(loaded, stored, stored.value.track))
-                yield Frame(image.fid, image.fid, boxes, path, id=image.id)

@@ -6,19 +6,17 @@ The format is that of Lin et al., 2014.  Crowd regions (``iscrowd`` = 1) become 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
 import msgspec
 
 from stdetr.data.json_file import Number, Positive, Text, Whole
-from stdetr.datasets.converters.annotation_files import FrameRoot
-from stdetr.datasets.converters.json_tables import CocoLikeReader, Loaded, Refers, Stored
-from stdetr.datasets.converters.records import Box, Frame, Video
+from stdetr.datasets.converters.coco_like import CocoLikeReader, Refers
+from stdetr.datasets.converters.records import FrameRoot, Image, Video
 
 
-class Image(msgspec.Struct):
-    """One image of a COCO file."""
-
+class _Image(msgspec.Struct):
     id: Whole
     file_name: Text
     width: Positive
@@ -51,22 +49,18 @@ class CocoReader(CocoLikeReader):
     patterns = ("annotations/instances_{split}.json", "{split}/_annotations.coco.json", "annotations/{split}.json")
     counted = "images"
     what = "COCO annotation file"
-    sections: ClassVar = {"images": (Image, None), "annotations": (Annotation, Refers("image_id", to="images"))}
+    sections: ClassVar = {"images": (_Image, None), "annotations": (Annotation, Refers("image_id", to="images"))}
 
     def videos(self) -> Iterator[Video]:
         for loaded in self.loaded:
-            file, split = loaded.file, loaded.file.source_split
-            folders = (split, f"images/{split}", "images", file.shown.rpartition("/")[0], "")
-            root = FrameRoot(self.tree, folders, self.options.check_media)
+            split = loaded.source_split
+            folders = (split, f"images/{split}", "images", loaded.shown.rpartition("/")[0], "")
+            root = FrameRoot(self, loaded.shown, folders)
             for where, image in loaded["images"]:
-                path = self.problems.attempt(file.shown, where, root.path, image.file_name, file.shown, where)
-                if path is not None:
-                    frames = [Frame(0, 1, tuple(self._boxes(loaded, image.id)), path, id=image.id)]
-                    size = image.width, image.height
-                    yield Video(image.file_name, *size, 1, frames, file.shown, split=file.split, id=image.id)
-
-    def _boxes(self, loaded: Loaded, image: int) -> Iterator[Box]:
-        # A still image has no tracks: each box is separate.
-        stored: Stored
-        for place, stored in enumerate(loaded["annotations"].children(image), start=1):
-            yield from self.box(loaded, stored, track=place)
+                if path := root.path(image.file_name, where):
+                    only, size = Image(1, path, image.id), (image.width, image.height)
+                    # A still image has no tracks: each box is separate.
+                    boxes = (replace(box, instance_id=n) for n, box in enumerate(self.boxes(loaded, only), start=1))
+                    yield Video(
+                        image.file_name, *size, 1, boxes, loaded.shown, [only], first=1, split=loaded.split, id=image.id
+                    )

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stdetr.atomic import publish
+
 _LISTS: tuple[str, ...] = ("videos", "images", "annotations")
 
 
@@ -54,7 +56,7 @@ class CocoVidWriter:
 
     def publish(self) -> None:
         """Give the finished document its name, atomically replacing an earlier one."""
-        self._unfinished.replace(self.path)
+        publish(self._unfinished, self.path)
 
     def close(self) -> None:
         for stream in self._spill.values():

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -16,11 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from stdetr.atomic import publish
 from stdetr.datasets.converters.coco_vid_writer import CocoVidWriter
 from stdetr.datasets.converters.media import MediaLinker
+from stdetr.datasets.converters.options import EVERYTHING, SplitRules
 from stdetr.datasets.converters.problems import MalformedField, Problems
-from stdetr.datasets.converters.records import NO_TRACK, Box, Category, Frame, Reader, Video
-from stdetr.datasets.converters.splits import EVERYTHING, SplitRules
+from stdetr.datasets.converters.records import NO_TRACK, Box, Image, Reader, Video
 
 _WORK = ".conversion"
 # Above any track id of a source, within every reader's integer range.
@@ -66,40 +68,34 @@ def work_folder(output: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-class _Output:
+class _Output(CocoVidWriter):
     """One split file that is being written, and its counts."""
 
     def __init__(self, path: Path, work: Path) -> None:
-        self.writer = CocoVidWriter(path, work)
+        super().__init__(path, work)
         self.counts = Counts()
-        self.tracks: set[int] = set()
-        self.video: int | None = None
+        self._tracks: set[int] = set()
+        self._video: int | None = None
 
     def add_image(self, video: Mapping[str, Any], image: Mapping[str, Any]) -> None:
         """Add an image record, and that of its video before its first one."""
-        if self.video != video["id"]:
-            self.video = video["id"]
-            self.tracks.clear()
-            self.writer.add("videos", video)
+        if self._video != video["id"]:
+            self._video = video["id"]
+            self._tracks.clear()
+            self.add("videos", video)
             self.counts.videos += 1
-        self.writer.add("images", image)
+        self.add("images", image)
         self.counts.images += 1
 
-    def count(self, box: Box, track: int, xywh: tuple[float, ...], clipped: bool, names: Mapping[int, str]) -> None:
-        """Count a box; ``xywh`` is empty when it lies outside its frame."""
+    def count(self, ignore: bool, track: int, clipped: bool, name: str) -> None:
+        """Count a box of the class ``name``."""
         self.counts.clipped += clipped
-        if not xywh:
-            self.counts.outside += 1
-        elif box.ignore:
-            self.counts.ignore_regions += 1
-        else:
-            assert box.category_id is not None
+        self.counts.ignore_regions += ignore
+        if not ignore:
             self.counts.boxes += 1
-            name = names[box.category_id]
             self.counts.per_class[name] = self.counts.per_class.get(name, 0) + 1
-            if track != NO_TRACK and track not in self.tracks:
-                self.tracks.add(track)
-                self.counts.tracks += 1
+            self.counts.tracks += track != NO_TRACK and track not in self._tracks
+            self._tracks.add(track)
 
 
 class Conversion:
@@ -147,14 +143,15 @@ class Conversion:
             if not any(output.counts.images for output in self._outputs.values()):
                 raise ValueError(f"source={self.media.tree.root} holds no annotated frames in this format")
             self.rules.check_used()
+            in_order = [name for _, name in sorted((str(number), name) for number, name in self._names.items())]
             for output in self._outputs.values():
                 held = output.counts.per_class
-                ids = sorted((str(number), name) for number, name in self._names.items() if name in held)
-                output.counts.per_class = {name: held[name] for _, name in ids}
-                output.writer.finish([_category_record(category) for category in categories], self.info)
+                output.counts.per_class = {name: held[name] for name in in_order if name in held}
+                records = [{"id": item.id, "name": item.name, **item.extra} for item in categories]
+                output.finish(records, self.info)
         finally:
             for output in self._outputs.values():
-                output.writer.close()
+                output.close()
         splits = sorted(self._outputs, key=lambda split: split == EVERYTHING)
         counts = {split: self._outputs[split].counts for split in splits}
         self._publish(counts)
@@ -167,18 +164,14 @@ class Conversion:
         split of this conversion next to the validation split of an earlier one.
         """
         splits = {split: asdict(count) for split, count in counts.items()}
-        notes, skipped = dict(self.problems.notes), self.problems.skipped
-        report, final = self._work / "conversion.report", self.output / "conversion.json"
-        text = json.dumps(
-            {**self.info, "splits": splits, "notes": notes, "skipped": skipped}, indent=1, ensure_ascii=False
-        )
-        report.write_text(text + "\n", encoding="utf-8")
-        writers = [output.writer for output in self._outputs.values()]
-        for path in (final, *(writer.path for writer in writers)):
+        report = {**self.info, "splits": splits, "notes": dict(self.problems.notes), "skipped": self.problems.skipped}
+        draft, final = self._work / "conversion.report", self.output / "conversion.json"
+        draft.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in (final, *(output.path for output in self._outputs.values())):
             path.unlink(missing_ok=True)
-        for writer in writers:
-            writer.publish()
-        report.replace(final)
+        for output in self._outputs.values():
+            output.publish()
+        publish(draft, final)
 
     def _output(self, split: str) -> _Output:
         if split not in self._outputs:
@@ -192,6 +185,14 @@ class Conversion:
         if video.width < 1 or video.height < 1:
             self.problems.add(video.file, video.name, f"video size {video.width}x{video.height} is not positive")
             return
+        boxes: dict[int, list[Box]] = defaultdict(list)
+        last = video.first + video.length - 1
+        for box in video.boxes:
+            if video.first <= box.frame <= last:
+                boxes[box.frame].append(box)
+            else:
+                told = f"frame {box.frame} is outside {video.first}..{last} (frames count from {video.first})"
+                self.problems.add(video.file, box.record, told)
         record: dict[str, Any] = {
             "id": self._id("video", video.id),
             "name": video.name,
@@ -203,42 +204,46 @@ class Conversion:
         if video.path is not None:
             record["file_name"] = self.media.video(video.path)
         tracks = _Tracks()
-        for frame in video.frames:
-            self._frame(video, record, frame, tracks)
+        for image in video.images or map(Image, range(video.first, last + 1)):
+            self._frame(video, record, image, boxes.get(image.frame, []), tracks)
         if tracks.cut:
             self.problems.note("tracks cut where their class changes (a track has one class)", len(tracks.cut))
 
-    def _frame(self, video: Video, video_record: dict[str, Any], frame: Frame, tracks: _Tracks) -> None:
-        outputs = [self._output(split) for split in self.rules.of_frame(video.name, video.split, frame.number)]
-        width, height = frame.width or video.width, frame.height or video.height
+    def _frame(
+        self, video: Video, video_record: dict[str, Any], image: Image, boxes: list[Box], tracks: _Tracks
+    ) -> None:
+        outputs = [self._output(split) for split in self.rules.of_frame(video.name, video.split, image.frame)]
         record: dict[str, Any] = {
-            "id": self._id("image", frame.id),
+            "id": self._id("image", image.id),
             "video_id": video_record["id"],
-            "frame_id": frame.index,
-            "width": width,
-            "height": height,
-            **frame.extra,
+            "frame_id": image.frame - video.first,
+            "width": video.width,
+            "height": video.height,
+            **image.extra,
         }
-        if frame.path is not None:
-            record["file_name"] = self.media.image(frame.path)
+        if image.path is not None:
+            record["file_name"] = self.media.image(image.path)
         for output in outputs:
             output.add_image(video_record, record)
         seen: set[int] = set()
-        for box in frame.boxes:
+        for box in boxes:
             track = tracks.of(box)
             if track in seen:
-                reason = f"track {box.instance_id} has a second box on frame {frame.number} of {video.name}"
+                reason = f"track {box.instance_id} has a second box on frame {box.frame} of {video.name}"
                 self.problems.add(video.file, box.record, reason)
                 continue
             seen |= {track} - {NO_TRACK}
-            clipped = self.problems.attempt(video.file, box.record, _clip, box, width, height)
-            if clipped is None:
+            xywh = self.problems.attempt(video.file, box.record, _clip, box, video.width, video.height)
+            if xywh is None:
                 continue
+            clipped = bool(xywh) and xywh != tuple(map(_plain, box.xywh))
             for output in outputs:
-                output.count(box, track, *clipped, self._names)
-            for annotation in self._annotations(box, track, *clipped, record):
+                if xywh:
+                    output.count(box.ignore, track, clipped, self._names.get(box.category_id or 0, ""))
+                output.counts.outside += not xywh
+            for annotation in self._annotations(box, track, xywh, clipped, record):
                 for output in outputs:
-                    output.writer.add("annotations", annotation)
+                    output.add("annotations", annotation)
 
     def _annotations(
         self, box: Box, track: int, xywh: tuple[float, ...], clipped: bool, image: dict[str, Any]
@@ -277,26 +282,22 @@ class _Tracks:
         return self.cut.setdefault((box.instance_id, box.category_id), _FIRST_NEW_TRACK + len(self.cut))
 
 
-def _clip(box: Box, width: int, height: int) -> tuple[tuple[float, ...], bool]:
-    """The box clipped to its frame and whether it was cut; () when it lies outside.  Raises MalformedField."""
+def _clip(box: Box, width: int, height: int) -> tuple[float, ...]:
+    """The box clipped to its frame; () when it lies outside.  Raises MalformedField."""
     x, y, w, h = box.xywh
     if not all(isfinite(side) for side in box.xywh):
         raise MalformedField(f"box {list(box.xywh)} is not finite")
     if w <= 0 or h <= 0:
         raise MalformedField(f"box [x, y, w, h] = {list(box.xywh)} has no area")
     if x >= 0 and y >= 0 and x + w <= width and y + h <= height:
-        return tuple(_plain(value) for value in box.xywh), False
+        return tuple(map(_plain, box.xywh))
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
     if right <= left or bottom <= top:
-        return (), False
-    return tuple(_plain(value) for value in (left, top, right - left, bottom - top)), True
+        return ()
+    return tuple(map(_plain, (left, top, right - left, bottom - top)))
 
 
 def _plain(value: float) -> float | int:
     """Rounded to 1/10000 px, and without ``.0``: sums of decimals would otherwise fill the file with digits."""
     rounded = round(value, 4)
     return int(rounded) if rounded == int(rounded) else rounded
-
-
-def _category_record(category: Category) -> dict[str, Any]:
-    return {"id": category.id, "name": category.name, **category.extra}

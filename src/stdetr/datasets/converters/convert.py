@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stdetr.atomic import publish
 from stdetr.datasets.converters.archive import extract, is_archive
 from stdetr.datasets.converters.conversion import Conversion, Counts, work_folder
 from stdetr.datasets.converters.media import MediaLinker, check_link
-from stdetr.datasets.converters.options import Options
+from stdetr.datasets.converters.options import Options, SplitRules
 from stdetr.datasets.converters.problems import Problems
 from stdetr.datasets.converters.records import Reader
 from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, SourceTree
-from stdetr.datasets.converters.splits import SplitRules
+from stdetr.names import nearest_file
 
 FORMATS = {
     "imagenet_vid": "imagenet_vid:ImageNetVidReader",
@@ -78,46 +79,32 @@ def convert(
     """
     reader_type = reader_class(format)
     check_link(link)
-    source, output = Path(source), Path(output)
-    keys = dict(options or {})
+    source, output, keys = Path(source), Path(output), dict(options or {})
     rules = SplitRules(splits)
-    chosen = Options.from_keys(keys, reader_type.accepted, format)
+    Options.from_keys(keys, reader_type.accepted, format)
     if not source.exists():
-        close = difflib.get_close_matches(source.name, _siblings(source), n=1)
-        hint = f"; did you mean {source.with_name(close[0])}?" if close else ""
-        raise FileNotFoundError(f"source={source}: no such file or folder{hint}")
+        raise FileNotFoundError(f"source={source}: no such file or folder{nearest_file(source)}")
     if output.exists() and not output.is_dir():
         raise ValueError(f"output={output} is a file; give a folder")
-    root = source if source.is_dir() else source.parent
-    inside = output.resolve() == root.resolve() or root.resolve() in output.resolve().parents
-    if source.is_dir() and inside:
+    if source.is_dir() and source.resolve() in (output.resolve(), *output.resolve().parents):
         raise ValueError(f"output={output} lies inside source={source}; choose a folder outside of it")
     with work_folder(output) as work:
+        root = source if source.is_dir() else source.parent
         if is_archive(source):
             root = extract(source, output / "source")
         elif source.is_file():
-            keys = _single_file(source, keys, reader_type.accepted)
-            chosen = Options.from_keys(keys, reader_type.accepted, format)
+            # A file means its folder, with that file as the video or the annotation file.
+            role = "video" if source.suffix.lower() in VIDEO_SUFFIXES else "annotations"
+            if role not in reader_type.accepted:
+                raise ValueError(f"source={source} is a file; this format needs the folder of the data set")
+            keys[role] = source.name
         tree = SourceTree(root, follow_links)
         problems = Problems(strict, work / "skipped.txt")
-        reader = reader_type(tree, chosen, problems)
+        reader = reader_type(tree, Options.from_keys(keys, reader_type.accepted, format), problems)
         info = {"format": format, "source": source.resolve().name}
         counts = Conversion(reader, output, MediaLinker(tree, output, link), rules, problems, info).run(work)
-        listed = output / "skipped.txt"
         if problems.skipped:
-            (work / "skipped.txt").replace(listed)
+            publish(work / "skipped.txt", output / "skipped.txt")
         else:
-            listed.unlink(missing_ok=True)
+            (output / "skipped.txt").unlink(missing_ok=True)
     return counts, problems
-
-
-def _siblings(path: Path) -> list[str]:
-    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-
-
-def _single_file(source: Path, keys: dict[str, Any], accepted: frozenset[str]) -> dict[str, Any]:
-    """``source=FILE`` means its folder, with that file as the video or the annotation file."""
-    role = "video" if source.suffix.lower() in VIDEO_SUFFIXES else "annotations"
-    if role not in accepted:
-        raise ValueError(f"source={source} is a file; this format needs the folder of the data set")
-    return {**keys, role: source.name}

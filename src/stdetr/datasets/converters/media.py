@@ -1,17 +1,15 @@
-"""Makes the frames available to the converted annotations, and measures them."""
+"""Makes the frames available to the converted annotations."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shutil
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from stdetr.datasets.converters.problems import MalformedInputError
+from stdetr.atomic import replacing
 from stdetr.datasets.converters.source_tree import SourceTree
-from stdetr.video.open import open_source
 
 LINKS = ("auto", "copy", "hardlink", "symlink", "none")
 VIDEOS = "videos"
@@ -66,25 +64,20 @@ class MediaLinker:
             )
         place = self.target / name
         if not _same_file(path, place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = place.with_name(place.name + ".part")
-            unfinished.unlink(missing_ok=True)
-            _create(path, unfinished, mode)
-            unfinished.replace(place)
+            with replacing(place) as draft:
+                _create(path, draft, mode)
         return f"{VIDEOS}/{name}"
 
     def _link_whole_tree(self) -> None:
         if self._whole_tree_ready:
             return
-        root = self.tree.root.resolve()
-        if self.target.is_symlink() and self.target.resolve() != root:
-            self.target.unlink()
-        if not self.target.is_symlink():
-            if self.target.exists():
-                raise ValueError(f"{self.target} exists and is not a link to {root}; remove it, or use link=copy")
-            home = self.target.parent.resolve()
-            # A relative link survives moving the output together with an extracted archive inside it.
-            self.target.symlink_to(os.path.relpath(root, home) if home in root.parents else root)
+        root, home = self.tree.root.resolve(), self.target.parent.resolve()
+        if self.target.exists() and not self.target.is_symlink():
+            raise ValueError(f"{self.target} exists and is not a link to {root}; remove it, or use link=copy")
+        if not self.target.is_symlink() or self.target.resolve() != root:
+            with replacing(self.target) as draft:
+                # A relative link survives moving the output together with an extracted archive inside it.
+                draft.symlink_to(os.path.relpath(root, home) if home in root.parents else root)
         self._whole_tree_ready = True
 
 
@@ -103,38 +96,8 @@ def _create(path: Path, place: Path, mode: str) -> None:
         place.symlink_to(path.resolve())
         return
     if mode == "hardlink":
-        try:
+        # Another file system, or one without hard links: copied below.
+        with contextlib.suppress(OSError):
             place.hardlink_to(path.resolve())
-        except OSError:
-            # Another file system, or one without hard links: fall back to a copy.
-            shutil.copy2(path, place)
-        return
-    assert mode == "copy", mode
+            return
     shutil.copy2(path, place)
-
-
-def image_size(path: Path, shown: str) -> tuple[int, int]:
-    """(width, height) from the image's header; ``shown`` names it in the error.
-
-    EXIF rotation is not applied: annotations and readers of these benchmarks use stored pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise MalformedInputError(f"{shown}: frame file is missing") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise MalformedInputError(f"{shown}: not a readable image ({error})") from None
-
-
-def video_size(path: Path) -> tuple[int, int, int]:
-    """(width, height, number of frames) of a video file.
-
-    Raises ValueError when it cannot be decoded.
-    """
-    source = open_source(path)
-    try:
-        height, width = source.size
-        return int(width), int(height), len(source)
-    finally:
-        source.close()

@@ -8,18 +8,18 @@ people on vehicles, static people, distractors and reflections are ignore region
 from __future__ import annotations
 
 import configparser
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from stdetr.datasets.converters.annotation_files import choose_splits
-from stdetr.datasets.converters.media import image_size, video_size
 from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, Problems
-from stdetr.datasets.converters.records import Box, Category, Frame, Reader, Video
-from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES
-from stdetr.datasets.converters.tables import Row, read_rows
+from stdetr.datasets.converters.records import Box, Image, Reader, Video
+from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, image_size, video_size
+from stdetr.datasets.converters.text_files import Row, read_lines, read_rows
 
 PEDESTRIAN = 1
 DISTRACTORS = {2: "person on vehicle", 7: "static person", 8: "distractor", 12: "reflection"}
@@ -38,8 +38,7 @@ _DETECTORS = ("FRCNN", "SDP", "DPM")
 _DETECTOR = re.compile(rf"(?<=^MOT17-\d\d)-(?:{'|'.join(_DETECTORS)})$")
 
 
-@dataclass(frozen=True)
-class _Sequence:
+class _Sequence(NamedTuple):
     name: str
     split: str
     folder: Path
@@ -50,22 +49,37 @@ class MotReader(Reader):
     or a video file with ``gt.txt`` beside it (``video=``, ``annotations=`` name others).  MOT15's archive has no
     ``seqinfo.ini``: there, the images are counted.
 
-    ``classes=[name]`` names the one class (default ``person``).  Rows with conf = 0 become ignore regions.
+    ``classes=[name]`` names the one class (default ``person``).  Rows with conf = 0 become ignore regions.  Where a
+    ``labels.txt`` lies beside the ground truth, as in CVAT's export, its lines are the classes, and the class column
+    counts them from 1.
     MOT17 repeats each sequence for three public detectors with equal ground truth: one of them is kept.
     """
 
     accepted = frozenset({"classes", "video", "annotations", "split"})
 
     def prepare(self) -> None:
-        tree, options = self.tree, self.options
-        if len(options.classes) > 1:
-            raise ValueError(f"classes={list(options.classes)}: format=mot has one class; give its name only")
-        single = options.video is not None or (tree.root / "gt.txt").is_file()
+        tree, classes = self.tree, self.options.classes
+        if len(classes) > 1:
+            raise ValueError(f"classes={list(classes)}: format=mot has one class; give its name only")
+        single = self.options.video is not None or (tree.root / "gt.txt").is_file()
         self.sequences = [] if single else self._find_sequences()
         self.total = len(self.sequences) or 1
+        self.labels: tuple[str, ...] | None = None
+        for folder in [sequence.folder / "gt" for sequence in self.sequences] or [tree.root]:
+            if (folder / "labels.txt").is_file():
+                self._read_labels(folder / "labels.txt")
+        self.names = self.labels or classes or ("person",)
 
-    def categories(self) -> list[Category]:
-        return [Category(1, self.options.classes[0] if self.options.classes else "person")]
+    def _read_labels(self, path: Path) -> None:
+        self.tree.check_inside(path)
+        shown = self.tree.name(path)
+        labels = tuple(line.strip() for _, line in read_lines(path, shown) if line.strip())
+        if len(set(labels)) != len(labels) or not labels:
+            raise MalformedInputError(f"{shown}: one class name per line, each once")
+        if self.options.classes or self.labels not in (None, labels):
+            told = f"classes={list(self.options.classes)}" if self.options.classes else f"another one {self.labels}"
+            raise ValueError(f"{shown} names the classes {', '.join(labels)}, but {told}")
+        self.labels = labels
 
     def videos(self) -> Iterator[Video]:
         if not self.sequences:
@@ -73,25 +87,25 @@ class MotReader(Reader):
         for sequence in self.sequences:
             yield self._sequence(sequence)
 
+    def _boxes(self, path: Path, mot20: bool = False) -> Iterator[Box]:
+        classes = None if self.labels is None else len(self.labels)
+        return read_mot(path, self.tree.name(path), self.problems, classes, mot20=mot20)
+
     def _single_video(self) -> Video:
         if self.options.split:
             raise ValueError(f"split={list(self.options.split)}: a single video has none; use splits.NAME=[first,last]")
         if self.options.video is not None:
             path = self.tree.require(self.options.video, "the video")
         else:
-            videos = list(self.tree.files(self.tree.root, VIDEO_SUFFIXES))
+            videos = list(self.tree.files(self.tree.root, *VIDEO_SUFFIXES))
             if len(videos) != 1:
                 names = ", ".join(item.name for item in videos) or "none"
                 raise ValueError(
                     f"source={self.tree.root} must hold one video beside gt.txt, or name it: video=...; found {names}"
                 )
             path = videos[0]
-        annotations = self.tree.require(self.options.annotations or "gt.txt", "the ground truth")
-        width, height, length = video_size(path)
-        shown = self.tree.name(annotations)
-        boxes = read_mot(annotations, shown, length, self.problems)
-        frames = (Frame(number - 1, number, tuple(boxes.get(number, ()))) for number in range(1, length + 1))
-        return Video(path.stem, width, height, length, frames, shown, path=path)
+        truth = self.tree.require(self.options.annotations or "gt.txt", "the ground truth")
+        return Video(path.stem, *video_size(path), self._boxes(truth), self.tree.name(truth), path=path, first=1)
 
     def _find_sequences(self) -> list[_Sequence]:
         root = self.tree.root
@@ -100,20 +114,15 @@ class MotReader(Reader):
         else:
             sequences = []
             for folder in self.tree.folders(root):
-                if _is_sequence(folder):
-                    sequences.append(_Sequence(folder.name, "", folder))
-                    continue
-                sequences += [
-                    _Sequence(inner.name, folder.name, inner)
-                    for inner in self.tree.folders(folder)
-                    if _is_sequence(inner)
-                ]
+                split = "" if _is_sequence(folder) else folder.name
+                held = self.tree.folders(folder) if split else [folder]
+                sequences += [_Sequence(inner.name, split, inner) for inner in held if _is_sequence(inner)]
         if not sequences:
             raise FileNotFoundError(
                 f"source={root} holds no MOT sequence: neither gt.txt with a video nor folders with seqinfo.ini or img1"
             )
         if self.options.split:
-            chosen = choose_splits(dict.fromkeys(sorted({sequence.split for sequence in sequences})), self.options)
+            chosen = self.choose_splits(sorted({sequence.split for sequence in sequences}))
             sequences = [sequence for sequence in sequences if sequence.split in chosen]
         return self._one_per_detector(sequences)
 
@@ -147,17 +156,13 @@ class MotReader(Reader):
         else:
             width, height = image_size(images[1], self.tree.name(images[1]))
         truth = sequence.folder / "gt" / "gt.txt"
-        boxes: dict[int, list[Box]] = {}
-        if truth.exists() or sequence.split != "test":
-            # The hidden test sets come without ground truth; anywhere else its absence is a mistake.
-            truth = self.tree.require(self.tree.name(truth), "the ground truth")
-            boxes = read_mot(
-                truth, self.tree.name(truth), length, self.problems, mot20=sequence.name.startswith("MOT20")
-            )
-        frames = (
-            Frame(number - 1, number, tuple(boxes.get(number, ())), images[number]) for number in range(1, length + 1)
-        )
-        return Video(sequence.name, width, height, length, frames, self.tree.name(truth), split=sequence.split)
+        # The hidden test sets come without ground truth; anywhere else its absence is a mistake.
+        hidden = sequence.split == "test" and not truth.exists()
+        truth = truth if hidden else self.tree.require(self.tree.name(truth), "the ground truth")
+        boxes = () if hidden else self._boxes(truth, mot20=sequence.name.startswith("MOT20"))
+        records = [Image(number, images[number]) for number in range(1, length + 1)]
+        size, shown = (width, height), self.tree.name(truth)
+        return Video(sequence.name, *size, length, boxes, shown, records, first=1, split=sequence.split)
 
 
 def _is_sequence(folder: Path) -> bool:
@@ -183,47 +188,46 @@ def _positive(info: Mapping[str, str], key: str, shown: str) -> int:
 
 
 def read_mot(
-    path: Path, shown: str, length: int, problems: Problems, mot20: bool = False, keep_classes: bool = False
-) -> dict[int, list[Box]]:
-    """Boxes by 1-based frame number, in the file's order.
+    path: Path, shown: str, problems: Problems, classes: int | None = None, *, mot20: bool = False
+) -> Iterator[Box]:
+    """Boxes in the file's order, with frames from 1.
 
-    length: frames of the video; a row beyond it is malformed
+    classes: number of the user's own classes, which the eighth column counts from 1 (without it, all are the first);
+        None: it has MOT17's classes, and a row of ten columns is MOT15's, which has none
     mot20: non-motorised vehicles are distractors, too
-    keep_classes: the class column is the category id of a user's own classes, not one of MOT17's
 
     Raises:
         MalformedInputError: the file is empty or (strict) a row is malformed.
     """
-    boxes: dict[int, list[Box]] = defaultdict(list)
-    rows = 0
-    for row in read_rows(path, shown):
-        rows += 1
-        frame, box = problems.attempt(shown, row.line, _parse, row, length, mot20, keep_classes, problems) or (0, None)
-        if box is not None:
-            boxes[frame].append(box)
-    if not rows:
+    rows = read_rows(path, shown)
+    first = next(rows, None)
+    if first is None:
         raise MalformedInputError(f"{shown}: the file is empty")
-    return boxes
+    parse = partial(_challenge_box, problems, mot20) if classes is None else partial(_own_box, classes)
+    yield from problems.each(shown, itertools.chain([first], rows), parse)
 
 
-def _parse(row: Row, length: int, mot20: bool, keep_classes: bool, problems: Problems) -> tuple[int, Box | None]:
-    row.require(6 if keep_classes else 7)
-    frame, track = row.integer(0, "frame"), row.integer(1, "id")
-    x, y, w, h = (row.number(column, name) for column, name in enumerate(("x", "y", "w", "h"), start=2))
-    ignore = len(row.cells) > 6 and row.number(6, "conf") == 0
-    category = PEDESTRIAN
-    # Ten columns are MOT15's world coordinates, not a class.
-    if len(row.cells) in (8, 9):
-        category = row.integer(7, "class")
-        if keep_classes:
-            category = category if category >= 0 else PEDESTRIAN
-        elif category in DISTRACTORS or (mot20 and category == _MOT20_NON_MOTORIZED):
-            ignore = True
-        elif category in OTHERS:
-            problems.note(f"rows left out: class {category} ({OTHERS[category]})")
-            return frame, None
-        elif category != PEDESTRIAN:
-            raise MalformedField(f"class {category} is none of MOTChallenge's 1..{max(OTHERS)}")
-    if not 1 <= frame <= length:
-        raise MalformedField(f"frame {frame} is outside 1..{length} (frames count from 1)")
-    return frame, Box(category if keep_classes else PEDESTRIAN, (x, y, w, h), track, ignore, row.line)
+def _box(line: int, row: Row, minimum: int, category: int = 1, ignore: bool = False) -> Box:
+    row.require(minimum)
+    frame, track = row.whole(0, "frame"), row.whole(1, "id")
+    xywh = row.numbers(2, "x", "y", "w", "h")
+    ignore = ignore or (len(row) > 6 and row.numbers(6, "conf") == (0,))
+    return Box(frame, category, xywh, track, ignore, line)
+
+
+def _own_box(classes: int, line: int, row: Row) -> Box:
+    category = row.whole(7, "class") if len(row) > 7 else -1
+    if category >= 0 and not 1 <= category <= classes:
+        raise MalformedField(f"class {category} is outside 1..{classes}: so many classes have a name")
+    return _box(line, row, 6, max(category, 1))
+
+
+def _challenge_box(problems: Problems, mot20: bool, line: int, row: Row) -> Box | None:
+    category = row.whole(7, "class") if len(row) in (8, 9) else PEDESTRIAN
+    ignored = category in DISTRACTORS or (mot20 and category == _MOT20_NON_MOTORIZED)
+    if not ignored and category in OTHERS:
+        problems.note(f"rows left out: class {category} ({OTHERS[category]})")
+        return None
+    if not ignored and category != PEDESTRIAN:
+        raise MalformedField(f"class {category} is none of MOTChallenge's 1..{max(OTHERS)}")
+    return _box(line, row, 7, PEDESTRIAN, ignored)

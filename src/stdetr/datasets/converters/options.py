@@ -1,15 +1,19 @@
-"""Keys that only some formats take; a key that a format would ignore is refused."""
+"""The keys of ``action=convert`` that only some formats take, and the rules that choose the output file of a frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+EVERYTHING = "all"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Format-specific keys of ``action=convert``; each format's card says which it takes.
+    """Format-specific keys; each format's card says which it takes.
 
     classes:     class names to use or keep, in order
     video:       video file inside the source
@@ -37,32 +41,84 @@ class Options:
         Raises:
             ValueError: a key that differs from its default although the format does not take it, or a bad value.
         """
-        values: dict[str, Any] = {}
+        values = {item.name: keys.get(item.name, item.default) for item in fields(cls)}
+        for name in ("classes", "split"):
+            given = values[name] or ()
+            values[name] = tuple(str(entry) for entry in ([given] if isinstance(given, str) else given))
+        if values["frame_size"] is not None:
+            values["frame_size"] = _size(values["frame_size"])
         for item in fields(cls):
-            value = keys.get(item.name, item.default)
-            if item.name in ("classes", "split"):
-                value = tuple(str(entry) for entry in _as_list(value))
-            if item.name == "frame_size" and value is not None:
-                value = _size(value)
-            if value != item.default and item.name not in accepted:
+            if values[item.name] != item.default and item.name not in accepted:
                 takes = ", ".join(sorted(accepted)) or "none of these keys"
-                raise ValueError(
-                    f"{item.name}={keys[item.name]}: format={format_name} does not take it; it takes {takes}"
-                )
-            values[item.name] = value
+                told = f"{item.name}={keys[item.name]}: format={format_name} does not take it"
+                raise ValueError(f"{told}; it takes {takes}")
         if values["frames"] not in ("all", "listed"):
             raise ValueError(f"frames={values['frames']} must be all or listed")
         return cls(**values)
 
 
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
-
-
 def _size(value: Any) -> tuple[int, int]:
-    sides = tuple(value) if not isinstance(value, (str, int)) else ()
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(sides) != 2 or not all(_is_int(side) and side > 0 for side in sides):
         raise ValueError(f"frame_size={value} must be [width,height] in pixels")
     return sides[0], sides[1]
+
+
+class SplitRules:
+    """Maps (video name, source split, frame number) to split names.
+
+    Without rules a frame goes to its source's split, or to ``all`` where the source has none.  With rules it goes to
+    each split whose rule holds, and to ``all`` in any case.  A rule is ``[first, last]`` (frame numbers as in the
+    annotation file, both included), a list of such pairs, or a list of video name patterns
+    (``[MOT17-02*, MOT17-04*]``).
+
+    Raises:
+        ValueError: a rule of another form, or a split name that is not a plain file name.
+    """
+
+    def __init__(self, rules: Mapping[str, Any] | None = None) -> None:
+        self.rules = {name: self._parts(name, rule) for name, rule in (rules or {}).items() if rule is not None}
+        self.used: set[str] = set()
+
+    @staticmethod
+    def _parts(name: str, rule: Any) -> list[str | tuple[int, int]]:
+        """A rule as ranges and patterns, of which one must hold."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == EVERYTHING:
+            raise ValueError(f"splits.{name}: a split is named with letters, digits, - and _, and not {EVERYTHING!r}")
+        items: list[Any] = list(rule) if isinstance(rule, Sequence) and not isinstance(rule, str) else [rule]
+        if not items:
+            raise ValueError(f"splits.{name} is empty: give [first,last] frame numbers or a list of video names")
+        parts: list[Any] = [items] if all(map(_is_int, items)) else items
+        for part in parts:
+            pair = isinstance(part, Sequence) and len(part) == 2 and all(map(_is_int, part)) and part[0] <= part[1]
+            if not (pair or isinstance(part, str)):
+                raise ValueError(
+                    f"splits.{name}={rule}: give [first,last] frame numbers with first <= last, a list of such pairs, "
+                    "or a list of video names"
+                )
+        return [part if isinstance(part, str) else (part[0], part[1]) for part in parts]
+
+    def __bool__(self) -> bool:
+        return bool(self.rules)
+
+    def of_frame(self, video: str, source_split: str, number: int) -> list[str]:
+        """The splits of this frame, including ``all``."""
+        if not self:
+            return [source_split or EVERYTHING]
+
+        def holds(part: str | tuple[int, int]) -> bool:
+            return fnmatch.fnmatchcase(video, part) if isinstance(part, str) else part[0] <= number <= part[1]
+
+        chosen = [name for name, parts in self.rules.items() if any(map(holds, parts))]
+        self.used.update(chosen)
+        return [*chosen, EVERYTHING]
+
+    def check_used(self) -> None:
+        """Raises ValueError when a rule matched no frame: most likely a typo."""
+        for name, parts in self.rules.items():
+            if name not in self.used:
+                raise ValueError(f"splits.{name}={parts} matches no frame of the source")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

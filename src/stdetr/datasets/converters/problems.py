@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from stdetr.data.json_file import MalformedInputError as MalformedInputError
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class MalformedField(ValueError):  # noqa: N818 - a signal inside the readers, which add file and record
@@ -37,8 +37,6 @@ class Problems:
         self.skipped = 0
         self.first: list[str] = []
         self.notes: Counter[str] = Counter()
-        if list_path is not None:
-            list_path.unlink(missing_ok=True)
 
     def add(self, file: str, record: object, reason: str) -> None:
         """Report one bad record (see :func:`locate`); returns only when it is skipped.
@@ -56,15 +54,20 @@ class Problems:
             with self.list_path.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
 
-    def attempt(
-        self, file: str, record: object, call: Callable[_P, _T], *args: _P.args, **keys: _P.kwargs
-    ) -> _T | None:
+    def attempt(self, file: str, record: object, call: Callable[..., _R], *args: Any) -> _R | None:
         """What ``call`` returns; None when it raised MalformedField, which is reported as a bad record."""
         try:
-            return call(*args, **keys)
+            return call(*args)
         except MalformedField as error:
             self.add(file, record, str(error))
             return None
+
+    def each(self, file: str, records: Iterable[tuple[Any, _T]], call: Callable[[Any, _T], _R | None]) -> Iterator[_R]:
+        """``call(record, value)`` for all records of a file, without those that are malformed or give None."""
+        for record, value in records:
+            result = self.attempt(file, record, call, record, value)
+            if result is not None:
+                yield result
 
     def note(self, what: str, count: int = 1) -> None:
         """Count what the format's rules leave out or change on purpose; it is reported, but not an error."""
@@ -85,8 +88,8 @@ def number(text: str | None, name: str) -> float:
 
 
 def whole(text: str | None, name: str) -> int:
-    """A whole number written in a cell or an attribute (``12.0`` is one); raises MalformedField."""
+    """A whole number of 63 bits written in a cell or an attribute (``12.0`` is one); raises MalformedField."""
     value = number(text, name)
-    if value != int(value):
-        raise MalformedField(f"{name} is {text!r}, not a whole number")
+    if value != int(value) or abs(value) >= 2**63:
+        raise MalformedField(f"{name} is {text!r}, not a whole number" + (" of 63 bits" if abs(value) >= 2**63 else ""))
     return int(value)

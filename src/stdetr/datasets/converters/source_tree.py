@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
 
 from stdetr.data.coco_vid_schema import leaves_folder
 from stdetr.datasets.converters.problems import MalformedInputError, locate
+from stdetr.video.open import open_source
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv"})
@@ -77,25 +80,22 @@ class SourceTree:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise FileNotFoundError(f"source={self.root} has no {relative} ({what}){hint}")
 
-    def first_existing(self, candidates: tuple[str, ...]) -> Path | None:
+    def first_existing(self, *candidates: str) -> Path | None:
         """The first of the candidate paths that exists, or None."""
-        for candidate in candidates:
-            path = self.join(candidate)
-            if path.exists():
-                return path
-        return None
+        return next((path for path in map(self.join, candidates) if path.exists()), None)
 
     def folders(self, below: Path) -> Iterator[Path]:
         """Sub-folders in natural order, without hidden ones."""
-        for entry in sorted(below.iterdir(), key=lambda item: natural_key(item.name)):
-            if entry.is_dir() and not entry.name.startswith("."):
-                self.check_inside(entry)
-                yield entry
+        return self._entries(below, Path.is_dir)
 
-    def files(self, below: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-        """Files with one of the (lower case) suffixes directly in a folder, in natural order."""
+    def files(self, below: Path, *suffixes: str) -> Iterator[Path]:
+        """Files with one of the (lower case) suffixes directly in a folder, in natural order, without hidden ones."""
+        return self._entries(below, lambda entry: entry.suffix.lower() in suffixes and entry.is_file())
+
+    def _entries(self, below: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
         for entry in sorted(below.iterdir(), key=lambda item: natural_key(item.name)):
-            if entry.suffix.lower() in suffixes and not entry.name.startswith(".") and entry.is_file():
+            # macOS leaves ``._name`` beside ``name`` on foreign file systems.
+            if not entry.name.startswith(".") and wanted(entry):
                 self.check_inside(entry)
                 yield entry
 
@@ -106,7 +106,7 @@ class SourceTree:
             MalformedInputError: a name without a number, or one number twice.
         """
         images: dict[int, Path] = {}
-        for path in self.files(folder, IMAGE_SUFFIXES):
+        for path in self.files(folder, *IMAGE_SUFFIXES):
             match = re.search(r"(\d+)$", path.stem)
             if match is None:
                 raise MalformedInputError(f"{self.name(path)}: frame file without a number at the end of its name")
@@ -121,3 +121,30 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key in which ``frame10`` follows ``frame9``."""
     parts = re.split(r"(\d+)", name)
     return tuple((1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts)
+
+
+def image_size(path: Path, shown: str) -> tuple[int, int]:
+    """(width, height) from the image's header; ``shown`` names it in the error.
+
+    EXIF rotation is not applied: annotations and readers of these benchmarks use stored pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise MalformedInputError(f"{shown}: frame file is missing") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise MalformedInputError(f"{shown}: not a readable image ({error})") from None
+
+
+def video_size(path: Path) -> tuple[int, int, int]:
+    """(width, height, number of frames) of a video file.
+
+    Raises ValueError when it cannot be decoded.
+    """
+    source = open_source(path)
+    try:
+        height, width = source.size
+        return int(width), int(height), len(source)
+    finally:
+        source.close()

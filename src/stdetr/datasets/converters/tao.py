@@ -7,16 +7,24 @@ was annotated (``not_exhaustive_category_ids``); both are kept.  Classes that th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import msgspec
 
 from stdetr.data.json_file import Positive, Text, Whole
-from stdetr.datasets.converters.annotation_files import FrameRoot
 from stdetr.datasets.converters.coco import Annotation
-from stdetr.datasets.converters.json_tables import CocoLikeReader, Loaded, Refers, Stored
-from stdetr.datasets.converters.records import Box, Category, Frame, Video
+from stdetr.datasets.converters.coco_like import CocoLikeReader, JsonCategory, Loaded, Refers
+from stdetr.datasets.converters.records import Box, Category, FrameRoot, Image, Video
 from stdetr.datasets.converters.source_tree import IMAGE_SUFFIXES
+
+
+class _Merged(msgspec.Struct):
+    id: Whole
+
+
+class _Category(JsonCategory):
+    merged: tuple[_Merged, ...] = ()
 
 
 class _Video(msgspec.Struct):
@@ -42,7 +50,7 @@ class _Track(msgspec.Struct):
 
 
 class _Annotation(Annotation, kw_only=True):
-    track_id: Whole
+    track: Whole = msgspec.field(name="track_id")
 
 
 class TaoReader(CocoLikeReader):
@@ -54,6 +62,7 @@ class TaoReader(CocoLikeReader):
     accepted = frozenset({"annotations", "split", "check_media"})
     patterns = ("annotations/{split}.json", "{split}.json")
     what = "TAO annotation file"
+    category_type = _Category
     sections: ClassVar = {
         "videos": (_Video, None),
         "images": (_Image, Refers("video_id", to="videos", order="frame_index")),
@@ -72,45 +81,39 @@ class TaoReader(CocoLikeReader):
 
     def videos(self) -> Iterator[Video]:
         for loaded, merged in zip(self.loaded, self.merged, strict=True):
-            folders = ("frames", f"frames/{loaded.file.source_split}", "")
-            root = FrameRoot(self.tree, folders, self.options.check_media)
+            root = FrameRoot(self, loaded.shown, ("frames", f"frames/{loaded.source_split}", ""))
             for _, video in loaded["videos"]:
-                frames = list(self._frames(loaded, merged, video, root))
-                if not frames:
+                images = [
+                    Image(image.frame_index, path, image.id)
+                    for where, image in loaded["images"].children(video.id)
+                    if (path := root.path(image.file_name, where))
+                ]
+                if not images:
                     self.problems.note("videos left out: no annotated frame")
                     continue
                 keys = ("neg_category_ids", "not_exhaustive_category_ids")
                 extra = {key: sorted({merged.get(number, number) for number in getattr(video, key)}) for key in keys}
-                size, length = (video.width, video.height), self._length(frames[-1])
-                shown, split = loaded.file.shown, loaded.file.split
-                yield Video(video.name, *size, length, frames, shown, split=split, id=video.id, extra=extra)
+                boxes = (box for image in images for box in self._boxes(loaded, merged, image))
+                size, length = (video.width, video.height), self._length(images[-1])
+                yield Video(
+                    video.name, *size, length, boxes, loaded.shown, images, split=loaded.split, id=video.id, extra=extra
+                )
 
-    def _frames(self, loaded: Loaded, merged: dict[int, int], video: _Video, root: FrameRoot) -> Iterator[Frame]:
-        shown = loaded.file.shown
-        for where, image in loaded["images"].children(video.id):
-            path = self.problems.attempt(shown, where, root.path, image.file_name, shown, where)
-            if path is not None:
-                annotations = loaded["annotations"].children(image.id)
-                boxes = tuple(box for stored in annotations for box in self._boxes(loaded, merged, stored))
-                yield Frame(image.frame_index, image.frame_index, boxes, path, id=image.id)
-
-    def _length(self, last: Frame) -> int:
+    def _length(self, last: Image) -> int:
         """Frames of the whole video, where its folder is there; else up to the last annotated one."""
         assert last.path is not None
-        folder = last.path.parent
-        held = sum(1 for _ in self.tree.files(folder, IMAGE_SUFFIXES)) if self.options.check_media else 0
-        return max(held, last.index + 1)
+        held = len(list(self.tree.files(last.path.parent, *IMAGE_SUFFIXES))) if self.options.check_media else 0
+        return max(held, last.frame + 1)
 
-    def _boxes(self, loaded: Loaded, merged: dict[int, int], stored: Stored) -> Iterator[Box]:
-        value, shown = stored.value, loaded.file.shown
-        value.category_id = merged.get(value.category_id, value.category_id)
-        for box in self.box(loaded, stored, value.track_id):
-            if value.track_id not in loaded["tracks"]:
-                self.problems.add(shown, stored.where, f"track_id {value.track_id} is not among the tracks")
-                continue
-            kind = loaded["tracks"][value.track_id].value.category_id
-            if merged.get(kind, kind) == value.category_id:
-                yield box
+    def _boxes(self, loaded: Loaded, merged: dict[int, int], image: Image) -> Iterator[Box]:
+        for box in self.boxes(loaded, image):
+            assert box.category_id is not None
+            category, track = merged.get(box.category_id, box.category_id), loaded["tracks"].get(box.instance_id)
+            if track is None:
+                told = f"track_id {box.instance_id} is not among the tracks"
+            elif merged.get(track.category_id, track.category_id) != category:
+                told = f"category_id is {category}, but its track {track.id} has {track.category_id}"
             else:
-                reason = f"category_id is {value.category_id}, but its track {value.track_id} has {kind}"
-                self.problems.add(shown, stored.where, reason)
+                yield replace(box, category_id=category)
+                continue
+            self.problems.add(loaded.shown, box.record, told)

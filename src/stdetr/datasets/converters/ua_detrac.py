@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from xml.etree.ElementTree import Element as Node
+from xml.etree.ElementTree import Element
 
-from stdetr.datasets.converters.annotation_files import choose_splits
 from stdetr.datasets.converters.problems import MalformedField, MalformedInputError, number, whole
-from stdetr.datasets.converters.records import Box, Frame, Reader, Video
-from stdetr.datasets.converters.xml_elements import iter_elements
+from stdetr.datasets.converters.records import Box, Image, Reader, Video
+from stdetr.datasets.converters.text_files import iter_elements
 
 _SPLITS = {
     "train": (("DETRAC-Train-Annotations-XML", "DETRAC-Train-Annotations-XML-v3"), "Insight-MVT_Annotation_Train"),
@@ -35,35 +35,29 @@ class UaDetracReader(Reader):
     names = ("car", "van", "bus", "others")
 
     def prepare(self) -> None:
-        existing = {split: self.tree.first_existing(candidates) for split, (candidates, _) in _SPLITS.items()}
+        existing = {split: self.tree.first_existing(*candidates) for split, (candidates, _) in _SPLITS.items()}
         folders = {split: folder for split, folder in existing.items() if folder is not None}
         if not folders:
             raise FileNotFoundError(f"source={self.tree.root} has no {_SPLITS['train'][0][0]} (UA-DETRAC annotations)")
         self.sequences = [
-            (split, path, f"{self._frames_of(split)}/{path.stem.removesuffix('_v3')}")
-            for split in choose_splits(folders, self.options)
-            for path in self.tree.files(folders[split], frozenset({".xml"}))
+            (split, path) for split in self.choose_splits(folders) for path in self.tree.files(folders[split], ".xml")
         ]
         self.total = len(self.sequences)
 
-    def _frames_of(self, split: str) -> str:
-        own = _SPLITS[split][1]
-        here = self.tree.first_existing((own, _ALL_FRAMES))
-        return own if here is None else here.name
-
     def videos(self) -> Iterator[Video]:
-        for split, path, folder in self.sequences:
-            shown = self.tree.name(path)
+        for split, path in self.sequences:
+            shown, name, own = self.tree.name(path), path.stem.removesuffix("_v3"), _SPLITS[split][1]
+            frames = self.tree.first_existing(own, _ALL_FRAMES)
+            folder = f"{own if frames is None else frames.name}/{name}"
             regions, targets = self._read(path, shown)
             images = self._images(shown, folder, targets)
             for index in sorted(set(targets) - set(images)):
                 self.problems.add(shown, 0, f"frame {index} has targets, but no image in {folder}")
             # Without reading the images: every UA-DETRAC sequence has this size.
             size = self.frame_size(images[min(images)]) or (960, 540)
-            frames = (
-                Frame(index - 1, index, (*targets.get(index, ()), *regions), images[index]) for index in sorted(images)
-            )
-            yield Video(folder.rpartition("/")[2], *size, max(images), frames, shown, split=split)
+            boxes = (box for at in images for box in (*targets.get(at, ()), *(region(at) for region in regions)))
+            records = [Image(at, images[at]) for at in sorted(images)]
+            yield Video(name, *size, max(images), boxes, shown, records, first=1, split=split)
 
     def _images(self, shown: str, folder: str, targets: dict[int, list[Box]]) -> dict[int, Path]:
         if not self.options.check_media:
@@ -75,15 +69,14 @@ class UaDetracReader(Reader):
             raise MalformedInputError(f"{folder}: frames count from 1; found {min(images, default='none')}")
         return images
 
-    def _read(self, path: Path, shown: str) -> tuple[list[Box], dict[int, list[Box]]]:
-        """Ignored regions, and boxes by frame number."""
-        regions: list[Box] = []
+    def _read(self, path: Path, shown: str) -> tuple[list[partial[Box]], dict[int, list[Box]]]:
+        """Ignored regions, which want their frame, and boxes by frame number."""
+        regions: list[partial[Box]] = []
         targets: dict[int, list[Box]] = {}
-        for node, line in iter_elements(path, shown, frozenset({"ignored_region", "frame"})):
+        for line, node in iter_elements(path, shown, "ignored_region", "frame"):
             if node.tag == "ignored_region":
-                for box in node.findall("box"):
-                    xywh = self.problems.attempt(shown, line, _xywh, box)
-                    regions += [] if xywh is None else [Box(None, xywh, ignore=True, record=line)]
+                for xywh in self.problems.each(shown, ((line, box) for box in node.findall("box")), _xywh):
+                    regions.append(partial(Box, category_id=None, xywh=xywh, ignore=True, record=line))
                 continue
             index = self.problems.attempt(shown, line, whole, node.get("num"), "frame num")
             if index is None:
@@ -92,11 +85,11 @@ class UaDetracReader(Reader):
                 reason = f"frame {index} is there twice" if index > 0 else f"frame num is {index}"
                 self.problems.add(shown, line, reason)
                 continue
-            boxes = (self.problems.attempt(shown, line, self._target, target, line) for target in node.iter("target"))
-            targets[index] = [box for box in boxes if box is not None]
+            found = ((line, target) for target in node.iter("target"))
+            targets[index] = list(self.problems.each(shown, found, partial(self._target, index)))
         return regions, targets
 
-    def _target(self, target: Node, line: int) -> Box:
+    def _target(self, frame: int, line: int, target: Element) -> Box:
         try:
             box, attributes = target.find("box"), target.find("attribute")
             if box is None or attributes is None:
@@ -107,11 +100,10 @@ class UaDetracReader(Reader):
             truncation = attributes.get("truncation_ratio")
             extra = {} if truncation is None else {"truncation": number(truncation, "attribute truncation_ratio")}
             track = whole(target.get("id"), "target id")
-            return Box(self.names.index(kind) + 1, _xywh(box), track, record=line, extra=extra)
+            return Box(frame, self.names.index(kind) + 1, _xywh(line, box), track, record=line, extra=extra)
         except MalformedField as error:
             raise MalformedField(f"target {target.get('id')}: {error}") from None
 
 
-def _xywh(box: Node) -> tuple[float, float, float, float]:
-    left, top, width, height = (number(box.get(side), f"box {side}") for side in ("left", "top", "width", "height"))
-    return left, top, width, height
+def _xywh(line: int, box: Element) -> tuple[float, ...]:
+    return tuple(number(box.get(side), f"box {side}") for side in ("left", "top", "width", "height"))

@@ -6,15 +6,13 @@ marks an ignore region of its class; category 0 (ignored region) and 11 (others)
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from stdetr.datasets.converters.annotation_files import choose_splits
-from stdetr.datasets.converters.media import image_size
 from stdetr.datasets.converters.problems import MalformedField, MalformedInputError
-from stdetr.datasets.converters.records import Box, Frame, Reader, Video
-from stdetr.datasets.converters.tables import Row, read_rows
+from stdetr.datasets.converters.records import Box, Image, Reader, Video
+from stdetr.datasets.converters.source_tree import image_size
+from stdetr.datasets.converters.text_files import Row, read_rows
 
 _EVERY_CLASS = (0, 11)
 
@@ -24,17 +22,8 @@ class VisdroneVidReader(Reader):
 
     accepted = frozenset({"split", "frame_size", "check_media"})
     names = (
-        "pedestrian",
-        "people",
-        "bicycle",
-        "car",
-        "van",
-        "truck",
-        "tricycle",
-        "awning-tricycle",
-        "bus",
-        "motor",
-    )
+        "pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle", "bus", "motor",
+    )  # fmt: skip
 
     def prepare(self) -> None:
         tree, folders = self.tree, dict[str, Path]()
@@ -47,8 +36,8 @@ class VisdroneVidReader(Reader):
             raise FileNotFoundError(f"source={tree.root} has no folder with annotations/ and sequences/ (VisDrone-VID)")
         self.files = [
             (split if len(roots) > 1 or "VisDrone" in folders[split].resolve().name else "", folders[split], path)
-            for split in choose_splits(folders, self.options)
-            for path in tree.files(folders[split] / "annotations", frozenset({".txt"}))
+            for split in self.choose_splits(folders)
+            for path in tree.files(folders[split] / "annotations", ".txt")
         ]
         self.total = len(self.files)
 
@@ -60,28 +49,21 @@ class VisdroneVidReader(Reader):
             if sorted(images) != list(range(1, len(images) + 1)) or not images:
                 where = self.tree.name(frames_folder)
                 raise MalformedInputError(f"{where}: frames must be numbered 1, 2, ... without gap")
-            boxes: dict[int, list[Box]] = defaultdict(list)
-            for row in read_rows(path, shown):
-                placed = self.problems.attempt(shown, row.line, self._parse, row, len(images))
-                if placed is not None:
-                    boxes[placed[0]].append(placed[1])
+            boxes = self.problems.each(shown, read_rows(path, shown), self._box)
             size = self.frame_size(images[1]) or image_size(images[1], self.tree.name(images[1]))
-            frames = (Frame(number - 1, number, tuple(boxes[number]), images[number]) for number in sorted(images))
-            yield Video(path.stem, *size, len(images), frames, shown, split=split)
+            records = [Image(at, images[at]) for at in sorted(images)]
+            yield Video(path.stem, *size, len(images), boxes, shown, records, first=1, split=split)
 
-    def _parse(self, row: Row, length: int) -> tuple[int, Box]:
+    def _box(self, line: int, row: Row) -> Box:
         row.require(10)
-        frame, track = row.integer(0, "frame_index"), row.integer(1, "target_id")
-        names = ("bbox_left", "bbox_top", "bbox_width", "bbox_height")
-        x, y, w, h = (row.number(column, name) for column, name in enumerate(names, start=2))
-        score, category = row.integer(6, "score"), row.integer(7, "object_category")
-        extra = {"truncation": row.integer(8, "truncation"), "occlusion": row.integer(9, "occlusion")}
+        frame, track = row.whole(0, "frame_index"), row.whole(1, "target_id")
+        xywh = row.numbers(2, "bbox_left", "bbox_top", "bbox_width", "bbox_height")
+        score, category = row.whole(6, "score"), row.whole(7, "object_category")
+        extra = {"truncation": row.whole(8, "truncation"), "occlusion": row.whole(9, "occlusion")}
         if score not in (0, 1):
             raise MalformedField(f"score (column 7) is {score}; ground truth has 0 or 1")
         if not 0 <= category <= len(self.names) + 1:
             raise MalformedField(f"object_category (column 8) is {category}, outside 0..11")
-        if not 1 <= frame <= length:
-            raise MalformedField(f"frame {frame} is outside 1..{length} (frames count from 1)")
         if category in _EVERY_CLASS:
-            return frame, Box(None, (x, y, w, h), ignore=True, record=row.line)
-        return frame, Box(category, (x, y, w, h), track, score == 0, row.line, extra=extra)
+            return Box(frame, None, xywh, ignore=True, record=line)
+        return Box(frame, category, xywh, track, score == 0, line, extra=extra)

@@ -12,9 +12,8 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from stdetr.data.json_file import Number, Positive, Text, Whole
-from stdetr.datasets.converters.annotation_files import AnnotationFile, FrameRoot
-from stdetr.datasets.converters.json_tables import CocoLikeReader, Loaded, Refers, Stored
-from stdetr.datasets.converters.records import Box, Frame, Video
+from stdetr.datasets.converters.coco_like import CocoLikeReader, Loaded, Refers
+from stdetr.datasets.converters.records import Box, FrameRoot, Image, Video
 
 _FEDERATION = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -77,47 +76,37 @@ class YoutubeVisReader(CocoLikeReader):
 
     def videos(self) -> Iterator[Video]:
         for loaded in self.loaded:
-            split = loaded.file.source_split
+            split = loaded.source_split
             candidates = (f"{split}/JPEGImages", f"JPEGImages/{split}", "JPEGImages", split, f"images/{split}", "")
-            root = FrameRoot(self.tree, candidates, self.options.check_media)
-            for stored in loaded["videos"]:
-                yield self._video(loaded, stored, root)
+            root = FrameRoot(self, loaded.shown, candidates)
+            for where, value in loaded["videos"]:
+                names = [self.frame_name(name) for name in value.file_names]
+                boxes = list(self._boxes(loaded, value))
+                images = (Image(at, path) for at, name in enumerate(names) if (path := root.path(name, where)))
+                name, size = names[0].rpartition("/")[0] or str(value.id), (value.width, value.height)
+                yield Video(
+                    name, *size, len(names), boxes, loaded.shown, images,
+                    split=loaded.split, id=value.id, extra=self.federation(loaded, value, boxes),
+                )  # fmt: skip
 
-    def _video(self, loaded: Loaded, stored: Stored, root: FrameRoot) -> Video:
-        value, file = stored.value, loaded.file
-        names = [self.frame_name(name) for name in value.file_names]
-        boxes: list[list[Box]] = [[] for _ in names]
-        classes: set[int] = set()
-        for where, track in loaded["annotations"].children(value.id):
-            if track.category_id not in loaded["categories"]:
-                self.problems.add(file.shown, where, f"category_id {track.category_id} is not among the categories")
+    def _boxes(self, loaded: Loaded, video: _Video) -> Iterator[Box]:
+        for where, track in loaded["annotations"].children(video.id):
+            if not self.known_category(loaded, where, track.category_id):
                 continue
-            if len(track.bboxes) != len(names):
-                reason = f"{len(track.bboxes)} bboxes for the {len(names)} frames of video {value.id}"
-                self.problems.add(file.shown, where, reason)
+            if len(track.bboxes) != len(video.file_names):
+                told = f"{len(track.bboxes)} bboxes for the {len(video.file_names)} frames of video {video.id}"
+                self.problems.add(loaded.shown, where, told)
                 continue
-            classes.add(track.category_id)
-            areas = track.areas or [None] * len(names)
-            for held, xywh, area in zip(boxes, track.bboxes, areas, strict=True):
+            areas, crowd = track.areas or [None] * len(track.bboxes), bool(track.iscrowd)
+            for frame, (xywh, area) in enumerate(zip(track.bboxes, areas, strict=True)):
                 if xywh is not None:
-                    held.append(Box(track.category_id, xywh, track.id, bool(track.iscrowd), where, area))
-        name, size = names[0].rpartition("/")[0] or str(value.id), (value.width, value.height)
-        frames, extra = self._frames(file, stored, names, boxes, root), self.federation(file, value, classes)
-        return Video(name, *size, len(names), frames, file.shown, split=file.split, id=value.id, extra=extra)
-
-    def _frames(
-        self, file: AnnotationFile, stored: Stored, names: list[str], boxes: list[list[Box]], root: FrameRoot
-    ) -> Iterator[Frame]:
-        for index, name in enumerate(names):
-            path = self.problems.attempt(file.shown, stored.where, root.path, name, file.shown, stored.where)
-            if path is not None:
-                yield Frame(index, index, tuple(boxes[index]), path)
+                    yield Box(frame, track.category_id, xywh, track.id, crowd, where, area)
 
     def frame_name(self, name: str) -> str:
         """The frame name as a path with forward slashes."""
         return name
 
-    def federation(self, file: AnnotationFile, video: _Video, classes: set[int]) -> dict[str, Any]:
+    def federation(self, loaded: Loaded, video: _Video, boxes: list[Box]) -> dict[str, Any]:
         """The classes that the file marks as absent, or as not exhaustively annotated."""
         return {key: getattr(video, key) for key in _FEDERATION if getattr(video, key) is not None}
 
@@ -133,11 +122,12 @@ class LvvisReader(YoutubeVisReader):
         # The published files hold Windows paths with the annotators' folders in front: video and frame are the end.
         return "/".join(name.split("\\")[-2:]) if "\\" in name else name
 
-    def federation(self, file: AnnotationFile, video: _Video, classes: set[int]) -> dict[str, Any]:
-        known = super().federation(file, video, classes)
-        if known or file.split != "train":
+    def federation(self, loaded: Loaded, video: _Video, boxes: list[Box]) -> dict[str, Any]:
+        known = super().federation(loaded, video, boxes)
+        if known or loaded.split != "train":
             return known
-        return {"neg_category_ids": [], "not_exhaustive_category_ids": sorted(classes)}
+        classes = sorted({box.category_id for box in boxes if box.category_id is not None})
+        return {"neg_category_ids": [], "not_exhaustive_category_ids": classes}
 
 
 def _boxes_of_masks(masks: msgspec.Raw) -> list[Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from stdetr.atomic import publish, write_text
 from stdetr.datasets.toy.scene import Scene, draw_scene
 from stdetr.datasets.toy.settings import ToyBackground, ToyDegradation, ToyEncoder, ToyObjects, ToySplit
 from stdetr.datasets.toy.sprites import SPRITE_CLASSES
@@ -87,10 +88,10 @@ class ToyBenchmark:
             with tqdm(total=total, desc=f"generate {final}", unit="video", file=sys.stderr, mininterval=2.0) as bar:
                 for name in _SPLITS:
                     self._write_split(temporary, name, bar)
-            (temporary / "settings.json").write_text(json.dumps(asdict(self), indent=1))
+            write_text(temporary / "settings.json", json.dumps(asdict(self), indent=1))
             temporary.chmod(0o755)
             try:
-                temporary.replace(final)
+                publish(temporary, final)
             except OSError:
                 # Another process was faster; its folder has the same contents.
                 if not (final / "test.json").is_file():
@@ -149,4 +150,4 @@ class ToyBenchmark:
             bar.update()
         categories = [{"id": n + 1, "name": kind.name} for n, kind in enumerate(SPRITE_CLASSES[: self.classes])]
         document = {"videos": videos, "images": images, "annotations": annotations, "categories": categories}
-        (folder / f"{name}.json").write_text(json.dumps(document))
+        write_text(folder / f"{name}.json", json.dumps(document))

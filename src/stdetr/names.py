@@ -29,6 +29,11 @@ def nearest_file(path: Path) -> str:
     return f"; did you mean {folder / match}?" if match else ""
 
 
+def printable(text: str) -> str:
+    """A name out of a file on one line: control characters, of terminals too, become spaces."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def key_paths(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     """Every key of nested mappings as a dotted path, sections included."""
     for key, value in node.items():
