@@ -7,8 +7,8 @@ import json
 import pytest
 from omegaconf import DictConfig
 
+from stdetr.bench.loader import _Pass, _summary, run, table
 from stdetr.config import compose
-from stdetr_bench.loader import _Pass, _summary, run, table
 
 SMALL = ["size=[48,32]", "length=12", "gop=6", "frames=3", "workers=[0]", "reads=6", "limit=12", "repeats=1"]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from stdetr.bench import run
+from stdetr.bench.allocations import addresses, peak_allocated, saved_bytes
+from stdetr.bench.model import ModelBench, build_detector, growth, make_part
 from stdetr.config import compose
 from stdetr.ops import use_backend
 from stdetr.ops.temporal import use_composition
-from stdetr_bench.allocations import addresses, peak_allocated, saved_bytes
-from stdetr_bench.model import ModelBench, build_detector, growth, make_part
 
 CPU = torch.device("cpu")
 TINY = ['model.overrides=["model.encoder_layers=1","model.width=32"]', "model.size=[64,96]", "model.repeats=1"]

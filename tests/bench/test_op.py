@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from stdetr.bench import run
+from stdetr.bench.allocations import peak_allocated
 from stdetr.bench.report import draw_table, fit_exponent, flat_lines
 from stdetr.config import compose
 from stdetr.ops import st_deform_attn, st_deform_attn_fused
-from stdetr_bench.allocations import peak_allocated
 from stdetr_ops.bench import op
 from stdetr_ops.bench.cases import (
     CASES,

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
+from stdetr.bench.allocations import saved_bytes
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal, use_backend
 from stdetr.ops.reference import table_rows
 from stdetr.ops.temporal import use_temporal_kernel
-from stdetr_bench.allocations import saved_bytes
 
 NAMES = ["value", "reference", "offsets", "velocity", "logits", "offset_table", "logit_table"]
 BARS = {

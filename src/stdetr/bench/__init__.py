@@ -11,7 +11,7 @@ from stdetr.names import nearest
 if TYPE_CHECKING:  # the op is also measured where there is no omegaconf
     from omegaconf import DictConfig
 
-SUITES = {"op": "stdetr_ops.bench.op", "model": "stdetr_bench.model", "loader": "stdetr_bench.loader"}
+SUITES = {"op": "stdetr_ops.bench.op", "model": "stdetr.bench.model", "loader": "stdetr.bench.loader"}
 
 
 def run(cfg: DictConfig) -> None:
@@ -30,8 +30,8 @@ def run(cfg: DictConfig) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        build = "make ops" if name.startswith("stdetr_ops") else "make env"
-        raise ValueError(f"suite={suite} needs {name}, which is not installed; install it with: {build}") from error
+        build = "; build it with: make ops" if name.startswith("stdetr_ops") else ""
+        raise ValueError(f"suite={suite} needs {name}, which is not installed{build}") from error
     result = module.run(cfg)
     table = getattr(module, "table", None)
     finish(result, table=None if table is None else table(result), output=cfg.output)

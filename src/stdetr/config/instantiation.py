@@ -15,7 +15,7 @@ from stdetr.names import did_you_mean
 TARGETS_VARIABLE = "STDETR_TARGETS"
 """Packages of the user's own that configurations may name, comma-separated: ``mylab.*``."""
 
-TRUSTED = ("stdetr.*", "stdetr_bench.*", "torch.*", "torchvision.*", "timm.*")
+TRUSTED = ("stdetr.*", "torch.*", "torchvision.*", "timm.*")
 
 
 def instantiate(node: Any, **kwargs: Any) -> Any:

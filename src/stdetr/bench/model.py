@@ -6,7 +6,7 @@ Shape legend
 Three parts are measured: the encoder on given tokens, the decoder on given memory and queries, and the whole detector.
 Each runs with the kernels, with the kernels while offsets and logits of all frames are formed by PyTorch operations
 before (``composed``, which on CUDA is what runs until this has been measured there), and with the PyTorch reference of
-the attention op, turn by turn in one run.  Memory is counted (``stdetr_bench.allocations``): ``kept`` is what the graph
+the attention op, turn by turn in one run.  Memory is counted (``stdetr.bench.allocations``): ``kept`` is what the graph
 holds for the backward pass, ``peak`` the most that a training step holds beside parameters and inputs.
 """
 
@@ -23,12 +23,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from stdetr.bench.allocations import addresses, peak_allocated, saved_bytes
 from stdetr.bench.report import draw_table, fit_exponent, machine
 from stdetr.config import compose, instantiate
 from stdetr.models.detector import ClipDetector
 from stdetr.ops import backend, use_backend
 from stdetr.ops.temporal import use_composition, use_temporal_kernel
-from stdetr_bench.allocations import addresses, peak_allocated, saved_bytes
 
 PARTS = ("encoder", "decoder", "whole")
 BACKENDS = ("kernels", "composed", "reference")

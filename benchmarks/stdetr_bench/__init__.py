@@ -1,1 +1,0 @@
-"""The suites ``model`` and ``loader`` of ``stdetr bench``; the suite ``op`` is part of ``stdetr_ops``."""
