@@ -125,6 +125,7 @@ MODEL: dict[str, tuple[Any, ...]] = {
     "window": (2,),
     "decoder_window": (1,),
     "causal": (True,),
+    "frame_weights": ("content",),
     "classes": (2,),
     "detector.neck.norm_groups": (4,),
     "detector.neck.top_down": (False,),

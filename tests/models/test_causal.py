@@ -33,18 +33,21 @@ def detector(kind: str, *, encoder_layers: int = 2, window: int | None = 1, caus
     backbone = SmallBackbone(widths=(8, 16, 16, 24), out_strides=(8, 16), norm="group")
     common = {"width": 32, "heads": 4, "levels": 2, "points": 2, "feed_forward": 32, "dropout": 0.0, "causal": causal}
     learned = kind == "learned"
+    weights = "distance" if learned else "content"
     content = "learned" if kind == "mixed" else "token"
     model = ClipDetector(
         backbone=backbone,
         neck=Neck(channels=backbone.channels, width=32, levels=2, norm_groups=4),
-        encoder=Encoder(layers=encoder_layers, window=window, **common),
+        encoder=Encoder(
+            layers=encoder_layers, window=window, frame_weights="distance" if window == 0 else weights, **common
+        ),
         queries=LearnedQueries(width=32, queries=6)
         if learned
         else TokenQueries(
             classes=3, width=32, queries=10, candidates=12, anchor=0.2, content=content,
             linker=TubeLinker(seeds=24), causal=causal, births=3 if causal else None,
         ),
-        decoder=Decoder(layers=2, position="fixed" if learned else "boxes", **common),
+        decoder=Decoder(layers=2, position="fixed" if learned else "boxes", frame_weights=weights, **common),
         classes=3,
         denoising=None if learned else TubeDenoising(classes=3, width=32, queries=8, causal=causal),
         causal=causal,

@@ -53,6 +53,12 @@ def _detector(**parts: object) -> ClipDetector:
     ("make", "message"),
     [
         (lambda: Decoder(look_forward_twice=True, refine=False), r"look_forward_twice=true .* refine=false"),
+        (
+            lambda: Decoder(frame_weights="content", window=0),
+            r"decoder\.frame_weights=content .*model\.decoder_window=0",
+        ),
+        (lambda: Encoder(frame_weights="content", window=0), r"encoder\.frame_weights=content .*model\.window=0"),
+        (lambda: Decoder(frame_weights="frames"), r"frame_weights='frames' must be 'distance', 'content' or 'idle'"),
         (lambda: TokenQueries(classes=1, queries=9, linker=TubeLinker(seeds=8)), r"model\.queries=9 .*seeds=8"),
         (lambda: TokenQueries(classes=1, queries=9, candidates=9, pool=8), r"candidates=9 .*pool=8"),
         (
@@ -81,7 +87,8 @@ def test_no_parameter_is_dead(content: str, layers: int) -> None:
     """Every parameter changes an output of training."""
     torch.manual_seed(0)
     model = _detector(
-        encoder=Encoder(width=16, heads=2, levels=2, layers=layers, feed_forward=16),
+        encoder=Encoder(width=16, heads=2, levels=2, layers=layers, feed_forward=16, frame_weights="content"),
+        decoder=Decoder(width=16, heads=2, levels=2, layers=1, frame_weights="content"),
         queries=TokenQueries(classes=1, width=16, queries=4, content=content),
     )
     assert ("neck.level_embed" in model.state_dict()) == (layers > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stdetr.config import compose, instantiate
 from stdetr.models.backbone import SmallBackbone
 from stdetr.models.decoder import Decoder
 from stdetr.models.denoising import TubeDenoising, fill_absent
@@ -25,12 +26,13 @@ def _detector(*, learned: bool = False, encoder_layers: int = 1, denoising: bool
         if learned
         else TokenQueries(classes=3, width=32, queries=6, candidates=8, anchor=0.2, linker=TubeLinker(seeds=12))
     )
+    weights = "distance" if learned else "content"
     model = ClipDetector(
         backbone=backbone,
         neck=Neck(channels=backbone.channels, width=32, levels=2, norm_groups=4),
-        encoder=Encoder(layers=encoder_layers, window=1, **common),
+        encoder=Encoder(layers=encoder_layers, window=1, frame_weights=weights, **common),
         queries=queries,
-        decoder=Decoder(layers=2, position="fixed" if learned else "boxes", **common),
+        decoder=Decoder(layers=2, position="fixed" if learned else "boxes", frame_weights=weights, **common),
         classes=3,
         denoising=TubeDenoising(classes=3, width=32, queries=8) if denoising else None,
     ).eval()
@@ -153,6 +155,36 @@ def test_sampling_record_follows_the_boxes() -> None:
         layers = model(clip, targets=_targets(3)[1:]).losses_input.layers
     torch.testing.assert_close(record.boxes, layers[0].boxes[0])
     assert torch.isfinite(output.boxes).all()
+
+
+def test_single_frames_train_alike_whatever_weighs_the_frames() -> None:
+    """So runs with either setting can fork from one single-frame phase; a clip then moves the new parameters."""
+    states = {}
+    for frame_weights in ("distance", "content", "idle"):
+        torch.manual_seed(0)
+        cfg = compose("train", ["experiment=toy", "model.classes=3", f"model.frame_weights={frame_weights}"])
+        model = instantiate(cfg.model.detector).train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        optimizer = instantiate(cfg.optim).optimizer(model)
+        for frames in (1, 1, 3):
+            clip = torch.randn(1, frames, 3, 64, 64, generator=torch.Generator().manual_seed(frames))
+            training = model(clip, targets=_targets(frames)[:1]).losses_input
+            sum(p.logits.pow(2).sum() + p.boxes.sum() for p in training.layers).backward()
+            if frames > 1:
+                break
+            optimizer.step()
+            optimizer.zero_grad()
+        states[frame_weights] = model.state_dict()
+        new = {name: p for name, p in model.named_parameters() if "frame_query" in name or "frame_key" in name}
+        assert len(new) == (0 if frame_weights == "distance" else 2 * 3)
+        assert all(torch.equal(p, before[name]) for name, p in new.items())
+        for name, p in new.items():
+            assert (p.grad is None) == (frame_weights == "idle"), name
+            if frame_weights == "content" and "frame_query" in name:
+                assert p.grad.any(), name
+    for name, value in states["distance"].items():
+        assert torch.equal(value, states["content"][name]), name
+        assert torch.equal(value, states["idle"][name]), name
 
 
 def test_empty_batch_and_wrong_shapes() -> None:

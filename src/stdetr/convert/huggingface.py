@@ -129,6 +129,7 @@ def _rename(
             for j in range(3):
                 result[f"decoder.box_heads.{i}.mlp.layers.{j}.{kind}"] = state[f"bbox_embed.{source}.layers.{j}.{kind}"]
     temporal = ("velocity", "offset_table", "logit_table", "frame_attention", "pools", "presence_head")
+    temporal += ("frame_query", "frame_key")
     missing = [
         key
         for key in detector.state_dict()

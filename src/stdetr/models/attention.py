@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal
-from stdetr.ops.reference import form_samples, sampled_points
+from stdetr.ops.reference import accumulation_dtype, form_samples, sampled_points, without_autocast
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,27 @@ class STDeformableAttention(nn.Module):
     ``-decay * |dt|``, so that a query initially weighs its own frame most.  With one frame this is Deformable DETR's
     module (Zhu et al. 2020), operation by operation, and its offset initialisation (a star of H directions, growing
     with the point's index) is kept.
+
+    frame_weights: what else decides the weight of a sampled frame.  ``distance``: nothing.  ``content``: what it shows;
+        all its points in head h get the logit ``phi_h(q) . psi_h(m) / sqrt(D)`` too, where m is the state at the
+        query's place on that frame and phi starts at zero.  ``idle``: the parameters of ``content`` are there and
+        unused, for a run that forks from one that uses them
     """
 
-    def __init__(self, *, width: int, heads: int, levels: int, points: int, reach: int = 8, decay: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        levels: int,
+        points: int,
+        reach: int = 8,
+        decay: float = 1.0,
+        frame_weights: str = "distance",
+    ) -> None:
         super().__init__()
+        if frame_weights not in ("distance", "content", "idle"):
+            raise ValueError(f"model.frame_weights={frame_weights!r} must be 'distance', 'content' or 'idle'")
         if width % heads:
             raise ValueError(f"model width {width} must be a multiple of heads={heads}")
         self.width, self.heads, self.levels, self.points, self.reach = width, heads, levels, points, reach
@@ -58,6 +76,15 @@ class STDeformableAttention(nn.Module):
         self.logit_table = nn.Parameter(torch.zeros(2 * reach, count))
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
+        self.frame_query = self.frame_key = None
+        self.weighs_content = frame_weights == "content"
+        if frame_weights != "distance":
+            # Drawn aside: the other parameters start as they do without it, and learn the same from single frames.
+            with torch.random.fork_rng(devices=[]):
+                self.frame_query, self.frame_key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+                nn.init.xavier_uniform_(self.frame_key.weight)
+            nn.init.zeros_(self.frame_query.weight)
+            nn.init.zeros_(self.frame_query.bias)
         self.recorder: Callable[[Samples], None] | None = None
         self._reset(decay)
 
@@ -88,6 +115,22 @@ class STDeformableAttention(nn.Module):
         value = value.masked_fill(~valid_BS[:, None, :, None], 0.0)
         return value.unflatten(-1, (self.heads, -1))
 
+    def frame_logits(self, query_BNTC: Tensor, states_BNUC: Tensor, frames_BTF: Tensor) -> Tensor | None:
+        """B,N,H,T,F float32 (float64 for float64): what each sampled frame shows to a query; None without ``content``.
+
+        query_BNTC: queries at N places (tubes or tokens) on T frames
+        states_BNUC: what is known at these places on the U frames that ``frames_BTF`` numbers, -1 = none
+        """
+        if not self.weighs_content or self.frame_query is None or self.frame_key is None:
+            return None
+        precise = accumulation_dtype(query_BNTC.dtype)
+        query = rearrange(self.frame_query(query_BNTC), "b n t (h d) -> b n h t d", h=self.heads).to(precise)
+        key = rearrange(self.frame_key(states_BNUC), "b n u (h d) -> b n h d u", h=self.heads).to(precise)
+        with without_autocast(query.device.type):
+            every = query @ key * (self.width // self.heads) ** -0.5
+        index = frames_BTF.clamp(min=0)[:, None, None].expand(*every.shape[:3], -1, -1)
+        return every.gather(-1, index)
+
     def forward(
         self,
         query_BQC: Tensor,
@@ -97,6 +140,7 @@ class STDeformableAttention(nn.Module):
         valid_ratios: Tensor,
         frames_BQF: Tensor,
         dt_BQF: Tensor | None,
+        frame_logits: Tensor | None = None,
     ) -> Tensor:
         """
         query_BQC: queries with their position embedding added
@@ -104,6 +148,7 @@ class STDeformableAttention(nn.Module):
             frame
         frames_BQF: which of the T frames, -1 = none; dt_BQF: signed distance, None when every query samples its own
             frame only (F = 1), which leaves the temporal terms out
+        frame_logits: B,Q,H,F, of the method of that name, or None
         returns B,Q,C
         """
         (clips, queries, _), clip = query_BQC.shape, value_BTSHD.shape[1]
@@ -120,9 +165,13 @@ class STDeformableAttention(nn.Module):
             velocity = self.velocity(query_BQC).view(*head_shape, 2)
             tables = self.offset_table.view(*entry, 2), self.logit_table.view(entry)
             temporal = offsets, velocity, logits, *tables, dt_BQF
-            output = st_deform_attn_temporal(value_BTSHD, shapes, reference, *temporal, **given)
+            output = st_deform_attn_temporal(
+                value_BTSHD, shapes, reference, *temporal, **given, frame_logits=frame_logits
+            )
             if self.recorder is not None:
                 offsets, logits = form_samples(*temporal)
+                if frame_logits is not None:
+                    logits = logits + frame_logits[..., None, None]
         if self.recorder is not None:
             clip = value_BTSHD.shape[1]
             locations, weights = sampled_points(reference, offsets, logits, frames_BQF, valid_ratios, shapes, clip)

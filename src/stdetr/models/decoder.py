@@ -97,13 +97,14 @@ class DecoderLayer(nn.Module):
         dropout: float,
         reach: int,
         causal: bool,
+        frame_weights: str,
     ) -> None:
         super().__init__()
         self.self_attention = TubeAttention(width, heads, dropout)
         self.self_norm = nn.LayerNorm(width)
         self.frame_attention = FrameAttention(width=width, heads=heads, reach=reach, causal=causal)
         self.cross_attention = STDeformableAttention(
-            width=width, heads=heads, levels=levels, points=points, reach=reach
+            width=width, heads=heads, levels=levels, points=points, reach=reach, frame_weights=frame_weights
         )
         self.cross_norm = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, feed_forward, dropout)
@@ -137,21 +138,26 @@ class DecoderLayer(nn.Module):
             there = exists_BQT.gather(2, where.clamp(min=0).flatten(2)).view_as(where)
             where = torch.where(there, where, -1)
         boxes_here = references_BQTn[:, :, :, None, :].expand(-1, -1, -1, where.shape[-1], -1)
+        query = states + position_BQTC
+        frame_logits = None
         if window.self_only:
             reference, dt = boxes_here, None
         else:
             gather = where.clamp(min=0).flatten(2)[..., None].expand(-1, -1, -1, references_BQTn.shape[-1])
             reference = references_BQTn.gather(2, gather).view_as(boxes_here)
             dt = repeat(window.dt, "b t f -> b (q t) f", q=tubes)
-        query = rearrange(states + position_BQTC, "b q t c -> b (q t) c")
+            frame_logits = self.cross_attention.frame_logits(query, states, window.frames)
+            if frame_logits is not None:
+                frame_logits = rearrange(frame_logits, "b q h t f -> b (q t) h f")
         update = self.cross_attention(
-            query,
+            query.flatten(1, 2),
             reference.flatten(1, 2),
             self.cross_attention.values(memory_BTSC, tokens.valid),
             tokens.shapes,
             tokens.valid_ratios,
             where.flatten(1, 2),
             dt,
+            frame_logits,
         )
         update = rearrange(update, "b (q t) c -> b q t c", q=tubes)
         return self.feed_forward(self.cross_norm(states + self.dropout(update)))
@@ -167,6 +173,8 @@ class Decoder(nn.Module):
     look_forward_twice: a layer's loss reaches the previous layer through the boxes (DINO, Zhang et al. 2022)
     window: frames to each side that a tube's state on one frame samples (None: the whole clip)
     causal: a state attends to and samples only its own and earlier frames, and tubes see only tubes that have begun
+    frame_weights: ``content``: the tube's own state on a sampled frame enters the weight of that frame; see
+        ``STDeformableAttention``
     """
 
     def __init__(
@@ -185,6 +193,7 @@ class Decoder(nn.Module):
         refine: bool = True,
         position: str = "boxes",
         look_forward_twice: bool = False,
+        frame_weights: str = "distance",
     ) -> None:
         super().__init__()
         if position not in ("boxes", "fixed"):
@@ -193,6 +202,8 @@ class Decoder(nn.Module):
             raise ValueError(f"model.width={width} must be a multiple of model.heads={heads}")
         if look_forward_twice and not refine:
             raise ValueError("model.detector.decoder.look_forward_twice=true has no effect with refine=false")
+        if frame_weights == "content" and window == 0:
+            raise ValueError("model.detector.decoder.frame_weights=content has no effect with model.decoder_window=0")
         self.layers = nn.ModuleList(
             DecoderLayer(
                 width=width,
@@ -203,6 +214,7 @@ class Decoder(nn.Module):
                 dropout=dropout,
                 reach=reach,
                 causal=causal,
+                frame_weights=frame_weights,
             )
             for _ in range(layers)
         )

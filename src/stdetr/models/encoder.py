@@ -51,12 +51,20 @@ class EncoderLayer(nn.Module):
         clips, frames, count, _ = features_BTSC.shape
         sampled_BTSC = features_BTSC if before_BTSC is None else torch.cat((before_BTSC, features_BTSC), 1)
         value = self.attention.values(sampled_BTSC, tokens.valid)
-        query = rearrange(features_BTSC + tokens.position[:, None], "b t s c -> b (t s) c")
+        query = features_BTSC + tokens.position[:, None]
         sampled = window.frames.shape[-1]
         reference = tokens.centres[:, None, :, None].expand(-1, frames, -1, sampled, -1).flatten(1, 2)
         where = repeat(window.frames, "b t f -> b (t s) f", s=count)
-        dt = None if window.self_only else repeat(window.dt, "b t f -> b (t s) f", s=count)
-        update = self.attention(query, reference, value, tokens.shapes, tokens.valid_ratios, where, dt)
+        dt, frame_logits = None, None
+        if not window.self_only:
+            dt = repeat(window.dt, "b t f -> b (t s) f", s=count)
+            here, there = query.transpose(1, 2), sampled_BTSC.transpose(1, 2)
+            frame_logits = self.attention.frame_logits(here, there, window.frames)
+            if frame_logits is not None:
+                frame_logits = rearrange(frame_logits, "b s h t f -> b (t s) h f")
+        update = self.attention(
+            query.flatten(1, 2), reference, value, tokens.shapes, tokens.valid_ratios, where, dt, frame_logits
+        )
         update = rearrange(update, "b (t s) c -> b t s c", t=frames)
         return self.feed_forward(self.norm(features_BTSC + self.dropout(update)))
 
@@ -66,6 +74,8 @@ class Encoder(nn.Module):
 
     window: frames to each side that a token samples (None: the whole clip); its cost per frame does not depend on T
     causal: sample only the token's own and earlier frames
+    frame_weights: ``content``: the token at the same place of a sampled frame enters the weight of that frame; see
+        ``STDeformableAttention``
     checkpointing: recompute each layer in the backward pass instead of keeping its activations
     """
 
@@ -82,12 +92,17 @@ class Encoder(nn.Module):
         window: int | None = 1,
         causal: bool = False,
         reach: int = 8,
+        frame_weights: str = "distance",
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if frame_weights == "content" and layers and window == 0:
+            raise ValueError("model.detector.encoder.frame_weights=content has no effect with model.window=0")
         self.layers = nn.ModuleList(
             EncoderLayer(
-                attention=STDeformableAttention(width=width, heads=heads, levels=levels, points=points, reach=reach),
+                attention=STDeformableAttention(
+                    width=width, heads=heads, levels=levels, points=points, reach=reach, frame_weights=frame_weights
+                ),
                 feed_forward=feed_forward,
                 dropout=dropout,
             )

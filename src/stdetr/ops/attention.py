@@ -132,6 +132,7 @@ def st_deform_attn_fused(
     logits: Tensor,
     frame_index: Tensor | None = None,
     valid_ratios: Tensor | None = None,
+    frame_logits: Tensor | None = None,
 ) -> Tensor:
     """Reference + offset, softmax and sampling in one operator; locations and probabilities are never stored.
 
@@ -148,6 +149,8 @@ def st_deform_attn_fused(
         logits: B,Q,H,F,L,K; value's dtype.
         frame_index: Q,F or B,Q,F int32 or int64: which frame of value; -1 = masked.  None: F = T in order.
         valid_ratios: B,L,2 (x, y), the share of the padded level that is real, or None for 1.
+        frame_logits: B,Q,H,F float32 (float64 for float64 values), added to the logits of all points of a frame and
+            never cast down; None for 0.
 
     Returns:
         B,Q,H*D in value's dtype (under autocast: value, offsets and logits are cast first, the rest never).
@@ -182,9 +185,13 @@ def st_deform_attn_fused(
         valid_ratios = valid_ratios.detach().to(precise)
     for name, tensor in (("reference", reference), ("offsets", offsets), ("logits", logits)):
         validate.check_device(name, tensor, value)
+    validate.check_frame_logits(frame_logits, value, (batch, queries, heads, frames), precise)
     index = validate.check_frame_index(frame_index, value, queries, frames)
     tensors = (value, reference, offsets, logits, index, valid_ratios)
-    if runs_kernels(*tensors):
+    if runs_kernels(*tensors, frame_logits):
+        if frame_logits is not None:
+            logits = (logits.to(precise) + frame_logits[..., None, None]).to(value.dtype)
+        tensors = (value, reference, offsets, logits, index, valid_ratios)
         out, _ = torch.ops.stdetr.st_deform_attn_fused_forward(*tensors, _flat(shapes))
         return out
-    return plain.st_deform_attn_fused_reference(*tensors, shapes)
+    return plain.st_deform_attn_fused_reference(*tensors, shapes, frame_logits)

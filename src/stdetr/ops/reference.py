@@ -200,9 +200,12 @@ def st_deform_attn_fused_reference(
     frame_index: Tensor | None,
     valid_ratios: Tensor | None,
     spatial_shapes: Shapes,
+    frame_logits: Tensor | None = None,
 ) -> Tensor:
     """``st_deform_attn_fused`` on checked arguments; ``frame_index`` is B,Q,F or None.  Returns B,Q,H*D."""
     with without_autocast(value.device.type):
+        if frame_logits is not None:
+            logits = logits.to(frame_logits.dtype) + frame_logits[..., None, None]
         locations, weights = sampled_points(
             reference, offsets, logits, frame_index, valid_ratios, spatial_shapes, value.shape[1]
         )

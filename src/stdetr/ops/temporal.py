@@ -8,6 +8,8 @@ For a query and a frame at the signed distance dt, in source frames:
 
     offset(dt) = offset + dt * velocity + offset_table[row(dt)]        logit(dt) = logit + logit_table[row(dt)]
 
+and, where ``frame_logits`` is given, its entry for the head and the frame is added to the logit.
+
 The kernels for the CPU and for CUDA compute these sums internally, so that neither they nor their gradients are stored
 for each of the F frames.  The alternative is the composition: PyTorch computes the sums and ``st_deform_attn_fused``
 samples.  On the CPU the kernel measured faster and smaller (``stdetr bench suite=model``), so it runs there.  On CUDA
@@ -60,6 +62,7 @@ def st_deform_attn_temporal(
     dt: Tensor,
     frame_index: Tensor | None = None,
     valid_ratios: Tensor | None = None,
+    frame_logits: Tensor | None = None,
 ) -> Tensor:
     """``st_deform_attn_fused`` with offsets and logits that depend on the distance in time.
 
@@ -75,6 +78,8 @@ def st_deform_attn_temporal(
         dt: B,Q,F signed distance from the query's frame to the sampled one, in source frames; it gets no gradient.
         frame_index: Q,F or B,Q,F int32 or int64: which frame of value; -1 = masked.  None: F = T in order.
         valid_ratios: B,L,2 (x, y), or None for 1.
+        frame_logits: B,Q,H,F float32 (float64 for float64 values), added to the logits of all points of a frame and
+            never cast down; None for 0.
 
     Returns:
         B,Q,H*D in value's dtype (under autocast: value, offsets, velocity and logits are cast first, the rest never).
@@ -120,14 +125,16 @@ def st_deform_attn_temporal(
         validate.check_dtype("valid_ratios", valid_ratios, (precise, torch.float32), value)
         validate.check_device("valid_ratios", valid_ratios, value)
         valid_ratios = valid_ratios.detach().to(precise)
+    validate.check_frame_logits(frame_logits, value, (batch, queries, heads, frames), precise)
     index = validate.check_frame_index(frame_index, value, queries, frames)
     dt = dt.detach().to(precise)
     tensors = (value, reference, offsets, velocity, logits, offset_table, logit_table, dt, index, valid_ratios)
-    if value.device.type in _kernel_devices and attention.runs_kernels(*tensors):
+    if frame_logits is None and value.device.type in _kernel_devices and attention.runs_kernels(*tensors):
         out, _ = torch.ops.stdetr.st_deform_attn_temporal_forward(*tensors, attention._flat(shapes))
         return out
     reference = reference_at(reference, dt)
-    frame_offsets, frame_logits = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
+    frame_offsets, point_logits = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
+    frame_offsets, point_logits = frame_offsets.to(value.dtype), point_logits.to(value.dtype)
     return attention.st_deform_attn_fused(
-        value, shapes, reference, frame_offsets.to(value.dtype), frame_logits.to(value.dtype), index, valid_ratios
+        value, shapes, reference, frame_offsets, point_logits, index, valid_ratios, frame_logits
     )

@@ -51,6 +51,18 @@ def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype], value
         raise ValueError(f"{name} must be {names} for value of {_name(value.dtype)}, got {_name(tensor.dtype)}")
 
 
+def check_frame_logits(
+    frame_logits: Tensor | None, value: Tensor, expected: tuple[int, ...], precise: torch.dtype
+) -> None:
+    """B,Q,H,F in the dtype of sums, or None."""
+    if frame_logits is None:
+        return
+    check_tensor("frame_logits", frame_logits, "B,Q,H,F")
+    check_shape("frame_logits", frame_logits, "B,Q,H,F", expected, value)
+    check_dtype("frame_logits", frame_logits, (precise,), value)
+    check_device("frame_logits", frame_logits, value)
+
+
 def check_value(value: object, letters: str = "B,T,S,H,D") -> Tensor:
     value = check_tensor("value", value, letters)
     if value.dtype not in VALUE_DTYPES:
