@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from stdetr.atomic import write_text
+
 Row = Sequence[object]
 
 
@@ -80,11 +82,7 @@ def write(result: Mapping[str, Any], output: str | Path) -> None:
         **({} if "machine" in result else {"machine": machine()}),
         **result,
     }
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(output, json.dumps(document, indent=2) + "\n")
 
 
 def finish(result: Mapping[str, Any], *, table: str | None, output: str | None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from stdetr.names import did_you_mean
 
 ACTIONS = ("convert", "validate", "stats", "show")
 
@@ -23,9 +24,7 @@ def run(cfg: DictConfig) -> int:
     assert isinstance(keys, dict)
     action = keys.get("action")
     if action not in ACTIONS:
-        close = difflib.get_close_matches(str(action), ACTIONS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"action={action} is not one of {', '.join(ACTIONS)}{hint}")
+        raise ValueError(f"action={action} is not one of {', '.join(ACTIONS)}{did_you_mean(str(action), ACTIONS)}")
     return {"convert": _convert, "validate": _validate, "stats": _stats, "show": _show}[action](keys)
 
 

@@ -20,9 +20,7 @@ def check_ops() -> Check:
 
 
 def check_video() -> Iterator[Check]:
-    """Writes a short H.264 video and reads it back through decord: the path of every training clip."""
-    import torch  # noqa: F401  # decord must be imported after torch, or the process may crash
-
+    """Writes a short H.264 video and reads it back through decord, as frames of training clips may be read."""
     yield Check("video", *_round_trip())
     program = shutil.which("ffmpeg")
     text = program or "none on the path; PyAV writes and reads videos without it"
@@ -30,27 +28,20 @@ def check_video() -> Iterator[Check]:
 
 
 def _round_trip() -> tuple:
-    import av
     import numpy as np
-    from decord import VideoReader, cpu
+    import torch  # noqa: F401  # decord must be imported after torch, or the process may crash
+
+    from stdetr.video.encode import write_video
+    from stdetr.video.open import open_source
 
     versions = f"decord2 {metadata.version('decord2')}, av {metadata.version('av')}"
     levels = [40, 90, 140, 190]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "levels.mp4"
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=10)
-            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-            for level in levels:
-                frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        reader = VideoReader(str(path), ctx=cpu(0), num_threads=1)
-        frames = [reader[index].asnumpy() for index in range(len(reader))]
-        del reader
-    read = [round(float(frame.mean())) for frame in frames]
-    right = len(read) == len(levels) and all(abs(a - b) <= 3 for a, b in zip(read, levels, strict=True))
-    if right:
+        frames = [np.full((64, 64, 3), level, np.uint8) for level in levels]
+        source = open_source(write_video(Path(folder) / "levels.mp4", frames, 10), backend="decord")
+        read = [round(float(frame.mean())) for frame in source.frames(range(len(source)))]
+        source.close()
+    if len(read) == len(levels) and all(abs(a - b) <= 3 for a, b in zip(read, levels, strict=True)):
         return "ok", f"{versions}: a written H.264 video reads back frame for frame"
     return "broken", f"{versions}: grey levels {levels} read back as {read}", "make clean-env env"
 
@@ -68,9 +59,8 @@ def check_configurations() -> Iterator[Check]:
         except (ValueError, OSError) as error:
             broken.append(f"{verb}: {error}")
     if broken:
-        yield Check(
-            "configurations", "broken", f"{folder}: {'; '.join(broken)}", "see STDETR_CONF, or reinstall stdetr"
-        )
+        text = f"{folder}: {'; '.join(broken)}"
+        yield Check("configurations", "broken", text, "see STDETR_CONF, or reinstall stdetr")
     else:
         yield Check("configurations", "ok", f"{folder}: {len(VERBS)} verbs compose")
 
@@ -79,8 +69,6 @@ def check_wandb() -> Check:
     """W&B's version and what ``logger.wandb.mode=auto`` means here."""
     from stdetr.logger.wandb import resolve_mode
 
-    asked = os.environ.get("WANDB_MODE")
-    reason = (
-        f"WANDB_MODE={asked}" if asked else "an account is set up" if resolve_mode("auto") == "online" else "no account"
-    )
-    return Check("wandb", "ok", f"{metadata.version('wandb')}, runs are {resolve_mode('auto')} ({reason})")
+    asked, mode = os.environ.get("WANDB_MODE"), resolve_mode("auto")
+    reason = f"WANDB_MODE={asked}" if asked else "an account is set up" if mode == "online" else "no account"
+    return Check("wandb", "ok", f"{metadata.version('wandb')}, runs are {mode} ({reason})")

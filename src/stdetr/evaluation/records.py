@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from stdetr.data.coco_vid_rules import positions
 from stdetr.data.coco_vid_schema import Table
 from stdetr.data.json_file import JsonFile
 
@@ -56,26 +57,13 @@ def index_of(ids: np.ndarray, values: np.ndarray, key: str, what: str, dtype: An
     """
     if len(values) and not len(ids):
         raise ValueError(f"{what} record 0: {key} {int(values[0])}, but the annotations have no {key} at all")
-    order = np.argsort(ids, kind="stable")
-    ranked = ids[order].astype(np.int64)
     out = np.empty(len(values), dtype=dtype)
     for start in range(0, len(values), _CHUNK):
         part = np.asarray(values[start : start + _CHUNK])
-        place = np.minimum(np.searchsorted(ranked, part), len(ranked) - 1)
-        unknown = ranked[place] != part
-        if unknown.any():
-            index = int(np.flatnonzero(unknown)[0])
-            value = int(part[index])
-            near = int(ranked[np.argmin(np.abs(ranked - value))])
-            raise ValueError(
-                f"{what} record {start + index}: {key} {value} is not in the annotations; nearest valid {key} is {near}"
-            )
-        out[start : start + len(part)] = order[place]
+        place = positions(ids, part)
+        for row in np.flatnonzero(place < 0):
+            near = int(ids[np.argmin(np.abs(ids - part[row]))])
+            told = f"{key} {part[row]} is not in the annotations; nearest valid {key} is {near}"
+            raise ValueError(f"{what} record {start + row}: {told}")
+        out[start : start + len(part)] = place
     return out
-
-
-def first_repeat(one: np.ndarray, two: np.ndarray) -> int | None:
-    """A row (of n) whose pair of keys repeats an earlier row's; None when all pairs differ."""
-    order = np.lexsort((two, one))
-    twice = np.flatnonzero((np.diff(one[order]) == 0) & (np.diff(two[order]) == 0))
-    return int(order[twice[0] + 1]) if len(twice) else None

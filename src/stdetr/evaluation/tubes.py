@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from stdetr.data.coco_vid_rules import repeated
 from stdetr.data.json_file import Whole
 from stdetr.evaluation.detections import BoundDetections
 from stdetr.evaluation.ground_truth import GroundTruth
-from stdetr.evaluation.records import NO_TRACK, first_repeat, index_of, read_list
+from stdetr.evaluation.records import NO_TRACK, index_of, read_list
 
 
 class TubeRecord(msgspec.Struct):
@@ -161,8 +162,7 @@ def _majority(group: np.ndarray, label: np.ndarray, weight: np.ndarray, groups: 
 def check_one_box_per_frame(detections: BoundDetections, gt: GroundTruth) -> None:
     """Raises ValueError when two detections of one image share a ``track_id``."""
     assert detections.tracks is not None
-    row = first_repeat(detections.image, detections.tracks)
-    if row is not None:
+    for row in repeated(detections.image, detections.tracks):
         raise ValueError(
             f"predictions: track_id {detections.tracks[row]} has two boxes in image_id "
             f"{gt.image_ids[detections.image[row]]}; a track has one box per frame (number the tracks of different "

@@ -72,25 +72,24 @@ class LoggerGroup(Logger):
     def __init__(self, **loggers: Logger) -> None:
         self.named = dict(loggers)
 
-    def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
+    def _each(self, method: str, *arguments: Any, **keywords: Any) -> None:
         for logger in self.named.values():
-            logger.start(config, step=step, evaluated=evaluated)
+            getattr(logger, method)(*arguments, **keywords)
+
+    def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
+        self._each("start", config, step=step, evaluated=evaluated)
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
-        for logger in self.named.values():
-            logger.log(step, split, values)
+        self._each("log", step, split, values)
 
     def log_media(self, step: int, key: str, path: Path) -> None:
-        for logger in self.named.values():
-            logger.log_media(step, key, path)
+        self._each("log_media", step, key, path)
 
     def log_table(self, step: int, key: str, table: Table) -> None:
-        for logger in self.named.values():
-            logger.log_table(step, key, table)
+        self._each("log_table", step, key, table)
 
     def log_artifact(self, name: str, path: Path, *, kind: str = "model", aliases: Sequence[str] = ()) -> None:
-        for logger in self.named.values():
-            logger.log_artifact(name, path, kind=kind, aliases=aliases)
+        self._each("log_artifact", name, path, kind=kind, aliases=aliases)
 
     def finish(self, exit_code: int = 0) -> None:
         failures: list[Exception] = []

@@ -6,7 +6,6 @@ Shape legend
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from stdetr.data.coco_vid import CocoVid, read_coco_vid
+from stdetr.names import did_you_mean
 from stdetr.structures import Tubes
 from stdetr.video.encode import write_video
 from stdetr.video.frame_folder import FrameFolder
@@ -107,8 +107,7 @@ def _choose(index: CocoVid, videos: Sequence[str | int] | None) -> list[int]:
         number = ids.get(int(video)) if str(video).isdigit() else None
         number = names.get(str(video), number)
         if number is None:
-            close = difflib.get_close_matches(str(video), names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; the first is {index.video_names[0]!r}"
+            hint = did_you_mean(str(video), names) or f"; the first is {index.video_names[0]!r}"
             raise ValueError(f"videos={video}: {index.path} has no video of that name or id{hint}")
         chosen.append(number)
     return chosen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from stdetr.datasets.converters.options import Options, SplitRules
 from stdetr.datasets.converters.problems import Problems
 from stdetr.datasets.converters.records import Reader
 from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, SourceTree
-from stdetr.names import nearest_file
+from stdetr.names import did_you_mean, nearest_file
 
 FORMATS = {
     "imagenet_vid": "imagenet_vid:ImageNetVidReader",
@@ -45,9 +44,8 @@ def reader_class(name: str) -> type[Reader]:
         ValueError: unknown name, with the nearest valid one.
     """
     if name not in FORMATS:
-        close = difflib.get_close_matches(str(name).lower(), FORMATS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"format={name} is unknown; {hint}known are {', '.join(sorted(FORMATS))}")
+        hint = did_you_mean(str(name).lower(), FORMATS) or ";"
+        raise ValueError(f"format={name} is unknown{hint} known are {', '.join(sorted(FORMATS))}")
     module, attribute = FORMATS[name].split(":")
     return getattr(importlib.import_module(f"stdetr.datasets.converters.{module}"), attribute)
 

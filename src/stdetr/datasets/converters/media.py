@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import shutil
 from pathlib import Path
 
 from stdetr.atomic import replacing
 from stdetr.datasets.converters.source_tree import SourceTree
+from stdetr.names import did_you_mean
 
 LINKS = ("auto", "copy", "hardlink", "symlink", "none")
 VIDEOS = "videos"
@@ -19,9 +19,7 @@ VIDEOS = "videos"
 def check_link(link: str) -> None:
     """Raises ValueError, with the nearest valid name, when ``link`` is not a way to place files."""
     if link not in LINKS:
-        close = difflib.get_close_matches(str(link), LINKS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"link={link} is not one of {', '.join(LINKS)}{hint}")
+        raise ValueError(f"link={link} is not one of {', '.join(LINKS)}{did_you_mean(str(link), LINKS)}")
 
 
 class MediaLinker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stdetr.data.coco_vid_schema import leaves_folder
 from stdetr.datasets.converters.problems import MalformedInputError, locate
+from stdetr.names import did_you_mean
 from stdetr.video.open import open_source
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -76,9 +76,7 @@ class SourceTree:
             return path
         folder = path.parent
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-        close = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise FileNotFoundError(f"source={self.root} has no {relative} ({what}){hint}")
+        raise FileNotFoundError(f"source={self.root} has no {relative} ({what}){did_you_mean(path.name, names)}")
 
     def first_existing(self, *candidates: str) -> Path | None:
         """The first of the candidate paths that exists, or None."""

@@ -7,7 +7,6 @@ is accepted, too.  A ``.txt`` file has MOT rows ``frame,id,x,y,w,h[,conf[,class]
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from stdetr.datasets.converters.problems import MalformedField, Problems
 from stdetr.datasets.converters.records import NO_TRACK, Box, Reader, Video
 from stdetr.datasets.converters.source_tree import VIDEO_SUFFIXES, video_size
 from stdetr.datasets.converters.text_files import Row, read_records
+from stdetr.names import did_you_mean
 
 _ONLY_CLASS = "object"
 _TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"", "0", "false", "no"})
@@ -87,9 +87,7 @@ class VideoFolderReader(Reader):
             return None
         if not name and len(self.names) == 1:
             return 1
-        close = difflib.get_close_matches(name, self.names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise MalformedField(f"class {name!r} is none of {', '.join(self.names)}{hint}")
+        raise MalformedField(f"class {name!r} is none of {', '.join(self.names)}{did_you_mean(name, self.names)}")
 
 
 def _xywh(row: dict[str, str]) -> tuple[float, ...]:
