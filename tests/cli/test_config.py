@@ -125,7 +125,7 @@ def test_interpolations_reach_outside_the_node(box: str) -> None:
         ({"a": 1, "inner": {"_target_": "BOX", "a": 1, "bb": 3}}, r"model.inner: .*'bb'.*did you mean 'b'\?"),
         ({"a": "bad"}, r"^a=bad is not good$"),
         ({"a": 1, "inner": {"_target_": "BOX", "a": "bad"}}, r"^a=bad is not good$"),
-        ({"_target_": "stdetr.names.Bix", "a": 1}, r"model: .*stdetr.config.names.Bix"),
+        ({"_target_": "stdetr.names.Bix", "a": 1}, r"model: .*stdetr.names.Bix"),
         ({"a": 1, "inner": {"_target_": "stdetr.nowhere.Box"}}, r"model.inner: .*stdetr.nowhere"),
         ({"_target_": "os.system", "command": "true"}, r"model: .*os.system"),
     ],

@@ -12,7 +12,7 @@ _FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirec
 
 def user_line(error: BaseException) -> str | None:
     """What to tell the user, on one line; None for an exception that is a bug and deserves its traceback."""
-    from stdetr.config.mistakes import one_line
+    from stdetr.config.overrides import one_line
 
     root = error
     while isinstance(root, HydraException) and root.__cause__ is not None:

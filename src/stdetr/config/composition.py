@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from stdetr.config.folder import compose_raw, config_dir, list_groups
-from stdetr.config.mistakes import explain
-from stdetr.config.values import check_values, parse, single_values
+from stdetr.config.overrides import Overrides, one_line
+
+_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises a few plain ValueErrors
 
 
 def compose(
@@ -35,12 +36,16 @@ def compose(
     root = Path(folder).resolve() if folder is not None else config_dir()
     if not (root / f"{verb}.yaml").is_file():
         raise ValueError(f"{root / verb}.yaml does not exist, so there is nothing to configure '{verb}' with")
+    given = Overrides(overrides, root, list_groups(root))
+    given.check_options()
+    if given.named:
+        _check(verb, given)
     try:
-        cfg = compose_raw(verb, overrides, root, with_hydra=with_hydra)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra raises a few plain ValueErrors
-        raise ValueError(explain(error, verb, overrides, root)) from error
-    check_values(verb, overrides, root)
-    return cfg
+        return compose_raw(verb, overrides, root, with_hydra=with_hydra)
+    except _ERRORS as error:
+        if not given.named:
+            given.check_keys(verb, compose_raw(verb, [], root, with_hydra=True))
+        raise ValueError(_explain(error, given)) from error
 
 
 def compose_sweep(verb: str, overrides: Sequence[str]) -> DictConfig:
@@ -50,12 +55,35 @@ def compose_sweep(verb: str, overrides: Sequence[str]) -> DictConfig:
         ValueError: as ``compose``, also for a mistake in a later value.
     """
     folder = config_dir()
-    items, groups = parse(overrides), list_groups(folder)
-    values = [single_values(item, groups) for item in items]
+    given = Overrides(overrides, folder, list_groups(folder))
+    values = [given.single(item) for item in given.items]
     first = [texts[0] for texts in values]
     for place, texts in enumerate(values):
         for text in texts[1:]:
             compose(verb, [*first[:place], text, *first[place + 1 :]])
     cfg = compose(verb, first, with_hydra=True)
-    check_values(verb, overrides, folder)
+    _check(verb, given)
     return cfg
+
+
+def _check(verb: str, given: Overrides) -> None:
+    """Compare keys and values with the defaults: the configuration composed without the plain values."""
+    try:
+        defaults = compose_raw(verb, given.others(), given.folder, with_hydra=True)
+    except _ERRORS as error:
+        # A group, an addition or a deletion is at fault, unless a key that even the verb's own defaults lack is.
+        given.check_keys(verb, compose_raw(verb, [], given.folder, with_hydra=True))
+        raise ValueError(_explain(error, given)) from error
+    given.check_keys(verb, defaults)
+    given.check_values(defaults)
+
+
+def _explain(error: Exception, given: Overrides) -> str:
+    missing = getattr(error, "missing_cfg_file", None) or ""
+    if isinstance(error, MissingConfigException) and missing.startswith(("hydra/launcher/", "hydra/sweeper/")):
+        return f"{missing.replace('hydra/', '', 1)} is not installed; pip install 'stdetr[sweep]'"
+    for item in given.items:
+        if item.is_sweep_override() and "multirun" in str(error):
+            key, _, value = str(item.input_line).partition("=")
+            return f"{key}={value} has several values; add -m to run each, or write '{key}=[{value}]' for a list"
+    return one_line(error)
