@@ -219,9 +219,10 @@ class CocoVidFile:
         """``file:12: annotations[3] (id 7)``, for messages."""
         raw = self.tables[section].records[number]
         try:
-            told = f" (id {msgspec.json.decode(raw)['id']})"
-        except (ValueError, TypeError, KeyError, RecursionError):
-            told = ""
+            identity = str(msgspec.json.decode(raw)["id"])
+        except (*MISFITS, TypeError, KeyError):
+            identity = ""
+        told = f" (id {identity})" if 0 < len(identity) < 40 else ""
         return f"{self.path}:{self.json.line(raw)}: {section}[{number}]{told}"
 
 

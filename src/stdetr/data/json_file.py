@@ -135,7 +135,7 @@ class JsonFile:
         if raw is None or memoryview(raw)[:4] == b"null":
             return []
         if memoryview(raw)[:1] != b"[":
-            kind = type(msgspec.json.decode(raw)).__name__
+            kind = {b"{": "dict", b'"': "str", b"t": "bool", b"f": "bool"}.get(bytes(memoryview(raw)[:1]), "a number")
             raise MalformedInputError(
                 f"{self.shown}:{self.line(raw)}: section {section!r} must be a list, it is {kind}"
             )
