@@ -106,7 +106,7 @@ class DataModule:
         self._train_transform = ClipTransform(
             list(train_transforms), mean=mean, std=std, min_side=min_side, min_share=min_share
         )
-        self._eval_transform = ClipTransform(list(eval_transforms), mean=mean, std=std)
+        self.eval_transform = ClipTransform(list(eval_transforms), mean=mean, std=std)
         self.loader = loader if isinstance(loader, LoaderSettings) else LoaderSettings(**dict(loader or {}))  # pyright: ignore[reportArgumentType]
         self.benchmark, self.backend, self.strict, self.seed = benchmark, backend, strict, seed
         self._cache = make_cache(cache, cache_dir, cache_limit_gb, cache_quality)
@@ -195,7 +195,7 @@ class DataModule:
             index,
             self.root,
             sampler if frames is None else sampler.with_frames(frames),
-            self._train_transform if train else self._eval_transform,
+            self._train_transform if train else self.eval_transform,
             # A lossy cache serves training alone: numbers do not depend on it, and reading in order needs none.
             cache=self._cache if train or not isinstance(self._cache, JpegCache) else NoCache(),
             backend=self.backend,

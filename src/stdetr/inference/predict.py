@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +11,8 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from stdetr import config as configs
+from stdetr.config.names import did_you_mean, nearest_file
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.inference.detector import Detector
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.sampling import can_record, draw_sampling, most_confident_window
@@ -21,8 +21,7 @@ from stdetr.structures import Tubes
 from stdetr.video.source import VideoSource
 
 DETECTOR_KEYS = (
-    "clip_length", "overlap", "step", "top_k", "score_threshold", "presence", "track_threshold", "batch_size",
-    "precision",
+    "clip_length", "overlap", "step", "top_k", "score_threshold", "presence_threshold", "batch_size", "precision",
 )  # fmt: skip
 
 
@@ -44,7 +43,7 @@ def run(cfg: DictConfig) -> VideoPredictions:
     detector = Detector.from_checkpoint(
         cfg.checkpoint,
         device=cfg.device,
-        rules=StitchRules(**configs.instantiate(cfg.stitch)) if cfg.stitch else None,
+        rules=StitchRules(**configs.instantiate(cfg.stitch)),
         **{key: cfg[key] for key in DETECTOR_KEYS},
     )
     video = detector.open(cfg.source)
@@ -94,26 +93,18 @@ def image_ids_of(annotations: str | Path, source: str) -> dict[int, int]:
     """
     file = Path(annotations)
     if not file.is_file():
-        raise FileNotFoundError(f"annotations={annotations} does not exist")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        videos, images = content["videos"], content["images"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"annotations={annotations} is not a CocoVID file (videos, images): {error!r}") from error
+        raise FileNotFoundError(f"annotations={annotations} does not exist{nearest_file(file)}")
+    index = read_coco_vid(file, strict=False)
     names: dict[str, int] = {}
-    for video in videos:
-        for key in ("name", "file_name"):
-            if video.get(key):
-                names[Path(video[key]).name] = names[Path(video[key]).stem] = video["id"]
-    source_path = Path(source)
-    chosen = names.get(source_path.name, names.get(source_path.stem))
-    if chosen is None and len(videos) == 1:
-        chosen = videos[0]["id"]
+    for video in range(index.videos):
+        for name in filter(None, (index.video_names[video], index.video_files[video])):
+            names[Path(name).name] = names[Path(name).stem] = video
+    path = Path(source)
+    chosen = names.get(path.name, names.get(path.stem, 0 if index.videos == 1 else None))
     if chosen is None:
-        near = difflib.get_close_matches(source_path.name, list(names), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"annotations={annotations} has no video named {source_path.name}{hint}")
-    return {int(image["frame_id"]): int(image["id"]) for image in images if image["video_id"] == chosen}
+        raise ValueError(f"annotations={annotations} has no video named {path.name}{did_you_mean(path.name, names)}")
+    rows = slice(*index.video_start[chosen : chosen + 2])
+    return dict(zip(index.frame_ids[rows].tolist(), index.image_ids[rows].tolist(), strict=True))
 
 
 def _frames_ahead(video: VideoSource, start: int, most: int | None, step: int) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
+from stdetr.config.names import did_you_mean, nearest_file
 from stdetr.video.av_source import AvSource
 from stdetr.video.decord_source import DecordSource
 from stdetr.video.frame_folder import FrameFolder
@@ -23,9 +23,9 @@ def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
     """
     text = str(path)
     if backend not in BACKENDS:
-        near = difflib.get_close_matches(backend, BACKENDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"data.backend={backend!r} is unknown, it may be {', '.join(BACKENDS)}{hint}")
+        raise ValueError(
+            f"data.backend={backend!r} is unknown, it may be {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}"
+        )
     if Path(text).is_dir():
         return FrameFolder.from_directory(Path(text))
     if Path(text).is_file():
@@ -34,12 +34,4 @@ def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
         return BACKENDS[backend](Path(text))
     if any(sign in text for sign in "*?["):
         return FrameFolder.from_glob(text)
-    raise FileNotFoundError(f"source {text} does not exist{_nearest(Path(text))}")
-
-
-def _nearest(path: Path) -> str:
-    parent = path.parent
-    if not parent.is_dir():
-        return f"; neither does the folder {parent}"
-    near = difflib.get_close_matches(path.name, [item.name for item in parent.iterdir()], n=1)
-    return f"; did you mean {parent / near[0]}?" if near else ""
+    raise FileNotFoundError(f"source {text} does not exist{nearest_file(Path(text))}")
