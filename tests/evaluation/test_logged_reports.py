@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from stdetr.cli import main
 from stdetr.config import RunPaths
@@ -104,9 +105,9 @@ def test_training_hands_its_report_to_the_logger(files: Path, monkeypatch: pytes
     logger = JsonlLogger(files / "run")
     logger.start({})
     evaluator = SplitEvaluator(
-        data=SimpleNamespace(annotations=lambda split: files / "annotations.json"),  # pyright: ignore[reportArgumentType]
-        split="val", paths=RunPaths(files / "run"), device=torch.device("cpu"), evaluators=["coco", "vid"], predict={},
-        logger=logger,
+        data=SimpleNamespace(annotations=lambda split: files / "annotations.json", frames=5),  # pyright: ignore[reportArgumentType]
+        settings=OmegaConf.create({"split": "val", "evaluators": ["coco", "vid"]}), paths=RunPaths(files / "run"),
+        device=torch.device("cpu"), logger=logger,
     )  # fmt: skip
     metrics = evaluator(torch.nn.Identity(), 40)
     records = read_metrics(files / "run/metrics.jsonl")

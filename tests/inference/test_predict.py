@@ -68,8 +68,11 @@ def test_predict_writes_everything(tmp_path: Path, video: Path, trained: Path, c
 def test_options_reach_the_detector_and_the_files(tmp_path: Path, video: Path, write_run, capsys):
     trained = write_run(tmp_path / "dense", target="colour_models.ColourDetector")
     annotations = tmp_path / "val.json"
-    images = [{"id": 500 + f, "video_id": 9, "frame_id": f} for f in range(LENGTH)]
-    annotations.write_text(json.dumps({"videos": [{"id": 9, "name": "squares"}], "images": images}))
+    size = {"width": 80, "height": 60}
+    images = [{"id": 500 + f, "video_id": 9, "frame_id": f, **size} for f in range(LENGTH)]
+    video_record = {"id": 9, "name": "squares", "file_name": "squares.mp4", "length": LENGTH, **size}
+    content = {"videos": [video_record], "images": images, "annotations": [], "categories": [{"id": 7, "name": "red"}]}
+    annotations.write_text(json.dumps(content))
     out = tmp_path / "out"
     cfg = configs.compose("predict", [
         f"checkpoint={trained}", f"source={video}", f"output_dir={out}", f"annotations={annotations}", "overlay=false",
