@@ -101,7 +101,7 @@ def test_the_record_of_a_training_run_goes_on(files: Path) -> None:
 def test_training_hands_its_report_to_the_logger(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = json.loads((files / "predictions.json").read_text())
     found = SplitPredictions(Detections.from_results(predictions), [])
-    monkeypatch.setattr(SplitEvaluator, "predictions", lambda *_: found)
+    monkeypatch.setattr(SplitEvaluator, "_predictions", lambda *_: found)
     logger = JsonlLogger(files / "run")
     logger.start({})
     evaluator = SplitEvaluator(

@@ -5,6 +5,9 @@ torchvision's ``CocoDetection`` and the DETR family read the stored pixels, dete
 ``predict`` rotates images, like videos with rotation metadata.  Annotated frames are read as stored, as COCO's boxes
 assume, unless only the rotated image has the annotated size, because an annotation tool rotated it.  A mirrored or
 upside-down tag does not change the size, so then the stored pixels are used.
+
+Of 16 bits per channel the upper 8 are used, so 65535 is white; values beyond 16 bits, and files that hold several
+pictures (animated WebP and PNG, TIFF pages), are refused.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ import numpy as np
 from stdetr.video.source import IMAGE_SUFFIXES, VideoSource
 
 
+_PAGED = ("WEBP", "PNG", "TIFF", "GIF")  # MPO is a photograph with previews
+
+
 def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
     """h,w,3 uint8 RGB; raises ValueError or FileNotFoundError naming the file.
 
@@ -31,6 +37,16 @@ def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarr
         with Image.open(path) as image:
             if annotated is None or (image.size != annotated[::-1] and image.size == annotated):
                 image = ImageOps.exif_transpose(image)
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format in _PAGED:
+                raise ValueError(
+                    f"frame {path} holds {pages} pictures, of which one would be seen; store each in a file, or all as a "
+                    "video"
+                )
+            if image.mode.startswith("I;16"):
+                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"frame {path} has 32 bits per channel; store it with 8 or 16")
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"frame {path} does not exist") from None

@@ -14,10 +14,11 @@ from stdetr.video.torchcodec_source import TorchcodecSource
 BACKENDS = {"av": AvSource, "decord": DecordSource, "torchcodec": TorchcodecSource}
 
 
-def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
+def open_source(path: str | Path, *, backend: str = "av", on_corrupt: str = "stop") -> VideoSource:
     """Open a video file, a folder of frames or a glob pattern of frames.
 
     backend: ``av``, ``decord`` or ``torchcodec``, for video files; all give the same pixels.  Image files need none.
+    on_corrupt: see :class:`~stdetr.video.source.VideoFile`
 
     Raises FileNotFoundError when nothing is there and ValueError when it is not a video.
     """
@@ -31,7 +32,7 @@ def open_source(path: str | Path, *, backend: str = "av") -> VideoSource:
     if Path(text).is_file():
         if Path(text).suffix.lower() in IMAGE_SUFFIXES:
             return FrameFolder(text, [Path(text)])
-        return BACKENDS[backend](Path(text))
+        return BACKENDS[backend](Path(text), on_corrupt)
     if any(sign in text for sign in "*?["):
         return FrameFolder.from_glob(text)
     raise FileNotFoundError(f"source {text} does not exist{nearest_file(Path(text))}")
