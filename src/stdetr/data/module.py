@@ -69,6 +69,7 @@ class DataModule:
     strict: a box outside its frame is an error (otherwise it is clipped)
     cache, cache_dir, cache_limit_gb, cache_quality: ``none``, ``memory``, ``disk`` or ``jpeg``, see
         :mod:`stdetr.video.cache`
+    on_corrupt: what to do with a frame that its decoder calls damaged: ``stop``, or ``keep`` it with a warning
     probe_seconds: time within which another process must be able to open each video file; None skips that check
 
     Raises ValueError or FileNotFoundError in one line for keys and files that do not fit.
@@ -99,6 +100,7 @@ class DataModule:
         cache_limit_gb: float = 2.0,
         cache_quality: int = 95,
         probe_seconds: float | None = None,
+        on_corrupt: str = "stop",
         seed: int = 0,
     ) -> None:
         self._root, self._files = Path(root), {"train": train, "val": val, "test": test}
@@ -109,7 +111,8 @@ class DataModule:
         self.eval_transform = ClipTransform(list(eval_transforms), mean=mean, std=std)
         self.loader = loader if isinstance(loader, LoaderSettings) else LoaderSettings(**dict(loader or {}))  # pyright: ignore[reportArgumentType]
         self.benchmark, self.backend, self.strict, self.seed = benchmark, backend, strict, seed
-        self._cache = make_cache(cache, cache_dir, cache_limit_gb, cache_quality)
+        self.on_corrupt = on_corrupt
+        self._cache = make_cache(cache, cache_dir, cache_limit_gb, cache_quality, on_corrupt)
         self._probe_seconds = probe_seconds
         self._probe_record = None if cache_dir is None else Path(cache_dir) / "probed.json"
         self._indices: dict[str, CocoVid] = {}
@@ -197,7 +200,9 @@ class DataModule:
             sampler if frames is None else sampler.with_frames(frames),
             self._train_transform if train else self.eval_transform,
             # A lossy cache serves training alone: numbers do not depend on it, and reading in order needs none.
-            cache=self._cache if train or not isinstance(self._cache, JpegCache) else NoCache(),
+            cache=self._cache
+            if train or not isinstance(self._cache, JpegCache)
+            else NoCache(on_corrupt=self.on_corrupt),
             backend=self.backend,
             seed=self.seed,
         )

@@ -21,7 +21,6 @@ import numpy as np
 
 from stdetr.video.source import IMAGE_SUFFIXES, VideoSource
 
-
 _PAGED = ("WEBP", "PNG", "TIFF", "GIF")  # MPO is a photograph with previews
 
 
@@ -35,14 +34,14 @@ def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarr
 
     try:
         with Image.open(path) as image:
-            if annotated is None or (image.size != annotated[::-1] and image.size == annotated):
-                image = ImageOps.exif_transpose(image)
             pages = getattr(image, "n_frames", 1)
             if pages > 1 and image.format in _PAGED:
                 raise ValueError(
-                    f"frame {path} holds {pages} pictures, of which one would be seen; store each in a file, or all as a "
-                    "video"
+                    f"frame {path} holds {pages} pictures, of which one would be seen; store each in a file, or all as "
+                    "a video"
                 )
+            if annotated is None or (image.size != annotated[::-1] and image.size == annotated):
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I;16"):
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
             if image.mode in ("I", "F"):

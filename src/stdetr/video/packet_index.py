@@ -182,7 +182,7 @@ def _complete(path: str, size: int, form: str, stream: Any) -> bool:
     """Whether a file holds all the data that its own tables list, so that frames its header counts are left out on
     purpose: dropped while recording (AVI), or cut by an edit list (MP4)."""
     if form == "avi":
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             head = file.read(8)
         return head[:4] == b"RIFF" and 0 < int.from_bytes(head[4:], "little") + 8 <= size
     entries = [stream.index_entries[n] for n in range(len(stream.index_entries))] if form.startswith("mov") else []
@@ -190,7 +190,7 @@ def _complete(path: str, size: int, form: str, stream: Any) -> bool:
 
 
 def _decode_all(path: str, stream: int, *, whole: bool) -> tuple[Any, list[tuple[int | None, bool]]]:
-    """The first picture, and (time, key frame) of each; of the first alone where not the ``whole`` file is asked for."""
+    """The first picture, and (time, key frame) of every picture of the ``whole`` file, or else of the first few."""
     import av
     from av.error import FFmpegError
 
@@ -206,9 +206,7 @@ def _decode_all(path: str, stream: int, *, whole: bool) -> tuple[Any, list[tuple
                 if first is not None and not whole:
                     break
     except FFmpegError as error:
-        raise ValueError(
-            f"{path} is damaged: decoding fails after {len(found)} frames ({_reason(error)})"
-        ) from None
+        raise ValueError(f"{path} is damaged: decoding fails after {len(found)} frames ({_reason(error)})") from None
     if first is None:
         raise ValueError(f"{path} is damaged: no frame can be decoded")
     return first, found

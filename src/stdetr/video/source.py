@@ -102,7 +102,7 @@ class VideoFile(VideoSource):
         """Frame ``number`` is damaged."""
         if self.on_corrupt == "stop":
             raise ValueError(
-                f"{self.name}: frame {number} is damaged, its decoder says; on_corrupt=keep takes such frames as they are"
+                f"{self.name}: frame {number} is damaged, says its decoder; on_corrupt=keep takes such frames"
             )
         if not self.corrupt:
             _log.warning("%s: frame %d is damaged; it and others like it are kept (on_corrupt=keep)", self.name, number)
