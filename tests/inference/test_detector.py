@@ -10,7 +10,8 @@ import torch
 
 from stdetr.config import compose, instantiate
 from stdetr.data.transforms import ClipTransform, ResizeShortSide
-from stdetr.inference.detector import Detector, choose_device, default_overlap
+from stdetr.inference.detector import Detector, default_overlap
+from stdetr.inference.load import choose_device
 from stdetr.models.detector import ClipDetector
 from stdetr.models.postprocess import to_tubes
 from stdetr.stitch.association import StitchRules

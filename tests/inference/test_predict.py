@@ -40,7 +40,7 @@ def trained(tmp_path: Path, write_run) -> Path:
 def test_predict_writes_everything(tmp_path: Path, video: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     cfg = configs.compose("predict", [f"checkpoint={trained}", f"source={video}", f"output_dir={out}"])
-    predictions = run(cfg)
+    (predictions,) = run(cfg)
 
     names = {"overlay.mp4", "tracks.txt", "predictions.json", "detections.csv", "sampling.png", "predict.yaml"}
     assert {path.name for path in out.iterdir()} == names
@@ -78,7 +78,7 @@ def test_options_reach_the_detector_and_the_files(tmp_path: Path, video: Path, w
         f"checkpoint={trained}", f"source={video}", f"output_dir={out}", f"annotations={annotations}", "overlay=false",
         "max_frames=4", "start=3", "clip_length=2", "overlap=1", "device=cpu", "stitch.max_gap=3", "batch_size=2",
     ])  # fmt: skip
-    predictions = run(cfg)
+    (predictions,) = run(cfg)
     assert predictions.info.frame_index == (3, 4, 5, 6)
     assert {path.name for path in out.iterdir()} == {"tracks.txt", "predictions.json", "detections.csv", "predict.yaml"}
     assert "sampling.png is not written" in capsys.readouterr().out

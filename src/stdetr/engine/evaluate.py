@@ -50,7 +50,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
     from stdetr.data.module import DataModule
     from stdetr.engine import processes
     from stdetr.engine.evaluation_loop import SplitEvaluator
-    from stdetr.inference.detector import load_model
+    from stdetr.inference.load import load_model
 
     paths = RunPaths(Path(cfg.output_dir))
     logger: Logger = configs.instantiate(cfg.logger)

@@ -6,6 +6,7 @@ Shape legend
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,13 +16,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from stdetr import checkpoint
-from stdetr import config as configs
 from stdetr.data.collate import Collate
 from stdetr.data.transforms import ClipTransform
+from stdetr.inference.journal import Journal, pack, unpack
+from stdetr.inference.load import choose_device, eval_transform, load_model, pad_to
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
 from stdetr.inference.windows import WindowCutter
 from stdetr.models.detector import ClipDetector
@@ -34,6 +34,7 @@ from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets
 from stdetr.video.open import open_source
 from stdetr.video.source import VideoSource
 
+_log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -130,7 +131,7 @@ class Detector:
         model, cfg, classes = load_model(path, where)
         given = {name: value for name, value in settings.items() if value is not None}
         frames = int(given.pop("clip_length", 0) or cfg.data.frames)
-        defaults: dict[str, Any] = {"overlap": default_overlap(frames), "pad_to": _pad_to(cfg)}
+        defaults: dict[str, Any] = {"overlap": default_overlap(frames), "pad_to": pad_to(cfg)}
         return cls(model, classes, eval_transform(cfg), clip_length=frames, device=where, **{**defaults, **given})
 
     def open(self, source: str | Path | VideoSource) -> VideoSource:
@@ -138,23 +139,75 @@ class Detector:
         return open_source(source) if isinstance(source, str | Path) else source
 
     def stream(
-        self, source: str | Path | VideoSource, *, start: int = 0, max_frames: int | None = None
+        self,
+        source: str | Path | VideoSource,
+        *,
+        start: int = 0,
+        max_frames: int | None = None,
+        on_error: str = "stop",
+        journal: Journal | None = None,
     ) -> Iterator[Tubes]:
         """Tracks of consecutive pieces of the video, each as soon as no later window can change it.
 
         Every processed frame comes exactly once, in order; an id means the same object throughout.  A causal model
         gives one frame at a time, and its result is final.
+
+        on_error: at a frame that cannot be read, ``stop`` raises its ValueError after the tracks on the frames before
+            it; ``skip`` leaves the frame out
+        journal: takes down each window; those that it has already are not predicted again
         """
         if max_frames is not None and max_frames < 1:
             raise ValueError(f"max_frames={max_frames} must be at least 1")
+        if start < 0:
+            raise ValueError(f"start={start} must be at least 0")
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error={on_error} is unknown, it may be stop or skip")
         video = self.open(source)
-        stop = None if max_frames is None else start + max_frames * self.step
-        online = getattr(self.model, "causal", False)
-        batches = self._batches(video, video.iterate(start, stop, self.step), online)
-        for piece in self.follow(batches, online=online):
-            clip = visible_frames(piece.clip, score_threshold=self.score_threshold)
+        end = len(video) if max_frames is None else min(len(video), start + max_frames * self.step)
+        info = ClipInfo(0, (), (), video.size, video.name)
+        state = _Video(self, info, getattr(self.model, "causal", False), journal=journal)
+        faults: list[ValueError] = []
+        for clip in self._clips(state, video, start, end, on_error, faults):
+            clip = visible_frames(clip, score_threshold=self.score_threshold)
             if clip.frame_index.numel():
                 yield clip
+        if faults and on_error == "stop":
+            raise faults[0]
+
+    def _clips(
+        self, state: _Video, video: VideoSource, start: int, end: int, on_error: str, faults: list[ValueError]
+    ) -> Iterator[Tubes]:
+        known: list[int] = []
+        for tubes in state.past():
+            known = [*known, *(n for n in tubes.frame_index.tolist() if not known or n > known[-1])]
+            yield state.stitcher.push(tubes)
+            known = known[-self.clip_length :]
+        if known:
+            state.resume(self._frames(self.batch(known, video.read(known), video)))
+            start = known[-1] + self.step
+        for batch in self._batches(video, self._read(video, start, end, on_error, faults), state.causal is not None):
+            yield from (piece.clip for piece in state.push(self._frames(batch), last=False))
+        if faults and on_error == "stop":
+            state.journal = None  # whoever goes on from here has other last windows
+        yield from (piece.clip for piece in state.push([], last=True))
+
+    def _read(
+        self, video: VideoSource, start: int, end: int, on_error: str, faults: list[ValueError]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames that can be read, all or those before the first that cannot."""
+        following = start
+        while following < end:
+            try:
+                for number, frame in video.iterate(following, end, self.step):
+                    yield number, frame
+                    following = number + self.step
+                return
+            except ValueError as error:
+                faults.append(error)
+                if on_error == "stop":
+                    return
+                _log.warning("frame %d is left out (on_error=skip): %s", following, error)
+                following += self.step
 
     def predict(
         self, source: str | Path | VideoSource, *, start: int = 0, max_frames: int | None = None
@@ -184,7 +237,9 @@ class Detector:
         videos: dict[int, _Video] = {}
         for batch in batches:
             known = batch.infos[0].video_id
-            video = videos.setdefault(known, _Video(self, batch.infos[0], online, every_track))
+            if known not in videos:
+                videos[known] = _Video(self, batch.infos[0], online, every_track=every_track)
+            video = videos[known]
             frames = self._frames(batch)
             if batch.infos[-1].last:
                 del videos[known]
@@ -240,13 +295,36 @@ class Detector:
 class _Video:
     """The state of one video that is being predicted: the frames that the next window needs, and the live tracks."""
 
-    def __init__(self, detector: Detector, info: ClipInfo, online: bool, every_track: bool) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        info: ClipInfo,
+        online: bool,
+        *,
+        every_track: bool = False,
+        journal: Journal | None = None,
+    ) -> None:
         self.detector, self.end = detector, replace(info, frame_index=(), image_ids=(), degraded=())
         self.cutter: WindowCutter[_Frame] = WindowCutter(detector.clip_length, detector.overlap)
         model = cast(ClipDetector, detector.model)
         self.causal = CausalStream(model, detector.clip_length, detector.overlap) if online else None
         self.stitcher = Stitcher(0 if online else detector.overlap, detector.rules, every_track=every_track)
         self.previous: list[_Frame] = []
+        self.journal, self.count = journal, 0
+
+    def past(self) -> Iterator[Tubes]:
+        """The windows that the journal holds."""
+        for record in self.journal or ():
+            yield unpack(record)
+            self.count += 1
+
+    def resume(self, frames: Sequence[_Frame]) -> None:
+        """Go on after ``past``; frames: those of the last window, or, one by one, the last that make one."""
+        if self.causal is None:
+            self.cutter.resume(frames)
+        else:
+            self.causal.resume([(frame.tokens, frame.number) for frame in frames], self.count)
+            self.previous = list(frames[-1:])
 
     def push(self, frames: Sequence[_Frame], *, last: bool) -> Iterator[Piece]:
         """The windows that these frames complete; last: the video ends with them."""
@@ -280,6 +358,8 @@ class _Video:
             tubes = trackable(pairs, detector.rules.score_threshold)
             if self.causal:  # the last frame decides, which is the one that is read
                 tubes = tubes.select(tubes.present[:, -1])
+            if self.journal is not None:
+                self.journal.append(pack(tubes))
             yield Piece(_info_of(window[-new:]), pairs.frames(len(window) - new), self.stitcher.push(tubes))
 
 
@@ -288,50 +368,6 @@ def _info_of(frames: Sequence[_Frame]) -> ClipInfo:
     return replace(frames[0].clip, frame_index=numbers, image_ids=images, degraded=(), last=False)
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, ClassNames]:
-    """Build the model that ``config.yaml`` describes and load the weights; in evaluation mode, on ``device``.
-
-    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for weights that do not fit this
-    model, with the names that differ.
-    """
-    files = checkpoint.find_checkpoint(path)
-    cfg = configs.load_config(files.config)
-    node = OmegaConf.select(cfg, "model.detector")
-    if node is None:
-        raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
-    model: nn.Module = configs.instantiate(node)
-    weights, parameters = checkpoint.read_weights(files.weights), model.state_dict()
-    weights = {name: x for name, x in weights.items() if name in parameters or name not in checkpoint.UNUSED_TENSORS}
-    difference = checkpoint.Difference.between(parameters, weights)
-    if difference:
-        raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
-    model.load_state_dict(weights)
-    return model.to(device).eval(), cfg, checkpoint.read_classes(files.meta)
-
-
-def choose_device(device: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU; raises ValueError for a missing device."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is unknown; use auto, cpu, cuda or cuda:<number>") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device} but PyTorch sees no GPU here; use device=auto or device=cpu")
-    return chosen
-
-
 def default_overlap(frames: int) -> int:
     """Two fifths of a window: enough common frames to link objects, at 1.7 times the work of adjacent windows."""
     return 2 * frames // 5
-
-
-def eval_transform(cfg: DictConfig) -> ClipTransform:
-    """The transforms that the run evaluated with, from ``data.eval_transforms``, ``data.mean`` and ``data.std``."""
-    transforms = configs.instantiate(cfg.data.eval_transforms)
-    return ClipTransform(list(transforms or ()), mean=list(cfg.data.mean), std=list(cfg.data.std))
-
-
-def _pad_to(cfg: DictConfig) -> int:
-    return int(OmegaConf.select(cfg, "data.loader.pad_to", default=32))

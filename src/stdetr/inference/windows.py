@@ -7,6 +7,7 @@ Shape legend
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 Frame = TypeVar("Frame")
@@ -35,6 +36,11 @@ class WindowCutter(Generic[Frame]):
         self._recent.append(frame)
         self._new += 1
         return self.end() if self._new == self._due else None
+
+    def resume(self, frames: Sequence[Frame]) -> None:
+        """Go on after a window of these frames."""
+        self._recent.extend(frames)
+        self._due = self.length - self.overlap
 
     def end(self) -> tuple[list[Frame], int] | None:
         """The same for the frames that are left; None where none are."""

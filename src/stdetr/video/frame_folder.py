@@ -55,6 +55,11 @@ def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarr
         raise ValueError(f"frame {path} is damaged: {error}") from error
 
 
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image, and not of a side file (``._name``)."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+
+
 def natural_key(path: Path) -> list[int | str]:
     """Sort key under which ``frame10`` follows ``frame9``."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
@@ -83,14 +88,14 @@ class FrameFolder(VideoSource):
     @classmethod
     def from_directory(cls, folder: Path) -> FrameFolder:
         """All images of a folder, in natural order of their names."""
-        files = [item for item in folder.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES]
+        files = [item for item in folder.iterdir() if is_image(item)]
         return cls(str(folder), sorted(files, key=natural_key))
 
     @classmethod
     def from_glob(cls, pattern: str) -> FrameFolder:
         """All images that match a glob pattern, in natural order of their paths."""
         files = [Path(item) for item in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute patterns
-        files = [item for item in files if item.suffix.lower() in IMAGE_SUFFIXES]
+        files = [item for item in files if is_image(item)]
         return cls(pattern, sorted(files, key=lambda item: (str(item.parent), natural_key(item))))
 
     def __len__(self) -> int:
