@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -67,19 +67,22 @@ class EpochBatches(Sampler[Batch]):
             yield [(self.epoch, int(number)) for number in part]
 
 
-def video_batches(videos: np.ndarray, batch_size: int, *, share: Share = (0, 1), workers: int = 1) -> list[Batch]:
+def video_batches(
+    videos: np.ndarray, batch_size: int, *, share: Share = (0, 1), workers: int = 1, without: Collection[int] = ()
+) -> list[Batch]:
     """A process's share of the batches that show every clip once, those of a video in order.
 
     Whole videos are assigned, the longest first, each to the process with the fewest clips so far; and in the same way
     to the workers of a process, whose batches are taken in turn, as a loader deals them: each worker reads consecutive
     batches.  A batch holds clips of one video only, so batches and results do not depend on the number of processes.
 
-    videos: the video of each clip
+    videos: the video of each clip; without: those that are left out
     """
     if not batch_size or batch_size < 1:
         raise ValueError(f"data.loader.eval_batch_size must be at least 1, got {batch_size}")
     order = np.argsort(videos, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(videos[order])) + 1) if len(order) else []
+    groups = [group for group in groups if videos[group[0]] not in without]
     rank, processes = share
     parts = _dealt(_dealt(groups, processes)[rank], workers)
     lines = [
@@ -159,6 +162,7 @@ def build_loader(
     start_method: str = "forkserver",
     timeout: float = 0.0,
     share: Share = (0, 1),
+    without: Collection[int] = (),
 ) -> ClipLoader:
     """A loader whose batches do not depend on the number of workers, nor, taken together, on that of processes.
 
@@ -167,6 +171,7 @@ def build_loader(
         They live as long as the loader
     prefetch: batches that each worker prepares ahead, which bounds the memory
     pin_memory: where there is a GPU, put frames in page-locked memory
+    without: videos (their positions in the index) that are left out where not shuffled
     timeout: seconds to wait for a batch of a worker before the run ends with an error; 0 waits forever
 
     Raises ValueError for settings that give no batch.
@@ -182,7 +187,7 @@ def build_loader(
     if shuffle:
         batches = EpochBatches(len(dataset), batch_size, seed=seed, share=share)
     else:
-        batches = video_batches(dataset.videos(), batch_size, share=share, workers=max(num_workers, 1))
+        batches = video_batches(dataset.videos(), batch_size, share=share, workers=max(num_workers, 1), without=without)
     return ClipLoader(
         dataset,  # pyright: ignore[reportArgumentType] - a loader of batches over a dataset of clips
         batch_sampler=batches,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import nn
 
 from stdetr.data.coco_vid import CocoVid, read_coco_vid
@@ -241,16 +242,22 @@ class DataModule:
         frames: int | None = None,
         batch_size: int | None = None,
         share: Share = (0, 1),
+        without: Collection[int] = (),
     ) -> ClipLoader:
         """Batches that cover every frame of a split once, without augmentation; in order, or with one run of batches
         per worker in turn.
 
         share: (rank, processes), for a process that takes its part of the videos
+        without: ids of videos that are left out
         """
         size = batch_size or self.loader.eval_batch_size
-        return self._loader(self.dataset(split, train=False, frames=frames), size, train=False, share=share)
+        places = np.flatnonzero(np.isin(self.index(split).video_ids, list(without))).tolist()
+        dataset = self.dataset(split, train=False, frames=frames)
+        return self._loader(dataset, size, train=False, share=share, without=places)
 
-    def _loader(self, dataset: ClipDataset, batch_size: int, *, train: bool, share: Share) -> ClipLoader:
+    def _loader(
+        self, dataset: ClipDataset, batch_size: int, *, train: bool, share: Share, without: Collection[int] = ()
+    ) -> ClipLoader:
         settings = self.loader
         return build_loader(
             dataset,
@@ -264,4 +271,5 @@ class DataModule:
             start_method=settings.start_method,
             timeout=settings.timeout,
             share=share,
+            without=without,
         )

@@ -50,6 +50,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
     from stdetr.data.module import DataModule
     from stdetr.engine import processes
     from stdetr.engine.evaluation_loop import SplitEvaluator
+    from stdetr.inference.journal import fingerprint
     from stdetr.inference.load import load_model
 
     paths = RunPaths(Path(cfg.output_dir))
@@ -69,6 +70,9 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
             f"checkpoint={cfg.checkpoint} knows the classes {', '.join(classes.names)}, but the data set has "
             f"{', '.join(known.names)}"
         )
+    settings = OmegaConf.masked_copy(
+        cfg, [key for key in cfg if key not in ("output_dir", "paths", "logger", "device")]
+    )
     evaluator = SplitEvaluator(
         data=data,
         settings=evaluation,
@@ -77,6 +81,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
         frames=cfg.frames,
         causal=bool(trained.model.causal),
         logger=logger,
+        key=fingerprint(settings, checkpoint.find_weights(cfg.checkpoint), data.annotations(evaluation.split)),
     )
     step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent)["step"])
     with logged_run(logger, cfg, paths) if processes.rank() == 0 else nullcontext():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -16,10 +17,11 @@ from stdetr.config import RunPaths
 from stdetr.data.module import DataModule
 from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
-from stdetr.engine.predictions import SplitPredictions, join_videos, predict_videos
+from stdetr.engine.predictions import SeenVideo, SplitPredictions, join_videos, predict_videos
 from stdetr.evaluation.evaluate import evaluate
 from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector
+from stdetr.inference.journal import Journal
 from stdetr.inference.samples import draw_samples
 from stdetr.logger import Logger
 from stdetr.stitch.association import StitchRules
@@ -32,6 +34,7 @@ class SplitEvaluator:
     settings: the config node ``evaluation``
     frames: T at evaluation, None = the T of the data config
     logger: receives the tables and figures of the report
+    key: what the predictions depend on; with it, a run that was interrupted goes on when it is started again
     whole_step: the step whose evaluation takes every frame, whatever ``evaluation.thin`` says
     """
 
@@ -47,11 +50,12 @@ class SplitEvaluator:
         draw: Callable[[nn.Module, int], None] | None = None,
         logger: Logger | None = None,
         whole_step: int | None = None,
+        key: str | None = None,
     ) -> None:
         self.data, self.settings, self.paths, self.device = data, settings, paths, device
         self.split, self.evaluators, self.causal = str(settings.split), list(settings.evaluators), causal
         self.frames = int(frames or data.frames)
-        self.draw, self.logger = draw, logger
+        self.draw, self.logger, self.key = draw, logger, key
         self.metrics: dict[str, float | None] = {}
         self.whole_step, self._thin = whole_step, thin_settings(settings.get("thin"), self.frames)
 
@@ -108,6 +112,8 @@ class SplitEvaluator:
         figures = write_reports(scored, self.paths.root)
         predictions.frames.write_results(self.paths.root / "predictions.json")
         write_text(self.paths.root / "tubes.json", json.dumps(predictions.tubes))
+        for path in self.paths.evaluation.glob(self._progress("*").name):
+            path.unlink()
         print(f"step {step}: {split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(metrics), flush=True)
         if self.logger is not None:
@@ -137,11 +143,37 @@ class SplitEvaluator:
         """The predictions of ``model`` on ``split``; empty on processes other than the main one."""
         index, was_training = self.data.index(split), model.training
         lengths = dict(zip(index.video_ids.tolist(), index.video_lengths.tolist(), strict=True))
-        batches = self.data.eval_loader(split, frames=self.frames, share=processes.share())
+        done = processes.on_main(self._seen_before)
+        batches = self.data.eval_loader(
+            split, frames=self.frames, share=processes.share(), without=[seen.video for seen in done]
+        )
         keys = {name: self.settings[name] for name in ("score_threshold", "fill_gap", "prior_frames")}
-        videos = list(predict_videos(self.detector(model), batches, lengths, **keys))
+        journal = None if self.key is None else Journal(self._progress(processes.rank()), self.key)
+        videos = []
+        for seen in predict_videos(self.detector(model), batches, lengths, **keys):
+            videos.append(seen)
+            if journal is not None:
+                journal.append(seen.record())
         model.train(was_training)
-        return join_videos(processes.gather(videos), lengths)
+        gathered = processes.gather(videos)
+        return join_videos([*done, *gathered] if processes.rank() == 0 else [], lengths)
+
+    def _progress(self, process: int | str) -> Path:
+        """Where a process takes down the videos that it has predicted; they go when the evaluation is written."""
+        return self.paths.evaluation / f".progress.{process}.jsonl"
+
+    def _seen_before(self) -> list[SeenVideo]:
+        """The videos that an interrupted run of the same command has predicted, on however many processes."""
+        if self.key is None:
+            return []
+        found: list[SeenVideo] = []
+        for path in sorted(self.paths.evaluation.glob(self._progress("*").name)):
+            journal = Journal(path, self.key)
+            found += map(SeenVideo.from_record, journal)
+            journal.close()
+        if found:
+            print(f"goes on after {len(found)} videos of the run before", flush=True)
+        return found
 
 
 def thin_settings(thin: Sequence[int] | None, frames: int) -> tuple[int, int] | None:

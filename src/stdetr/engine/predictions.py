@@ -16,6 +16,8 @@ from stdetr.inference.detector import Detector
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
 from stdetr.structures import ClassNames, ClipBatch, ClipInfo, Tubes
 
+_COLUMNS = {"image_ids": np.int64, "category_ids": np.int64, "boxes": np.float64, "scores": np.float64}
+
 
 @dataclass
 class SplitPredictions:
@@ -36,6 +38,17 @@ class SeenVideo:
     video: int
     frames: Detections
     tubes: list[dict[str, Any]]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON; no digit is lost."""
+        frames = {name: getattr(self.frames, name).tolist() for name in _COLUMNS}
+        return {"video": self.video, "frames": frames, "tubes": self.tubes}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> SeenVideo:
+        columns = {name: np.array(record["frames"][name], kind) for name, kind in _COLUMNS.items()}
+        columns["boxes"] = columns["boxes"].reshape(-1, 4)
+        return cls(record["video"], Detections(**columns), record["tubes"])
 
 
 def predict_videos(
