@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from stdetr.config import compose
+from stdetr.config import compose, instantiate, load_config
 from stdetr.engine import evaluate, evaluation_loop, train
-from stdetr.engine.predictions import predict_videos
+from stdetr.engine.predictions import predict_videos, video_tubes
+from stdetr.inference.detector import Detector
+from stdetr.stitch.association import StitchRules
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,26 @@ def test_an_interrupted_evaluation_goes_on(
     seen.clear()
     with pytest.raises(KeyboardInterrupt):
         run(trained, out, "evaluation.top_k=7")
+
+
+def test_predict_gives_the_tubes_of_eval(trained: Path, tmp_path: Path):
+    run(trained, tmp_path / "out")
+    data = instantiate(load_config(trained).data)
+    index = data.index("val")
+    detector = Detector.from_checkpoint(
+        trained, clip_length=3, overlap=0, score_threshold=0.0, batch_size=8,
+        rules=StitchRules(score_threshold=0.0, track_threshold=0.0),
+    )  # fmt: skip
+    found = []
+    for video in range(index.videos):
+        predictions = detector.predict(data.root / index.video_files[video])
+        found += video_tubes(predictions, int(index.video_ids[video]), 8, fill_gap=2, prior_frames=5)
+    expected = json.loads((tmp_path / "out/tubes.json").read_text())
+    for mine, theirs in zip(found, expected, strict=True):
+        assert all(mine[name] == theirs[name] for name in ("video_id", "category_id", "track_id"))
+        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-6)
+        for box, wanted in zip(mine["bboxes"], theirs["bboxes"], strict=True):  # other batches, so another rounding
+            assert box == (None if wanted is None else pytest.approx(wanted, abs=1e-3))
 
 
 def test_windows_may_overlap_and_old_keys_are_read(trained: Path, tmp_path: Path):
