@@ -102,6 +102,7 @@ class ClipInfo:
     image_ids:   CocoVID image id of each frame; -1 where a frame has no record
     degraded:    True for each frame that the annotation marks as degraded (empty without such marks)
     seed:        for all random draws on this clip in training, whichever process holds it
+    last:        the last frame is the last one that is sampled of its video
     """
 
     video_id: int
@@ -111,6 +112,7 @@ class ClipInfo:
     video_name: str = ""
     degraded: tuple[bool, ...] = ()
     seed: int = 0
+    last: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -284,6 +286,7 @@ class Tubes:
     frame_index: T int64 decoded frame number in the source, from 0
     tube_scores: N float32, the class score of the tube
     present:     N,T bool, frames where the tube is reported (False: outside the tube's life; ignore the box)
+    queries:     N int64, the model's query behind the tube; None once stitched
     """
 
     boxes: Tensor
@@ -293,6 +296,7 @@ class Tubes:
     frame_index: Tensor
     tube_scores: Tensor
     present: Tensor
+    queries: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check("boxes", self.boxes, (None, None, 4))
@@ -312,7 +316,13 @@ class Tubes:
     def select(self, keep: Tensor) -> Tubes:
         """The tubes that the boolean mask or index tensor ``keep`` (N) names."""
         names = ("boxes", "scores", "labels", "track_ids", "tube_scores", "present")
-        return replace(self, **{name: getattr(self, name)[keep] for name in names})
+        queries = None if self.queries is None else self.queries[keep]
+        return replace(self, queries=queries, **{name: getattr(self, name)[keep] for name in names})
+
+    def frames(self, first: int) -> Tubes:
+        """The tubes on the frames from ``first`` on."""
+        parts = {name: getattr(self, name)[:, first:] for name in ("boxes", "scores", "present")}
+        return replace(self, frame_index=self.frame_index[first:], **parts)
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from stdetr.data.coco_vid import read_coco_vid
 from stdetr.data.collate import Collate, continue_count, pad_batch
 from stdetr.data.dataset import ClipDataset, clip_seed, pack_tracks
-from stdetr.data.loader import EpochBatches, build_loader, in_turn, video_batches
+from stdetr.data.loader import EpochBatches, build_loader, video_batches
 from stdetr.data.sampling import CoveringWindows, RandomWindows
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import Clip, ClipInfo, ClipTargets
@@ -75,7 +75,7 @@ def test_targets_by_hand(images: Path) -> None:
     torch.testing.assert_close(targets.boxes[0, 0], torch.tensor([0.25, 0.25, 0.5, 0.5]))
     torch.testing.assert_close(targets.boxes[0, 2], torch.tensor([0.75, 0.75, 0.5, 0.5]))
     assert targets.boxes[0, 1].tolist() == [0, 0, 0, 0]
-    assert clip.info == ClipInfo(5, (0, 1, 2), (10, 11, 12), (6, 8), "clip", (), clip_seed(0, 0, 0))
+    assert clip.info == ClipInfo(5, (0, 1, 2), (10, 11, 12), (6, 8), "clip", (), clip_seed(0, 0, 0), last=True)
 
 
 def _turned(path: Path, orientation: int, width: int = 40, height: int = 20) -> None:
@@ -295,12 +295,15 @@ def test_videos_are_shared_whole_and_batches_stay_the_same(processes: int) -> No
         video_batches(videos, 0)
 
 
-def test_each_worker_gets_a_run_of_neighbouring_batches() -> None:
-    assert in_turn(7, 3) == [0, 3, 5, 1, 4, 6, 2]  # 0 1 2, 3 4 and 5 6
-    assert in_turn(2, 4) == [0, 1]
-    assert in_turn(0, 2) == []
-    batches = video_batches(np.zeros(10, np.int64), 2, runs=2)
-    assert [[n for _, n in batch] for batch in batches] == [[0, 1], [6, 7], [2, 3], [8, 9], [4, 5]]
+def test_each_worker_reads_whole_videos() -> None:
+    videos = np.repeat(np.arange(3), [4, 8, 5])
+    batches = video_batches(videos, 2, workers=2)
+    # Eight clips to the first worker, four and five to the second, which needs one batch more.
+    first, second = [[4, 5], [6, 7], [8, 9], [10, 11]], [[0, 1], [2, 3], [12, 13], [14, 15], [16]]
+    taken = [[n for _, n in batch] for batch in batches]
+    assert taken[:8:2] == first
+    assert taken[1:8:2] + taken[8:] == second
+    assert sorted(taken) == sorted(first + second)
 
 
 def test_workers_change_nothing(small_toy: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from stdetr.config import compose
 from stdetr.engine import export, train
-from stdetr.inference.detector import load_model
+from stdetr.inference.load import load_model
 
 
 @pytest.fixture

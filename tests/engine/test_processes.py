@@ -130,7 +130,12 @@ def runs(toy_root: Path, tmp_path_factory: pytest.TempPathFactory, compose_tiny)
     evaluations = [
         compose(
             "eval",
-            [f"checkpoint={root / 'one'}", f"output_dir={root / name}", "device=cpu", "evaluation.track_score=0.0"],
+            [
+                f"checkpoint={root / 'one'}",
+                f"output_dir={root / name}",
+                "device=cpu",
+                "evaluation.stitch.score_threshold=0.0",
+            ],
         )
         for name in ("eval_one", "eval_two")
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from stdetr.cli import main
 from stdetr.config import RunPaths
@@ -100,13 +101,13 @@ def test_the_record_of_a_training_run_goes_on(files: Path) -> None:
 def test_training_hands_its_report_to_the_logger(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = json.loads((files / "predictions.json").read_text())
     found = SplitPredictions(Detections.from_results(predictions), [])
-    monkeypatch.setattr(SplitEvaluator, "predictions", lambda *_: found)
+    monkeypatch.setattr(SplitEvaluator, "_predictions", lambda *_: found)
     logger = JsonlLogger(files / "run")
     logger.start({})
     evaluator = SplitEvaluator(
-        data=SimpleNamespace(annotations=lambda split: files / "annotations.json"),  # pyright: ignore[reportArgumentType]
-        split="val", paths=RunPaths(files / "run"), device=torch.device("cpu"), evaluators=["coco", "vid"], predict={},
-        logger=logger,
+        data=SimpleNamespace(annotations=lambda split: files / "annotations.json", frames=5),  # pyright: ignore[reportArgumentType]
+        settings=OmegaConf.create({"split": "val", "evaluators": ["coco", "vid"]}), paths=RunPaths(files / "run"),
+        device=torch.device("cpu"), logger=logger,
     )  # fmt: skip
     metrics = evaluator(torch.nn.Identity(), 40)
     records = read_metrics(files / "run/metrics.jsonl")

@@ -113,6 +113,10 @@ class ArraySource:
         self.pictures, self.fps, self.name = frames, fps, name
         self.size = (frames.shape[1], frames.shape[2])
 
+    @property
+    def corrupt(self) -> set[int]:
+        return set()
+
     def __len__(self) -> int:
         return len(self.pictures)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stdetr.checkpoint import find_checkpoint, load_weights
-from stdetr.inference.detector import load_model
+from stdetr.inference.load import load_model
 
 
 @pytest.fixture

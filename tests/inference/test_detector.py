@@ -10,12 +10,12 @@ import torch
 
 from stdetr.config import compose, instantiate
 from stdetr.data.transforms import ClipTransform, ResizeShortSide
-from stdetr.inference.detector import Detector, choose_device, default_overlap, normalised_to_uint8
-from stdetr.inference.windows import iterate_windows
+from stdetr.inference.detector import Detector, default_overlap
+from stdetr.inference.load import choose_device
 from stdetr.models.detector import ClipDetector
 from stdetr.models.postprocess import to_tubes
 from stdetr.stitch.association import StitchRules
-from stdetr.stitch.stitching import best_class_only, visible_frames
+from stdetr.stitch.stitching import visible_frames
 from stdetr.structures import ClassNames, Tubes
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -103,24 +103,29 @@ def clip_detector(*overrides: str) -> ClipDetector:
 
 def of_model(model: ClipDetector, **settings) -> Detector:
     transform = ClipTransform([], mean=MEAN, std=STD)
-    return Detector(model, CLASSES, transform, clip_length=5, overlap=2, score_threshold=0.02, presence=0.0, **settings)
+    return Detector(
+        model, CLASSES, transform, clip_length=5, overlap=2, score_threshold=0.02, presence_threshold=0.0, **settings
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_reused_features_give_what_each_window_by_itself_gives(squares, array_source, batch_size):
     detector = of_model(clip_detector("model.encoder_layers=1"), batch_size=batch_size)
     video = array_source(squares(journey(12)))
-    given = list(detector._by_windows(video, 0, None))
-    windows = list(iterate_windows(video, 5, 2))
-    for tubes, window in zip(given, windows, strict=True):
-        batch = detector.batch([window], video)
+    pieces = list(detector.follow(detector._batches(video, video.iterate(), False)))
+    assert pieces.pop().pairs is None
+    starts = [0, 3, 6, 7]
+    for piece, start, new in zip(pieces, starts, [5, 3, 3, 1], strict=True):
+        window = tuple(range(start, start + 5))
+        batch = detector.batch(window, video.read(window), video)
         with torch.no_grad():
             output = detector.model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
-        (expected,) = to_tubes(output, batch.infos, 100, 0.02, 0.0)
-        expected = best_class_only(visible_frames(expected, score_threshold=0.02))
-        assert len(tubes) > 5 and torch.equal(tubes.labels, expected.labels)
-        torch.testing.assert_close(tubes.boxes, expected.boxes, atol=1e-3, rtol=0)
-        torch.testing.assert_close(tubes.scores, expected.scores, atol=1e-5, rtol=0)
+        (expected,) = to_tubes(output, batch.infos, 100, 0.0)
+        assert piece.info.frame_index == window[-new:] == tuple(expected.frame_index[-new:].tolist())
+        assert piece.pairs is not None and len(piece.pairs) > 5
+        assert torch.equal(piece.pairs.labels, expected.labels)
+        torch.testing.assert_close(piece.pairs.boxes, expected.boxes[:, -new:], atol=1e-3, rtol=0)
+        torch.testing.assert_close(piece.pairs.scores, expected.scores[:, -new:], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -198,7 +203,7 @@ def _quiet(model):
 
 
 def test_weak_detections_stay_but_get_no_id(colour_detector, squares, array_source):
-    detector = make(colour_detector, track_threshold=0.99)
+    detector = make(colour_detector, rules=StitchRules(track_threshold=0.99))
     predictions = detector.predict(array_source(squares(journey(6))))
     assert set(predictions.track_ids.tolist()) == {-1}
     assert len(predictions) == 6 + 2
@@ -221,14 +226,14 @@ def test_from_checkpoint_reads_the_run(tmp_path, write_run, squares, array_sourc
     assert float(detector.model.threshold) == 0.25
     assert len(detector.predict(array_source(squares(journey(6))))) == 8
     longer = Detector.from_checkpoint(run, clip_length=10, rules=StitchRules(max_gap=3))
-    assert (longer.clip_length, longer.overlap, longer.rules.max_gap, longer.rules.birth_score) == (10, 4, 3, 0.4)
+    assert (longer.clip_length, longer.overlap, longer.rules.max_gap, longer.rules.track_threshold) == (10, 4, 3, 0.4)
 
 
 def test_settings_are_checked(colour_detector, squares, array_source):
     for settings, message in (
         ({"overlap": 5}, r"overlap=5 must lie in \[0, clip_length - 1\] = \[0, 4\]"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
-        ({"presence": 1.5}, r"presence=1.5 must lie in \[0, 1\]"),
+        ({"presence_threshold": 1.5}, r"presence_threshold=1.5 must lie in \[0, 1\]"),
         ({"precision": "half"}, "precision='half' is not one of fp32, bf16, fp16"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -240,13 +245,6 @@ def test_settings_are_checked(colour_detector, squares, array_source):
     assert [default_overlap(frames) for frames in (1, 2, 5, 8)] == [0, 0, 2, 3]
 
 
-def test_pixels_come_back_from_normalised_frames():
-    transform = ClipTransform([], mean=MEAN, std=STD)
-    pixels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
-    frames, _, _ = transform(pixels, torch.zeros(0, 4))
-    assert torch.equal(normalised_to_uint8(frames, transform), pixels.permute(0, 2, 3, 1))
-
-
 def tubes_of(boxes: list, labels: list, scores: list, tube_scores: list) -> Tubes:
     count, frames = len(boxes), len(scores[0])
     return Tubes(
@@ -254,16 +252,6 @@ def tubes_of(boxes: list, labels: list, scores: list, tube_scores: list) -> Tube
         torch.tensor(labels), torch.full((count,), -1), torch.arange(frames), torch.tensor(tube_scores),
         torch.ones(count, frames, dtype=torch.bool),
     )  # fmt: skip
-
-
-def test_a_query_counts_once_under_its_surest_class():
-    first, second = [0.0, 0, 4, 4], [1.0, 1, 5, 5]
-    tubes = tubes_of([second, first, first, second, first], [0, 1, 2, 1, 0], [[0.1]] * 5, [0.2, 0.9, 0.3, 0.95, 0.1])
-    kept = best_class_only(tubes)
-    assert kept.labels.tolist() == [1, 1]
-    assert kept.tube_scores.tolist() == pytest.approx([0.95, 0.9])
-    assert kept.boxes[:, 0, 0].tolist() == [1, 0]
-    assert len(best_class_only(tubes.select(torch.zeros(5, dtype=torch.bool)))) == 0
 
 
 def test_frames_without_the_object_are_not_present():

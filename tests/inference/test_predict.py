@@ -40,7 +40,7 @@ def trained(tmp_path: Path, write_run) -> Path:
 def test_predict_writes_everything(tmp_path: Path, video: Path, trained: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     cfg = configs.compose("predict", [f"checkpoint={trained}", f"source={video}", f"output_dir={out}"])
-    predictions = run(cfg)
+    (predictions,) = run(cfg)
 
     names = {"overlay.mp4", "tracks.txt", "predictions.json", "detections.csv", "sampling.png", "predict.yaml"}
     assert {path.name for path in out.iterdir()} == names
@@ -68,14 +68,17 @@ def test_predict_writes_everything(tmp_path: Path, video: Path, trained: Path, c
 def test_options_reach_the_detector_and_the_files(tmp_path: Path, video: Path, write_run, capsys):
     trained = write_run(tmp_path / "dense", target="colour_models.ColourDetector")
     annotations = tmp_path / "val.json"
-    images = [{"id": 500 + f, "video_id": 9, "frame_id": f} for f in range(LENGTH)]
-    annotations.write_text(json.dumps({"videos": [{"id": 9, "name": "squares"}], "images": images}))
+    size = {"width": 80, "height": 60}
+    images = [{"id": 500 + f, "video_id": 9, "frame_id": f, **size} for f in range(LENGTH)]
+    video_record = {"id": 9, "name": "squares", "file_name": "squares.mp4", "length": LENGTH, **size}
+    content = {"videos": [video_record], "images": images, "annotations": [], "categories": [{"id": 7, "name": "red"}]}
+    annotations.write_text(json.dumps(content))
     out = tmp_path / "out"
     cfg = configs.compose("predict", [
         f"checkpoint={trained}", f"source={video}", f"output_dir={out}", f"annotations={annotations}", "overlay=false",
         "max_frames=4", "start=3", "clip_length=2", "overlap=1", "device=cpu", "stitch.max_gap=3", "batch_size=2",
     ])  # fmt: skip
-    predictions = run(cfg)
+    (predictions,) = run(cfg)
     assert predictions.info.frame_index == (3, 4, 5, 6)
     assert {path.name for path in out.iterdir()} == {"tracks.txt", "predictions.json", "detections.csv", "predict.yaml"}
     assert "sampling.png is not written" in capsys.readouterr().out

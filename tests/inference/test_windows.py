@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from stdetr.inference.windows import iterate_windows
+from stdetr.inference.windows import WindowCutter
 
 
-def spans(array_source, length: int, *args, **kwargs) -> list[tuple[int, ...]]:
-    source = array_source(np.arange(length, dtype=np.uint8)[:, None, None, None].repeat(3, -1))
-    windows = list(iterate_windows(source, *args, **kwargs))
-    for window in windows:
-        assert window.frames[:, 0, 0, 0].tolist() == list(window.frame_index)
-    return [window.frame_index for window in windows]
+def spans(length: int, frames: int, overlap: int) -> list[tuple[int, ...]]:
+    """The windows of a video of ``length`` frames; those that are new follow each other without a gap."""
+    cutter: WindowCutter[int] = WindowCutter(frames, overlap)
+    found = [window for window in (*map(cutter.push, range(length)), cutter.end()) if window is not None]
+    assert [frame for window, new in found for frame in window[-new:]] == list(range(length))
+    assert cutter.end() is None
+    return [tuple(window) for window, _ in found]
 
 
-def test_the_last_window_is_moved_back(array_source):
-    assert spans(array_source, 12, 5, 2) == [(0, 1, 2, 3, 4), (3, 4, 5, 6, 7), (6, 7, 8, 9, 10), (7, 8, 9, 10, 11)]
-    assert spans(array_source, 8, 5, 2) == [(0, 1, 2, 3, 4), (3, 4, 5, 6, 7)]
-    assert spans(array_source, 7, 3, 0) == [(0, 1, 2), (3, 4, 5), (4, 5, 6)]
-    assert spans(array_source, 3, 1, 0) == [(0,), (1,), (2,)]
-    assert spans(array_source, 5, 3, 2) == [(0, 1, 2), (1, 2, 3), (2, 3, 4)]
+def test_the_last_window_is_moved_back():
+    assert spans(12, 5, 2) == [(0, 1, 2, 3, 4), (3, 4, 5, 6, 7), (6, 7, 8, 9, 10), (7, 8, 9, 10, 11)]
+    assert spans(8, 5, 2) == [(0, 1, 2, 3, 4), (3, 4, 5, 6, 7)]
+    assert spans(7, 3, 0) == [(0, 1, 2), (3, 4, 5), (4, 5, 6)]
+    assert spans(3, 1, 0) == [(0,), (1,), (2,)]
+    assert spans(5, 3, 2) == [(0, 1, 2), (1, 2, 3), (2, 3, 4)]
 
 
-def test_short_and_empty_videos(array_source):
-    assert spans(array_source, 3, 5, 2) == [(0, 1, 2)]
-    assert spans(array_source, 1, 5, 4) == [(0,)]
-    assert spans(array_source, 0, 5, 2) == []
-
-
-def test_start_stop_and_step(array_source):
-    assert spans(array_source, 20, 3, 1, start=4, stop=14, step=2) == [(4, 6, 8), (8, 10, 12)]
-    assert spans(array_source, 20, 3, 1, start=19) == [(19,)]
+def test_short_and_empty_videos():
+    assert spans(3, 5, 2) == [(0, 1, 2)]
+    assert spans(1, 5, 4) == [(0,)]
+    assert spans(0, 5, 2) == []
 
 
 @pytest.mark.parametrize(
@@ -43,8 +38,6 @@ def test_start_stop_and_step(array_source):
         ((5, -1), "overlap=-1"),
     ],
 )
-def test_numbers_that_do_not_fit(array_source, arguments, message):
+def test_numbers_that_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
-        spans(array_source, 10, *arguments)
-    with pytest.raises(ValueError, match="step=0 must be at least 1"):
-        spans(array_source, 10, 5, 0, step=0)
+        WindowCutter(*arguments)

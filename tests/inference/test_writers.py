@@ -100,13 +100,19 @@ def test_columns_must_have_one_length():
 
 
 def write_annotations(path: Path) -> Path:
+    size = {"width": 80, "height": 60}
+    names = ("park", "v/park.mp4"), ("street", "v/street.avi")
     content = {
-        "videos": [{"id": 1, "name": "park", "file_name": "v/park.mp4"}, {"id": 2, "name": "street"}],
-        "images": [
-            *({"id": 70 + f, "video_id": 2, "frame_id": f} for f in (0, 1, 4)),
-            {"id": 1, "video_id": 1, "frame_id": 0},
+        "videos": [
+            {"id": n, "name": name, "file_name": file, "length": 9, **size} for n, (name, file) in enumerate(names, 1)
         ],
-    }  # fmt: skip
+        "images": [
+            *({"id": 70 + f, "video_id": 2, "frame_id": f, **size} for f in (0, 1, 4)),
+            {"id": 1, "video_id": 1, "frame_id": 0, **size},
+        ],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
     path.write_text(json.dumps(content))
     return path
 
@@ -118,10 +124,10 @@ def test_image_ids_of_an_annotation_file(tmp_path: Path):
     results = json.loads(predictions().to_coco(tmp_path / "p.json", image_ids=ids).read_text())
     assert [result["image_id"] for result in results] == [70, 71, 74]  # frames without a record are left out
     assert image_ids_of(annotations, "park.mp4") == {0: 1}
-    with pytest.raises(ValueError, match=r"has no video named stret.mp4; did you mean street\?"):
+    with pytest.raises(ValueError, match=r"has no video named stret.mp4; did you mean 'street'\?"):
         image_ids_of(annotations, "stret.mp4")
     with pytest.raises(FileNotFoundError, match=r"annotations=.* does not exist"):
         image_ids_of(tmp_path / "none.json", "street.mp4")
     (tmp_path / "bad.json").write_text('{"videos": []}')
-    with pytest.raises(ValueError, match=r"is not a CocoVID file \(videos, images\): KeyError\('images'\)"):
+    with pytest.raises(ValueError, match=r"bad\.json"):
         image_ids_of(tmp_path / "bad.json", "street.mp4")

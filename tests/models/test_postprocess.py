@@ -32,7 +32,7 @@ def output(frames: int = 2) -> ModelOutput:
 
 
 def test_a_frames_score_is_the_geometric_mean_of_tube_and_frame() -> None:
-    (tubes,) = to_tubes(output(), [INFO], presence=0.3)
+    (tubes,) = to_tubes(output(), [INFO], presence_threshold=0.3)
     assert tubes.labels.tolist() == [0, 1, 0, 1]  # by the tube's score: 0.8, 0.5, 0.2, 0.1
     torch.testing.assert_close(tubes.tube_scores, torch.tensor([0.8, 0.5, 0.2, 0.1]))
     wanted = [[0.16, 0.64], [0.25, 0.01], [0.10, 0.02], [0.01, 0.04]]  # products, before the root
@@ -43,13 +43,10 @@ def test_a_frames_score_is_the_geometric_mean_of_tube_and_frame() -> None:
     torch.testing.assert_close(tubes.boxes[1, 0], torch.tensor([0.0, 15.0, 10.0, 35.0]))  # cut at the frame's edge
 
 
-def test_the_best_pairs_only_and_those_above_the_threshold() -> None:
+def test_the_best_pairs_only_and_their_queries() -> None:
     (tubes,) = to_tubes(output(), [INFO], top_k=2)
     assert tubes.labels.tolist() == [0, 1]
-    (tubes,) = to_tubes(output(), [INFO], score_threshold=0.6)
-    assert tubes.labels.tolist() == [0]  # only the first tube has a frame (0.8) above it
-    (tubes,) = to_tubes(output(), [INFO], score_threshold=0.9)
-    assert len(tubes) == 0 and tubes.boxes.shape == (0, 2, 4)
+    assert tubes.queries is not None and tubes.queries.tolist() == [0, 1]
 
 
 def test_frames_that_only_pad_the_clip_are_cut_off() -> None:

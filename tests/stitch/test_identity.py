@@ -113,7 +113,7 @@ def test_weak_detections_carry_a_track_over_but_do_not_bring_it_back():
         path.update(walk(weak, 30, 2, score=0.1))
         seen = {frame: row for frame, row in path.items() if frame not in hidden}
         clips = [clip(span, cut(seen, span)) if cut(seen, span) else clip(span) for span in spans(40, 5, 0)]
-        return ids_at(predictions(Stitcher(0, StitchRules(birth_score=0.4)), clips), seen)
+        return ids_at(predictions(Stitcher(0, StitchRules(track_threshold=0.4)), clips), seen)
 
     assert set(found(weak=range(10, 20), hidden=range(0))) == {1}
     # Hidden for ten frames and weak for five: the weak ones are nobody's, the strong ones after them are its own.
@@ -124,7 +124,7 @@ def test_a_strong_tube_goes_to_the_strong_track_before_a_weak_one_fits_better():
     # The weak track lies exactly where the tube continues, the strong one 4 px off.
     first = clip(range(2), walk(range(2), 50, 0), walk(range(2), 54, 0, y=58, score=0.2))
     second = clip(range(2, 4), walk(range(2, 4), 54, 0, y=58))
-    stitcher = Stitcher(0, StitchRules(birth_score=0.4))
+    stitcher = Stitcher(0, StitchRules(track_threshold=0.4))
     stitcher.push(first)
     assert stitcher.push(second).track_ids.tolist() == [1]
 
@@ -179,7 +179,7 @@ def test_filled_predictions_keep_order_and_leave_unconfirmed_ones_alone():
     hidden = {f: row for f, row in path.items() if f not in (8, 10, 16)}
     weak = {0: (200.0, 50.0, 0.1), 6: (200.0, 50.0, 0.1)}
     frames = range(0, 24, 2)  # every second frame is looked at
-    found = predictions(Stitcher(0, StitchRules(birth_score=0.4)), [clip(frames, hidden, weak)])
+    found = predictions(Stitcher(0, StitchRules(track_threshold=0.4)), [clip(frames, hidden, weak)])
     assert len(found) == 9 + 2
     once = found.filled(1)
     assert once.frame_index[once.track_ids == 1].tolist() == [0, 2, 4, 6, 12, 14, 16, 18, 20, 22]

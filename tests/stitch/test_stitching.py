@@ -259,7 +259,7 @@ def test_weak_tracks_get_their_id_when_they_become_sure():
     def other(frame: int) -> tuple[float, float]:
         return (150.0, 50.0)
 
-    stitcher = Stitcher(0, StitchRules(birth_score=0.5))
+    stitcher = Stitcher(0, StitchRules(track_threshold=0.5))
     assert stitcher.push(window([0, 1], (still, other), score=0.2)).track_ids.tolist() == [-1, -1]
     assert stitcher.push(window([2, 3], (other,), score=0.6)).track_ids.tolist() == [1]
     last = stitcher.push(window([4, 5], (still, other), score=0.5))

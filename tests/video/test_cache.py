@@ -40,9 +40,9 @@ def test_memory_decodes_once_and_forgets_the_oldest(
 ) -> None:
     opened: list[str] = []
 
-    def counting(path: Path, *, backend: str) -> object:
+    def counting(path: Path, *, backend: str, on_corrupt: str) -> object:
         opened.append(Path(path).name)
-        return open_source(path, backend=backend)
+        return open_source(path, backend=backend, on_corrupt=on_corrupt)
 
     monkeypatch.setattr("stdetr.video.cache.open_source", counting)
     copies = [tmp_path / f"{name}.mp4" for name in "abc"]

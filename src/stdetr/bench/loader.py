@@ -237,7 +237,7 @@ def _measure_backend(backend: str, folder: Path, video: Path, length: int, setti
     def source() -> int:
         dataset = _dataset(folder, backend, in_order)
         for number in range(len(dataset)):
-            dataset._frames(np.array(dataset.sampler.clip(dataset.index, 0, number).rows))
+            dataset._frames(np.array(dataset.sampler.clip(dataset.index, 0, number)))
         return length
 
     contiguous = {workers: loader(in_order, workers) for workers in settings.workers}

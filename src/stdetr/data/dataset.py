@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from stdetr.data.coco_vid import CocoVid
-from stdetr.data.sampling import ClipRows, ClipSampler
+from stdetr.data.sampling import ClipSampler
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import ClassNames, Clip, ClipInfo, ClipTargets
 from stdetr.video.cache import FrameCache, NoCache
@@ -88,8 +88,7 @@ class ClipDataset(Dataset[Clip]):
         epoch, number = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= number < len(self):
             raise IndexError(f"clip {number} of {len(self)}")
-        clip = self.sampler.clip(self.index, epoch, number)
-        rows = np.array(clip.rows)
+        rows = np.array(self.sampler.clip(self.index, epoch, number))
         annotations = self.index.annotations(rows)
         frames = torch.from_numpy(np.stack(self._frames(rows))).permute(0, 3, 1, 2)
         seed = clip_seed(self.seed, epoch, number)
@@ -117,11 +116,11 @@ class ClipDataset(Dataset[Clip]):
             ignored=annotations.ignored[keep],
             frames=len(rows),
         )
-        return Clip(frames, targets, self._info(rows, clip, seed))
+        return Clip(frames, targets, self._info(rows, seed))
 
     def videos(self) -> np.ndarray:
         """The video (its position in the index) of each clip of an evaluation."""
-        first = (self.sampler.clip(self.index, 0, number).rows[0] for number in range(len(self)))
+        first = (self.sampler.clip(self.index, 0, number)[0] for number in range(len(self)))
         return np.fromiter((self.index.video_of(row) for row in first), np.int64, len(self))
 
     def _frames(self, rows: np.ndarray) -> Sequence[np.ndarray]:
@@ -143,21 +142,19 @@ class ClipDataset(Dataset[Clip]):
                 )
         return frames
 
-    def _info(self, rows: np.ndarray, clip: ClipRows, seed: int) -> ClipInfo:
+    def _info(self, rows: np.ndarray, seed: int) -> ClipInfo:
         video = self.index.video_of(int(rows[0]))
-        image_ids = self.index.image_ids[rows].tolist()
-        if clip.repeated:
-            image_ids = [-1 if again else image for image, again in zip(image_ids, clip.repeated, strict=True)]
         degraded = (self.index.degradation[rows] >= 0).tolist() if self.index.marks_degradation else []
         height, width = self.index.video_sizes[video].tolist()
         return ClipInfo(
             video_id=int(self.index.video_ids[video]),
             frame_index=tuple(self.index.frame_ids[rows].tolist()),
-            image_ids=tuple(image_ids),
+            image_ids=tuple(self.index.image_ids[rows].tolist()),
             source_size=(height, width),
             video_name=self.index.video_names[video],
             degraded=tuple(degraded),
             seed=seed,
+            last=int(rows[-1]) + 1 == self.index.rows(video).stop,
         )
 
 

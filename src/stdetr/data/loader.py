@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -66,39 +67,43 @@ class EpochBatches(Sampler[Batch]):
             yield [(self.epoch, int(number)) for number in part]
 
 
-def video_batches(videos: np.ndarray, batch_size: int, *, share: Share = (0, 1), runs: int = 1) -> list[Batch]:
-    """A process's share of the batches that show every clip once.
+def video_batches(
+    videos: np.ndarray, batch_size: int, *, share: Share = (0, 1), workers: int = 1, without: Collection[int] = ()
+) -> list[Batch]:
+    """A process's share of the batches that show every clip once, those of a video in order.
 
-    Whole videos are assigned, the longest first, each to the process with the fewest clips so far.  A batch holds clips
-    of one video only, so batches and results do not depend on the number of processes.
+    Whole videos are assigned, the longest first, each to the process with the fewest clips so far; and in the same way
+    to the workers of a process, whose batches are taken in turn, as a loader deals them: each worker reads consecutive
+    batches.  A batch holds clips of one video only, so batches and results do not depend on the number of processes.
 
-    videos: the video of each clip
-    runs: cut the batches into this many runs of neighbours and take one batch of each in turn.  A loader deals its
-        batches to its workers in turn, so with one run per worker each worker reads consecutive batches
+    videos: the video of each clip; without: those that are left out
     """
     if not batch_size or batch_size < 1:
         raise ValueError(f"data.loader.eval_batch_size must be at least 1, got {batch_size}")
-    rank, processes = share
     order = np.argsort(videos, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(videos[order])) + 1) if len(order) else []
-    load, chosen = [0] * processes, []
+    groups = [group for group in groups if videos[group[0]] not in without]
+    rank, processes = share
+    parts = _dealt(_dealt(groups, processes)[rank], workers)
+    lines = [
+        [
+            [(0, int(number)) for number in group[first : first + batch_size]]
+            for group in part
+            for first in range(0, len(group), batch_size)
+        ]
+        for part in parts
+    ]
+    return [batch for turn in zip_longest(*lines) for batch in turn if batch is not None]
+
+
+def _dealt(groups: Sequence[np.ndarray], parts: int) -> list[list[np.ndarray]]:
+    """The groups in parts of about equal length, in each in the order given."""
+    load, chosen = [0] * parts, [[] for _ in range(parts)]
     for place in sorted(range(len(groups)), key=lambda place: -len(groups[place])):
         least = load.index(min(load))
         load[least] += len(groups[place])
-        if least == rank:
-            chosen.append(place)
-    batches = [
-        [(0, int(number)) for number in groups[place][first : first + batch_size]]
-        for place in sorted(chosen)
-        for first in range(0, len(groups[place]), batch_size)
-    ]
-    return [batches[number] for number in in_turn(len(batches), runs)]
-
-
-def in_turn(count: int, runs: int) -> list[int]:
-    """0, ..., count - 1 cut into runs whose lengths differ by at most one, the longer first, then interleaved."""
-    starts = [run * (count // runs) + min(run, count % runs) for run in range(runs)]
-    return [starts[place % runs] + place // runs for place in range(count)]
+        chosen[least].append(place)
+    return [[groups[place] for place in sorted(part)] for part in chosen]
 
 
 class ClipLoader(DataLoader[ClipBatch]):
@@ -157,6 +162,7 @@ def build_loader(
     start_method: str = "forkserver",
     timeout: float = 0.0,
     share: Share = (0, 1),
+    without: Collection[int] = (),
 ) -> ClipLoader:
     """A loader whose batches do not depend on the number of workers, nor, taken together, on that of processes.
 
@@ -165,6 +171,7 @@ def build_loader(
         They live as long as the loader
     prefetch: batches that each worker prepares ahead, which bounds the memory
     pin_memory: where there is a GPU, put frames in page-locked memory
+    without: videos (their positions in the index) that are left out where not shuffled
     timeout: seconds to wait for a batch of a worker before the run ends with an error; 0 waits forever
 
     Raises ValueError for settings that give no batch.
@@ -180,7 +187,7 @@ def build_loader(
     if shuffle:
         batches = EpochBatches(len(dataset), batch_size, seed=seed, share=share)
     else:
-        batches = video_batches(dataset.videos(), batch_size, share=share, runs=max(num_workers, 1))
+        batches = video_batches(dataset.videos(), batch_size, share=share, workers=max(num_workers, 1), without=without)
     return ClipLoader(
         dataset,  # pyright: ignore[reportArgumentType] - a loader of batches over a dataset of clips
         batch_sampler=batches,

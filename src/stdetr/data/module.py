@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import nn
 
 from stdetr.data.coco_vid import CocoVid, read_coco_vid
@@ -69,6 +70,7 @@ class DataModule:
     strict: a box outside its frame is an error (otherwise it is clipped)
     cache, cache_dir, cache_limit_gb, cache_quality: ``none``, ``memory``, ``disk`` or ``jpeg``, see
         :mod:`stdetr.video.cache`
+    on_corrupt: what to do with a frame that its decoder calls damaged: ``stop``, or ``keep`` it with a warning
     probe_seconds: time within which another process must be able to open each video file; None skips that check
 
     Raises ValueError or FileNotFoundError in one line for keys and files that do not fit.
@@ -99,6 +101,7 @@ class DataModule:
         cache_limit_gb: float = 2.0,
         cache_quality: int = 95,
         probe_seconds: float | None = None,
+        on_corrupt: str = "stop",
         seed: int = 0,
     ) -> None:
         self._root, self._files = Path(root), {"train": train, "val": val, "test": test}
@@ -106,10 +109,11 @@ class DataModule:
         self._train_transform = ClipTransform(
             list(train_transforms), mean=mean, std=std, min_side=min_side, min_share=min_share
         )
-        self._eval_transform = ClipTransform(list(eval_transforms), mean=mean, std=std)
+        self.eval_transform = ClipTransform(list(eval_transforms), mean=mean, std=std)
         self.loader = loader if isinstance(loader, LoaderSettings) else LoaderSettings(**dict(loader or {}))  # pyright: ignore[reportArgumentType]
         self.benchmark, self.backend, self.strict, self.seed = benchmark, backend, strict, seed
-        self._cache = make_cache(cache, cache_dir, cache_limit_gb, cache_quality)
+        self.on_corrupt = on_corrupt
+        self._cache = make_cache(cache, cache_dir, cache_limit_gb, cache_quality, on_corrupt)
         self._probe_seconds = probe_seconds
         self._probe_record = None if cache_dir is None else Path(cache_dir) / "probed.json"
         self._indices: dict[str, CocoVid] = {}
@@ -195,9 +199,11 @@ class DataModule:
             index,
             self.root,
             sampler if frames is None else sampler.with_frames(frames),
-            self._train_transform if train else self._eval_transform,
+            self._train_transform if train else self.eval_transform,
             # A lossy cache serves training alone: numbers do not depend on it, and reading in order needs none.
-            cache=self._cache if train or not isinstance(self._cache, JpegCache) else NoCache(),
+            cache=self._cache
+            if train or not isinstance(self._cache, JpegCache)
+            else NoCache(on_corrupt=self.on_corrupt),
             backend=self.backend,
             seed=self.seed,
         )
@@ -236,16 +242,22 @@ class DataModule:
         frames: int | None = None,
         batch_size: int | None = None,
         share: Share = (0, 1),
+        without: Collection[int] = (),
     ) -> ClipLoader:
         """Batches that cover every frame of a split once, without augmentation; in order, or with one run of batches
         per worker in turn.
 
         share: (rank, processes), for a process that takes its part of the videos
+        without: ids of videos that are left out
         """
         size = batch_size or self.loader.eval_batch_size
-        return self._loader(self.dataset(split, train=False, frames=frames), size, train=False, share=share)
+        places = np.flatnonzero(np.isin(self.index(split).video_ids, list(without))).tolist()
+        dataset = self.dataset(split, train=False, frames=frames)
+        return self._loader(dataset, size, train=False, share=share, without=places)
 
-    def _loader(self, dataset: ClipDataset, batch_size: int, *, train: bool, share: Share) -> ClipLoader:
+    def _loader(
+        self, dataset: ClipDataset, batch_size: int, *, train: bool, share: Share, without: Collection[int] = ()
+    ) -> ClipLoader:
         settings = self.loader
         return build_loader(
             dataset,
@@ -259,4 +271,5 @@ class DataModule:
             start_method=settings.start_method,
             timeout=settings.timeout,
             share=share,
+            without=without,
         )

@@ -19,14 +19,6 @@ import numpy as np
 from stdetr.data.coco_vid import CocoVid
 
 
-@dataclass(frozen=True)
-class ClipRows:
-    """The rows of one clip; ``repeated`` marks frames that another clip already covers (evaluation)."""
-
-    rows: tuple[int, ...]
-    repeated: tuple[bool, ...] = ()
-
-
 class ClipSampler(Protocol):
     """Turns an index into clips."""
 
@@ -39,7 +31,7 @@ class ClipSampler(Protocol):
         """Number of clips per epoch."""
         ...
 
-    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+    def clip(self, index: CocoVid, epoch: int, number: int) -> tuple[int, ...]:
         """Clip ``number`` of ``epoch``."""
         ...
 
@@ -88,7 +80,7 @@ class RandomWindows:
     def count(self, index: CocoVid) -> int:
         return max(1, (self.frames_per_epoch or index.images) // self.frames)
 
-    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+    def clip(self, index: CocoVid, epoch: int, number: int) -> tuple[int, ...]:
         lap, place = divmod(number, index.images)
         anchor = int(_permutation(self.seed, epoch + 1_000_003 * lap, index.images)[place])
         rng = np.random.default_rng([self.seed, epoch, number, 1])
@@ -97,10 +89,10 @@ class RandomWindows:
         fitting = (len(rows) - 1) // max(self.frames - 1, 1)
         stride = max(1, min(int(rng.choice(self.stride)), fitting))
         if len(rows) <= (self.frames - 1) * stride:
-            return ClipRows(tuple(rows))
+            return tuple(rows)
         start = anchor - int(rng.integers(self.frames)) * stride
         start = min(max(start, rows.start), rows.stop - 1 - (self.frames - 1) * stride)
-        return ClipRows(tuple(range(start, start + self.frames * stride, stride)))
+        return tuple(range(start, start + self.frames * stride, stride))
 
     def with_frames(self, frames: int) -> RandomWindows:
         return replace(self, frames=frames)
@@ -129,7 +121,7 @@ class KeyframeReferences:
     def count(self, index: CocoVid) -> int:
         return max(1, (self.frames_per_epoch or index.images) // self.frames)
 
-    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+    def clip(self, index: CocoVid, epoch: int, number: int) -> tuple[int, ...]:
         lap, place = divmod(number, index.images)
         key = int(_permutation(self.seed, epoch + 1_000_003 * lap, index.images)[place])
         rng = np.random.default_rng([self.seed, epoch, number, 1])
@@ -137,61 +129,40 @@ class KeyframeReferences:
         last = key if self.causal else min(key + self.reach, rows.stop - 1)
         near = np.array([row for row in range(max(key - self.reach, rows.start), last + 1) if row != key], dtype=int)
         references = rng.choice(near, size=min(self.frames - 1, len(near)), replace=False)
-        return ClipRows(tuple(sorted([key, *(int(row) for row in references)])))
+        return tuple(sorted([key, *(int(row) for row in references)]))
 
     def with_frames(self, frames: int) -> KeyframeReferences:
         return replace(self, frames=frames)
 
 
 @lru_cache(maxsize=8)
-def _clips_per_video(starts: bytes, frames: int, stride: int) -> np.ndarray:
+def _clips_per_video(starts: bytes, frames: int) -> np.ndarray:
     """V+1 cumulative count of covering clips before each video; ``starts``: their first rows, int64, as bytes."""
-    lengths = np.diff(np.frombuffer(starts, np.int64))
-    blocks, rest = np.divmod(lengths, frames * stride)
-    return np.concatenate([[0], np.cumsum(blocks * stride + np.minimum(rest, stride))])
+    return np.concatenate([[0], np.cumsum(-(-np.diff(np.frombuffer(starts, np.int64)) // frames))])
 
 
 @dataclass(frozen=True)
 class CoveringWindows:
-    """Evaluation clips: every frame of every video exactly once, in order.
-
-    A video is cut into blocks of T x stride rows, a block into ``stride`` interleaved clips.  What is left over at
-    the end makes shorter clips: with ``last="shift"`` they are filled with frames before them, marked ``repeated``
-    (their ``image_id`` becomes -1, so nothing is scored twice); with ``last="pad"`` they are padded and masked when
-    batched.
-    """
+    """Evaluation clips: every frame of every video exactly once, in order; the last clip of a video may be shorter."""
 
     frames: int
-    stride: int = 1
-    last: str = "shift"
 
     def __post_init__(self) -> None:
         _check_positive("data.eval_sampler.frames", self.frames)
-        _check_positive("data.eval_sampler.stride", self.stride)
-        if self.last not in ("shift", "pad"):
-            raise ValueError(f"data.eval_sampler.last must be shift or pad, got {self.last!r}")
 
     def _table(self, index: CocoVid) -> np.ndarray:
         # Cached by the bytes, since every clip needs it: hashing those of a thousand videos takes microseconds.
-        return _clips_per_video(index.video_start.astype(np.int64, copy=False).tobytes(), self.frames, self.stride)
+        return _clips_per_video(index.video_start.astype(np.int64, copy=False).tobytes(), self.frames)
 
     def count(self, index: CocoVid) -> int:
         return int(self._table(index)[-1])
 
-    def clip(self, index: CocoVid, epoch: int, number: int) -> ClipRows:
+    def clip(self, index: CocoVid, epoch: int, number: int) -> tuple[int, ...]:
         table = self._table(index)
         video = int(np.searchsorted(table, number, side="right")) - 1
         rows = index.rows(video)
-        block, phase = divmod(number - int(table[video]), self.stride)
-        start = rows.start + block * self.frames * self.stride + phase
-        selected = list(range(start, min(start + self.frames * self.stride, rows.stop), self.stride))
-        missing = self.frames - len(selected)
-        before: list[int] = []
-        if missing and self.last == "shift":
-            available = (start - rows.start) // self.stride
-            take = min(missing, available)
-            before = [start - step * self.stride for step in range(take, 0, -1)]
-        return ClipRows(tuple(before + selected), tuple([True] * len(before) + [False] * len(selected)))
+        start = (number - int(table[video])) * self.frames
+        return tuple(rows[start : start + self.frames])
 
     def with_frames(self, frames: int) -> CoveringWindows:
         return replace(self, frames=frames)

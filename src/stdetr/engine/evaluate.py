@@ -6,7 +6,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stdetr import config as configs
 from stdetr.config import RunPaths
@@ -49,13 +49,18 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
     from stdetr import checkpoint
     from stdetr.data.module import DataModule
     from stdetr.engine import processes
-    from stdetr.engine.evaluation_loop import SplitEvaluator, prediction_settings
-    from stdetr.inference.detector import load_model
+    from stdetr.engine.evaluation_loop import SplitEvaluator
+    from stdetr.inference.journal import fingerprint
+    from stdetr.inference.load import load_model
 
     paths = RunPaths(Path(cfg.output_dir))
     logger: Logger = configs.instantiate(cfg.logger)
     device = processes.device(cfg.device)
     model, trained, classes = load_model(cfg.checkpoint, device)
+    for key in ("stride", "last"):  # of older runs
+        if "eval_sampler" in trained.data:
+            OmegaConf.set_struct(trained, False)
+            trained.data.eval_sampler.pop(key, None)
     # The data of the training run, unless the command line says otherwise.
     data: DataModule = configs.instantiate(cfg.data if cfg.get("data") is not None else trained.data)
     evaluation = cfg.evaluation
@@ -65,17 +70,18 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
             f"checkpoint={cfg.checkpoint} knows the classes {', '.join(classes.names)}, but the data set has "
             f"{', '.join(known.names)}"
         )
+    settings = OmegaConf.masked_copy(
+        cfg, [key for key in cfg if key not in ("output_dir", "paths", "logger", "device")]
+    )
     evaluator = SplitEvaluator(
         data=data,
-        split=evaluation.split,
+        settings=evaluation,
         paths=paths,
         device=device,
-        evaluators=list(evaluation.evaluators),
-        predict=prediction_settings(evaluation),
         frames=cfg.frames,
         causal=bool(trained.model.causal),
         logger=logger,
-        thin=evaluation.thin,
+        key=fingerprint(settings, checkpoint.find_weights(cfg.checkpoint), data.annotations(evaluation.split)),
     )
     step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent)["step"])
     with logged_run(logger, cfg, paths) if processes.rank() == 0 else nullcontext():

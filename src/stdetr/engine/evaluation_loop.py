@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -17,10 +17,11 @@ from stdetr.config import RunPaths
 from stdetr.data.module import DataModule
 from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
-from stdetr.engine.predictions import SplitPredictions, join_videos, predict_videos
+from stdetr.engine.predictions import SeenVideo, SplitPredictions, join_videos, predict_videos
 from stdetr.evaluation.evaluate import evaluate
 from stdetr.evaluation.report import write_reports
-from stdetr.inference.detector import Detector, default_overlap, eval_transform
+from stdetr.inference.detector import Detector
+from stdetr.inference.journal import Journal
 from stdetr.inference.samples import draw_samples
 from stdetr.logger import Logger
 from stdetr.stitch.association import StitchRules
@@ -30,34 +31,33 @@ class SplitEvaluator:
     """Called with a model and a step: predicts the split, scores it, writes ``eval/metrics.json`` and
     ``predictions.json`` below the run, and returns the metrics.
 
+    settings: the config node ``evaluation``
     frames: T at evaluation, None = the T of the data config
-    seeds: how many training runs the numbers are from (one, unless averaged)
     logger: receives the tables and figures of the report
-    thin: (windows, frames): score only so many windows of so many frames of each video, evenly spaced
-    whole_step: the step whose evaluation takes every frame nevertheless
+    key: what the predictions depend on; with it, a run that was interrupted goes on when it is started again
+    whole_step: the step whose evaluation takes every frame, whatever ``evaluation.thin`` says
     """
 
     def __init__(
         self,
         *,
         data: DataModule,
-        split: str,
+        settings: DictConfig,
         paths: RunPaths,
         device: torch.device,
-        evaluators: list[str],
-        predict: Mapping[str, Any],
         frames: int | None = None,
         causal: bool = False,
         draw: Callable[[nn.Module, int], None] | None = None,
         logger: Logger | None = None,
-        thin: Sequence[int] | None = None,
         whole_step: int | None = None,
+        key: str | None = None,
     ) -> None:
-        self.data, self.split, self.paths, self.device = data, split, paths, device
-        self.evaluators, self.predict, self.frames, self.causal = evaluators, dict(predict), frames, causal
-        self.draw, self.logger = draw, logger
+        self.data, self.settings, self.paths, self.device = data, settings, paths, device
+        self.split, self.evaluators, self.causal = str(settings.split), list(settings.evaluators), causal
+        self.frames = int(frames or data.frames)
+        self.draw, self.logger, self.key = draw, logger, key
         self.metrics: dict[str, float | None] = {}
-        self.whole_step, self._thin = whole_step, thin_settings(thin, frames or data.frames)
+        self.whole_step, self._thin = whole_step, thin_settings(settings.get("thin"), self.frames)
 
     @classmethod
     def from_config(
@@ -66,22 +66,19 @@ class SplitEvaluator:
         """From the keys ``evaluation``, ``viz`` and ``model.causal`` of a config; samples are drawn where a logger
         takes them.
         """
-        settings = cfg.evaluation
-        drawn = logger is not None and int(cfg.viz.samples) > 0
-        return cls(
+        evaluator = cls(
             data=data,
-            split=settings.split,
+            settings=cfg.evaluation,
             paths=paths,
             device=device,
-            evaluators=list(settings.evaluators),
-            predict=prediction_settings(settings),
-            frames=settings.get("frames"),
+            frames=cfg.evaluation.get("frames"),
             causal=bool(cfg.model.causal),
-            draw=SampleDrawer(cfg, data, paths, device, logger) if drawn and logger is not None else None,
             logger=logger,
-            thin=settings.thin,
             whole_step=None if cfg.trainer.thin_final else int(cfg.trainer.max_steps),
         )
+        if logger is not None and int(cfg.viz.samples) > 0:
+            evaluator.draw = SampleDrawer(cfg.viz, evaluator, logger)
+        return evaluator
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float | None]:
         """Called on every process: each predicts its share of the videos; the main process does the rest."""
@@ -115,6 +112,8 @@ class SplitEvaluator:
         figures = write_reports(scored, self.paths.root)
         predictions.frames.write_results(self.paths.root / "predictions.json")
         write_text(self.paths.root / "tubes.json", json.dumps(predictions.tubes))
+        for path in self.paths.evaluation.glob(self._progress("*").name):
+            path.unlink()
         print(f"step {step}: {split} evaluated in {time.perf_counter() - started:.0f} s", flush=True)
         print(summary(metrics), flush=True)
         if self.logger is not None:
@@ -123,13 +122,58 @@ class SplitEvaluator:
             self.draw(model, step)
         return metrics
 
+    def detector(self, model: nn.Module) -> Detector:
+        """The model as it is evaluated."""
+        settings = self.settings
+        return Detector(
+            model,
+            self.data.classes,
+            self.data.eval_transform,
+            clip_length=self.frames,
+            overlap=settings.overlap,
+            top_k=settings.top_k,
+            presence_threshold=settings.presence_threshold,
+            rules=StitchRules(**configs.instantiate(settings.stitch)),
+            batch_size=self.data.loader.eval_batch_size,
+            pad_to=self.data.loader.pad_to,
+            device=self.device,
+        )
+
     def _predictions(self, model: nn.Module, split: str) -> SplitPredictions:
         """The predictions of ``model`` on ``split``; empty on processes other than the main one."""
-        index = self.data.index(split)
+        index, was_training = self.data.index(split), model.training
         lengths = dict(zip(index.video_ids.tolist(), index.video_lengths.tolist(), strict=True))
-        batches = self.data.eval_loader(split, frames=self.frames, share=processes.share())
-        videos = predict_videos(model, batches, self.data.classes, lengths, device=self.device, **self.predict)
-        return join_videos(processes.gather(videos), lengths)
+        done = processes.on_main(self._seen_before)
+        batches = self.data.eval_loader(
+            split, frames=self.frames, share=processes.share(), without=[seen.video for seen in done]
+        )
+        keys = {name: self.settings[name] for name in ("score_threshold", "fill_gap", "prior_frames")}
+        journal = None if self.key is None else Journal(self._progress(processes.rank()), self.key)
+        videos = []
+        for seen in predict_videos(self.detector(model), batches, lengths, **keys):
+            videos.append(seen)
+            if journal is not None:
+                journal.append(seen.record())
+        model.train(was_training)
+        gathered = processes.gather(videos)
+        return join_videos([*done, *gathered] if processes.rank() == 0 else [], lengths)
+
+    def _progress(self, process: int | str) -> Path:
+        """Where a process takes down the videos that it has predicted; they go when the evaluation is written."""
+        return self.paths.evaluation / f".progress.{process}.jsonl"
+
+    def _seen_before(self) -> list[SeenVideo]:
+        """The videos that an interrupted run of the same command has predicted, on however many processes."""
+        if self.key is None:
+            return []
+        found: list[SeenVideo] = []
+        for path in sorted(self.paths.evaluation.glob(self._progress("*").name)):
+            journal = Journal(path, self.key)
+            found += map(SeenVideo.from_record, journal)
+            journal.close()
+        if found:
+            print(f"goes on after {len(found)} videos of the run before", flush=True)
+        return found
 
 
 def thin_settings(thin: Sequence[int] | None, frames: int) -> tuple[int, int] | None:
@@ -147,46 +191,25 @@ def thin_settings(thin: Sequence[int] | None, frames: int) -> tuple[int, int] | 
     return windows, length
 
 
-def prediction_settings(settings: DictConfig) -> dict[str, Any]:
-    """The arguments of ``predict_videos``, from the config node ``evaluation``."""
-    names = ("top_k", "min_score", "track_score", "presence", "fill_gap", "prior_frames")
-    return {name: settings[name] for name in names} | {"rules": StitchRules(**configs.instantiate(settings.stitch))}
-
-
 class SampleDrawer:
     """Draws the predictions on some videos of the evaluated split, below ``media/``, and logs them: a video of
     detections next to annotations, and a figure of where the decoder sampled.
     """
 
-    def __init__(
-        self, cfg: DictConfig, data: DataModule, paths: RunPaths, device: torch.device, logger: Logger
-    ) -> None:
-        self.data, self.paths, self.device, self.logger = data, paths, device, logger
-        self.split, self.viz = cfg.evaluation.split, cfg.viz
-        self.frames = int(cfg.evaluation.get("frames") or cfg.data.frames)
-        self.transform, self.backend = eval_transform(cfg), cfg.data.backend
-        self.rules = StitchRules(**configs.instantiate(cfg.evaluation.stitch))
+    def __init__(self, viz: DictConfig, evaluator: SplitEvaluator, logger: Logger) -> None:
+        self.viz, self.evaluator, self.logger = viz, evaluator, logger
 
     def __call__(self, model: nn.Module, step: int) -> None:
-        detector = Detector(
-            model,
-            self.data.classes,
-            self.transform,
-            clip_length=self.frames,
-            overlap=default_overlap(self.frames),
-            rules=self.rules,
-            pad_to=self.data.loader.pad_to,
-            device=self.device,
-        )
+        evaluator = self.evaluator
         samples = draw_samples(
-            detector,
-            self.data.index(self.split),
-            self.data.root,
-            self.paths.media / f"step{step}",
+            evaluator.detector(model),
+            evaluator.data.index(evaluator.split),
+            evaluator.data.root,
+            evaluator.paths.media / f"step{step}",
             count=int(self.viz.samples),
             score_threshold=float(self.viz.overlay.score_threshold),
             sampling=dict(self.viz.sampling),
-            backend=self.backend,
+            backend=evaluator.data.backend,
         )
         for sample in samples:
             self.logger.log_media(step, f"samples/{sample.video}", sample.overlay)

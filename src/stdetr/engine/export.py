@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from stdetr.inference.detector import load_model
+from stdetr.inference.load import load_model
 from stdetr.ops import use_backend
 
 FORMATS = ("onnx",)

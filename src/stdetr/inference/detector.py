@@ -1,4 +1,4 @@
-"""Video in, tracks out.
+"""Video in, tracks out: the one way to predict, for ``stdetr predict``, evaluation and Python.
 
 Shape legend
     B windows per batch    T frames of a window    N tubes    h, w pixels of the source frame
@@ -6,50 +6,74 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
-from stdetr import checkpoint
-from stdetr import config as configs
 from stdetr.data.collate import Collate
 from stdetr.data.transforms import ClipTransform
+from stdetr.inference.journal import Journal, pack, unpack
+from stdetr.inference.load import choose_device, eval_transform, load_model, pad_to
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
-from stdetr.inference.windows import Window, iterate_windows
+from stdetr.inference.windows import WindowCutter
 from stdetr.models.detector import ClipDetector
 from stdetr.models.neck import Tokens
 from stdetr.models.postprocess import to_tubes
 from stdetr.models.streaming import CausalStream
 from stdetr.stitch.association import StitchRules
-from stdetr.stitch.stitching import Stitcher, best_class_only, visible_frames
+from stdetr.stitch.stitching import Stitcher, trackable, visible_frames
 from stdetr.structures import ClassNames, Clip, ClipBatch, ClipInfo, ClipTargets, ModelOutput, Tubes
 from stdetr.video.open import open_source
 from stdetr.video.source import VideoSource
 
+_log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one window adds to the predictions on its video.
+
+    info:  of the frames that no earlier window shows
+    pairs: the (tube, class) pairs on these frames, not stitched; None at the end of the video
+    clip:  the tracks on the frames that no later window can change
+    """
+
+    info: ClipInfo
+    pairs: Tubes | None
+    clip: Tubes
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A frame after the backbone: its number, its image id, the clip that it came in, its tokens (T = 1)."""
+
+    number: int
+    image: int
+    clip: ClipInfo
+    tokens: Tokens
 
 
 class Detector:
     """A model with everything it needs to run on videos of any length in bounded memory.
 
-    model:           a ``ClipDetector``, or a module with its ``features`` and ``detect``; a causal one runs frame by
-                     frame
+    model:           a ``ClipDetector``, or a module with its ``features`` and ``detect``
     transform:       the evaluation transforms of the data the model was trained on, normalisation included
     clip_length:     T of a window; overlap: how many frames a window shares with the next one
     step:            process every ``step``-th frame
     top_k:           (tube, class) pairs kept of a window
     score_threshold: frames of a tube with a lower score are left out
-    presence:        ... as are frames with a lower presence
-    track_threshold: a track gets its id when a frame reaches this score
-    rules:           when a window's tube continues a track (its ``birth_score`` is ``track_threshold``)
+    presence_threshold: ... as are frames with a lower presence
+    rules:           which tubes are stitched, and when one continues a track; by default all with a frame that is not
+                     left out
     batch_size:      windows per forward pass; for a causal model, frames that are read ahead and go through its
                      backbone together
     precision:       ``fp32``, ``bf16`` or ``fp16``
@@ -66,21 +90,18 @@ class Detector:
         step: int = 1,
         top_k: int = 100,
         score_threshold: float = 0.05,
-        presence: float = 0.3,
-        track_threshold: float = 0.4,
+        presence_threshold: float = 0.3,
         rules: StitchRules | None = None,
         batch_size: int = 1,
         pad_to: int = 32,
         precision: str = "fp32",
         device: torch.device | str = "cpu",
     ) -> None:
-        if not 0 <= overlap < clip_length:
-            raise ValueError(f"overlap={overlap} must lie in [0, clip_length - 1] = [0, {clip_length - 1}]")
+        WindowCutter(clip_length, overlap)
         for name, value in (("top_k", top_k), ("batch_size", batch_size), ("step", step)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        thresholds = {"score_threshold": score_threshold, "presence": presence, "track_threshold": track_threshold}
-        for name, value in thresholds.items():
+        for name, value in {"score_threshold": score_threshold, "presence_threshold": presence_threshold}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value} must lie in [0, 1]")
         if precision not in PRECISIONS:
@@ -90,8 +111,8 @@ class Detector:
         self.classes = classes
         self.transform = transform
         self.clip_length, self.overlap, self.step = clip_length, overlap, step
-        self.top_k, self.score_threshold, self.presence = top_k, score_threshold, presence
-        self.rules = replace(rules if rules is not None else StitchRules(), birth_score=track_threshold)
+        self.top_k, self.score_threshold, self.presence_threshold = top_k, score_threshold, presence_threshold
+        self.rules = rules if rules is not None else StitchRules(score_threshold=score_threshold)
         self.batch_size = batch_size
         self.collate = Collate(pad_to)
         self.precision = precision
@@ -110,7 +131,7 @@ class Detector:
         model, cfg, classes = load_model(path, where)
         given = {name: value for name, value in settings.items() if value is not None}
         frames = int(given.pop("clip_length", 0) or cfg.data.frames)
-        defaults: dict[str, Any] = {"overlap": default_overlap(frames), "pad_to": _pad_to(cfg)}
+        defaults: dict[str, Any] = {"overlap": default_overlap(frames), "pad_to": pad_to(cfg)}
         return cls(model, classes, eval_transform(cfg), clip_length=frames, device=where, **{**defaults, **given})
 
     def open(self, source: str | Path | VideoSource) -> VideoSource:
@@ -118,26 +139,75 @@ class Detector:
         return open_source(source) if isinstance(source, str | Path) else source
 
     def stream(
-        self, source: str | Path | VideoSource, *, start: int = 0, max_frames: int | None = None
+        self,
+        source: str | Path | VideoSource,
+        *,
+        start: int = 0,
+        max_frames: int | None = None,
+        on_error: str = "stop",
+        journal: Journal | None = None,
     ) -> Iterator[Tubes]:
         """Tracks of consecutive pieces of the video, each as soon as no later window can change it.
 
-        Every processed frame comes exactly once, in order; an id means the same object throughout.  The backbone runs
-        once per frame.  A causal model gives one frame at a time, and its result is final.
+        Every processed frame comes exactly once, in order; an id means the same object throughout.  A causal model
+        gives one frame at a time, and its result is final.
+
+        on_error: at a frame that cannot be read, ``stop`` raises its ValueError after the tracks on the frames before
+            it; ``skip`` leaves the frame out
+        journal: takes down each window; those that it has already are not predicted again
         """
         if max_frames is not None and max_frames < 1:
             raise ValueError(f"max_frames={max_frames} must be at least 1")
+        if start < 0:
+            raise ValueError(f"start={start} must be at least 0")
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error={on_error} is unknown, it may be stop or skip")
         video = self.open(source)
-        stop = None if max_frames is None else start + max_frames * self.step
-        causal = getattr(self.model, "causal", False)
-        stitcher = Stitcher(0 if causal else self.overlap, self.rules)
-        for tubes in (self._frame_by_frame if causal else self._by_windows)(video, start, stop):
-            clip = stitcher.push(tubes)
+        end = len(video) if max_frames is None else min(len(video), start + max_frames * self.step)
+        info = ClipInfo(0, (), (), video.size, video.name)
+        state = _Video(self, info, getattr(self.model, "causal", False), journal=journal)
+        faults: list[ValueError] = []
+        for clip in self._clips(state, video, start, end, on_error, faults):
+            clip = visible_frames(clip, score_threshold=self.score_threshold)
             if clip.frame_index.numel():
                 yield clip
-        rest = stitcher.flush()
-        if rest.frame_index.numel():
-            yield rest
+        if faults and on_error == "stop":
+            raise faults[0]
+
+    def _clips(
+        self, state: _Video, video: VideoSource, start: int, end: int, on_error: str, faults: list[ValueError]
+    ) -> Iterator[Tubes]:
+        known: list[int] = []
+        for tubes in state.past():
+            known = [*known, *(n for n in tubes.frame_index.tolist() if not known or n > known[-1])]
+            yield state.stitcher.push(tubes)
+            known = known[-self.clip_length :]
+        if known:
+            state.resume(self._frames(self.batch(known, video.read(known), video)))
+            start = known[-1] + self.step
+        for batch in self._batches(video, self._read(video, start, end, on_error, faults), state.causal is not None):
+            yield from (piece.clip for piece in state.push(self._frames(batch), last=False))
+        if faults and on_error == "stop":
+            state.journal = None  # whoever goes on from here has other last windows
+        yield from (piece.clip for piece in state.push([], last=True))
+
+    def _read(
+        self, video: VideoSource, start: int, end: int, on_error: str, faults: list[ValueError]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames that can be read, all or those before the first that cannot."""
+        following = start
+        while following < end:
+            try:
+                for number, frame in video.iterate(following, end, self.step):
+                    yield number, frame
+                    following = number + self.step
+                return
+            except ValueError as error:
+                faults.append(error)
+                if on_error == "stop":
+                    return
+                _log.warning("frame %d is left out (on_error=skip): %s", following, error)
+                following += self.step
 
     def predict(
         self, source: str | Path | VideoSource, *, start: int = 0, max_frames: int | None = None
@@ -153,131 +223,151 @@ class Detector:
         path = str(source) if isinstance(source, str | Path) else video.name
         return VideoInfo(path, Path(video.name).name, video.size, video.fps, ())
 
-    def _by_windows(self, video: VideoSource, start: int, stop: int | None) -> Iterator[Tubes]:
-        """The tubes of each window, not yet stitched."""
-        windows = iterate_windows(video, self.clip_length, self.overlap, start=start, stop=stop, step=self.step)
-        known: dict[int, Tokens] = {}
-        while group := list(islice(windows, self.batch_size)):
-            new = {i: x for w in group for i, x in zip(w.frame_index, w.frames, strict=True) if i not in known}
-            known |= self._tokens(Window(tuple(new), np.stack(list(new.values()))), video)
-            yield from self._detect([window.frame_index for window in group], known, video)
-            known = {i: known[i] for i in group[-1].frame_index}
+    def follow(
+        self, batches: Iterable[ClipBatch], *, online: bool = False, every_track: bool = False
+    ) -> Iterator[Piece]:
+        """The predictions on videos, window by window.
 
-    def _frame_by_frame(self, video: VideoSource, start: int, stop: int | None) -> Iterator[Tubes]:
-        """The tubes of each frame and the previous one, which links them."""
-        window = CausalStream(cast(ClipDetector, self.model), self.clip_length, self.overlap)
-        frames = video.iterate(start, stop, self.step)
-        while group := list(islice(frames, self.batch_size)):
-            ahead = Window(tuple(index for index, _ in group), np.stack([frame for _, frame in group]))
-            for index, tokens in self._tokens(ahead, video).items():
-                with torch.no_grad(), self._autocast():
-                    output = window.push(tokens, index)
-                length = len(window.index)
-                output = output.frames(max(0, length - 2), length)
-                (tubes,) = self._sure(output, [_info(video, tuple(window.index[-2:]))])
-                yield tubes
+        The backbone runs once per frame.  What a window needs of the previous one is kept; nothing else is.
+
+        batches: the frames of videos, each frame once; those of a video in order, those of several videos in any
+        online: a causal model answers frame by frame; the same output as by windows, at more cost
+        every_track: each track gets an id, however weak it is
+        """
+        videos: dict[int, _Video] = {}
+        for batch in batches:
+            known = batch.infos[0].video_id
+            if known not in videos:
+                videos[known] = _Video(self, batch.infos[0], online, every_track=every_track)
+            video = videos[known]
+            frames = self._frames(batch)
+            if batch.infos[-1].last:
+                del videos[known]
+            yield from video.push(frames, last=batch.infos[-1].last)
+        for video in videos.values():
+            yield from video.push([], last=True)
+
+    def _batches(
+        self, video: VideoSource, frames: Iterator[tuple[int, np.ndarray]], online: bool
+    ) -> Iterator[ClipBatch]:
+        """The frames in batches that complete ``batch_size`` windows each (online: of ``batch_size`` frames)."""
+        new = 1 if online else self.clip_length - self.overlap
+        size = self.batch_size * new + (0 if online else self.overlap)
+        while group := list(islice(frames, size)):
+            numbers, pictures = zip(*group, strict=True)
+            yield self.batch(numbers, np.stack(pictures), video)
+            size = self.batch_size * new
 
     @torch.no_grad()
-    def _tokens(self, frames: Window, video: VideoSource) -> dict[int, Tokens]:
-        """The tokens of each frame, by frame number."""
-        batch = self.batch([frames], video)
+    def _frames(self, batch: ClipBatch) -> list[_Frame]:
+        batch = batch.to(self.device).normalised()
         with self._autocast():
-            tokens = cast(ClipDetector, self.model).features(batch.frames, batch.sizes)
-        return {index: tokens.frame(t) for t, index in enumerate(frames.frame_index)}
+            real = batch.frames[batch.frame_mask][None]
+            tokens = cast(ClipDetector, self.model).features(real, batch.sizes[:1])
+        named = ((*names, info) for info in batch.infos for names in zip(info.frame_index, info.image_ids, strict=True))
+        return [_Frame(*names, tokens.frame(t)) for t, names in enumerate(named)]
 
     @torch.no_grad()
-    def _detect(self, windows: Sequence[tuple[int, ...]], known: dict[int, Tokens], video: VideoSource) -> list[Tubes]:
-        """The tubes of windows of equal length, from the tokens of their frames."""
-        some = known[windows[0][0]]
-        features = torch.cat([torch.cat([known[i].features for i in window], 1) for window in windows])
+    def detect(self, windows: Sequence[Sequence[_Frame]]) -> ModelOutput:
+        """The output for windows of equal length."""
+        some = windows[0][0].tokens
+        features = torch.cat([torch.cat([frame.tokens.features for frame in window], 1) for window in windows])
         shared = {
             name: getattr(some, name).expand(len(windows), *getattr(some, name).shape[1:])
             for name in ("position", "valid", "valid_ratios", "centres")
         }
-        index = torch.tensor(windows, device=self.device)
+        index = torch.tensor([[frame.number for frame in window] for window in windows], device=self.device)
         with self._autocast():
             tokens = replace(some, features=features, **shared)
-            output = cast(ClipDetector, self.model).detect(tokens, frame_index=index)
-        return self._sure(output, [_info(video, window) for window in windows])
+            return cast(ClipDetector, self.model).detect(tokens, frame_index=index)
 
-    def _sure(self, output: ModelOutput, infos: Sequence[ClipInfo]) -> list[Tubes]:
-        """The tubes that are reported of each clip: each query under one class, on the frames where it is seen."""
-        results = []
-        for tubes in to_tubes(output, infos, self.top_k, self.score_threshold, self.presence):
-            tubes = visible_frames(tubes, score_threshold=self.score_threshold)
-            if output.logits.ndim == 4:  # the last frame decides, which is the one that is read
-                tubes = tubes.select(tubes.present[:, -1])
-            results.append(best_class_only(tubes))
-        return results
-
-    def batch(self, windows: Sequence[Window], video: VideoSource) -> ClipBatch:
-        """Windows as input of the model, on its device; of equal length or padded in time."""
-        clips = []
-        for window in windows:
-            frames, _, _ = self.transform(torch.from_numpy(window.frames).permute(0, 3, 1, 2), torch.zeros(0, 4))
-            clips.append(Clip(frames, ClipTargets.empty(len(frames)), _info(video, window.frame_index)))
-        return self.collate(clips).to(self.device)
+    def batch(self, numbers: Sequence[int], frames: np.ndarray, video: VideoSource) -> ClipBatch:
+        """T frames of a video (T,h,w,3 uint8 RGB) as input of the model, on its device."""
+        pictures, _, _ = self.transform(torch.from_numpy(frames).permute(0, 3, 1, 2), torch.zeros(0, 4))
+        info = ClipInfo(0, tuple(numbers), (-1,) * len(numbers), video.size, video.name)
+        return self.collate([Clip(pictures, ClipTargets.empty(len(pictures)), info)]).to(self.device)
 
     def _autocast(self) -> AbstractContextManager[object]:
         kind = PRECISIONS[self.precision]
         return nullcontext() if kind is None else torch.autocast(self.device.type, dtype=kind)
 
 
-def _info(video: VideoSource, frame_index: tuple[int, ...]) -> ClipInfo:
-    return ClipInfo(0, frame_index, (-1,) * len(frame_index), video.size, video.name)
+class _Video:
+    """The state of one video that is being predicted: the frames that the next window needs, and the live tracks."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        info: ClipInfo,
+        online: bool,
+        *,
+        every_track: bool = False,
+        journal: Journal | None = None,
+    ) -> None:
+        self.detector, self.end = detector, replace(info, frame_index=(), image_ids=(), degraded=())
+        self.cutter: WindowCutter[_Frame] = WindowCutter(detector.clip_length, detector.overlap)
+        model = cast(ClipDetector, detector.model)
+        self.causal = CausalStream(model, detector.clip_length, detector.overlap) if online else None
+        self.stitcher = Stitcher(0 if online else detector.overlap, detector.rules, every_track=every_track)
+        self.previous: list[_Frame] = []
+        self.journal, self.count = journal, 0
+
+    def past(self) -> Iterator[Tubes]:
+        """The windows that the journal holds."""
+        for record in self.journal or ():
+            yield unpack(record)
+            self.count += 1
+
+    def resume(self, frames: Sequence[_Frame]) -> None:
+        """Go on after ``past``; frames: those of the last window, or, one by one, the last that make one."""
+        if self.causal is None:
+            self.cutter.resume(frames)
+        else:
+            self.causal.resume([(frame.tokens, frame.number) for frame in frames], self.count)
+            self.previous = list(frames[-1:])
+
+    def push(self, frames: Sequence[_Frame], *, last: bool) -> Iterator[Piece]:
+        """The windows that these frames complete; last: the video ends with them."""
+        yield from self._by_frames(frames) if self.causal else self._by_windows(frames, last)
+        if last:
+            yield Piece(self.end, None, self.stitcher.flush())
+
+    def _by_windows(self, frames: Sequence[_Frame], last: bool) -> Iterator[Piece]:
+        found = [self.cutter.push(frame) for frame in frames]
+        windows = iter([window for window in (*found, self.cutter.end() if last else None) if window is not None])
+        while group := list(islice(windows, self.detector.batch_size)):
+            output = self.detector.detect([window for window, _ in group])
+            yield from self._pieces(output, group)
+
+    def _by_frames(self, frames: Sequence[_Frame]) -> Iterator[Piece]:
+        assert self.causal is not None
+        for frame in frames:
+            with torch.no_grad(), self.detector._autocast():
+                output = self.causal.push(frame.tokens, frame.number)
+            # The previous frame links the tubes.
+            shown = [*self.previous, frame][-min(2, len(self.causal.index)) :]
+            length = len(self.causal.index)
+            yield from self._pieces(output.frames(length - len(shown), length), [(shown, 1)])
+            self.previous = [frame]
+
+    def _pieces(self, output: ModelOutput, windows: Sequence[tuple[Sequence[_Frame], int]]) -> Iterator[Piece]:
+        detector = self.detector
+        infos = [_info_of(window) for window, _ in windows]
+        every = to_tubes(output, infos, detector.top_k, detector.presence_threshold)
+        for pairs, (window, new) in zip(every, windows, strict=True):
+            tubes = trackable(pairs, detector.rules.score_threshold)
+            if self.causal:  # the last frame decides, which is the one that is read
+                tubes = tubes.select(tubes.present[:, -1])
+            if self.journal is not None:
+                self.journal.append(pack(tubes))
+            yield Piece(_info_of(window[-new:]), pairs.frames(len(window) - new), self.stitcher.push(tubes))
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, DictConfig, ClassNames]:
-    """Build the model that ``config.yaml`` describes and load the weights; in evaluation mode, on ``device``.
-
-    Raises FileNotFoundError for a missing file and ValueError for a damaged one, or for weights that do not fit this
-    model, with the names that differ.
-    """
-    files = checkpoint.find_checkpoint(path)
-    cfg = configs.load_config(files.config)
-    node = OmegaConf.select(cfg, "model.detector")
-    if node is None:
-        raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
-    model: nn.Module = configs.instantiate(node)
-    weights, parameters = checkpoint.read_weights(files.weights), model.state_dict()
-    weights = {name: x for name, x in weights.items() if name in parameters or name not in checkpoint.UNUSED_TENSORS}
-    difference = checkpoint.Difference.between(parameters, weights)
-    if difference:
-        raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
-    model.load_state_dict(weights)
-    return model.to(device).eval(), cfg, checkpoint.read_classes(files.meta)
-
-
-def choose_device(device: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU; raises ValueError for a missing device."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is unknown; use auto, cpu, cuda or cuda:<number>") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device} but PyTorch sees no GPU here; use device=auto or device=cpu")
-    return chosen
+def _info_of(frames: Sequence[_Frame]) -> ClipInfo:
+    numbers, images = tuple(frame.number for frame in frames), tuple(frame.image for frame in frames)
+    return replace(frames[0].clip, frame_index=numbers, image_ids=images, degraded=(), last=False)
 
 
 def default_overlap(frames: int) -> int:
     """Two fifths of a window: enough common frames to link objects, at 1.7 times the work of adjacent windows."""
     return 2 * frames // 5
-
-
-def eval_transform(cfg: DictConfig) -> ClipTransform:
-    """The transforms that the run evaluated with, from ``data.eval_transforms``, ``data.mean`` and ``data.std``."""
-    transforms = configs.instantiate(cfg.data.eval_transforms)
-    return ClipTransform(list(transforms or ()), mean=list(cfg.data.mean), std=list(cfg.data.std))
-
-
-def _pad_to(cfg: DictConfig) -> int:
-    return int(OmegaConf.select(cfg, "data.loader.pad_to", default=32))
-
-
-def normalised_to_uint8(frames: Tensor, transform: ClipTransform) -> Tensor:
-    """The pixels behind normalised frames: T,3,h,w float32 -> T,h,w,3 uint8, for pictures."""
-    if transform.scale is not None and transform.shift is not None:
-        frames = (frames - transform.shift.to(frames.device)) / transform.scale.to(frames.device)
-    return frames.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,73 +1,136 @@
-"""``stdetr predict``: run a checkpoint on a video and write the predictions and pictures of them."""
+"""``stdetr predict``: run a checkpoint on videos and write the predictions and pictures of them."""
 
 from __future__ import annotations
 
-import difflib
-import json
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from stdetr import checkpoint
 from stdetr import config as configs
+from stdetr.config.names import did_you_mean, nearest_file
+from stdetr.data.coco_vid import read_coco_vid
 from stdetr.inference.detector import Detector
+from stdetr.inference.journal import FINISHED, Journal, fingerprint
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.sampling import can_record, draw_sampling, most_confident_window
 from stdetr.stitch.association import StitchRules
 from stdetr.structures import Tubes
+from stdetr.video.open import list_sources, open_source
 from stdetr.video.source import VideoSource
 
+PROGRESS = ".progress.jsonl"
+WRITE_SECONDS = 60.0  # from one writing of the results so far to the next
+# Keys that may differ between an interrupted run and the one that goes on.
+_FREE_KEYS = ("output_dir", "paths", "source", "shard", "on_error", "device")
 DETECTOR_KEYS = (
-    "clip_length", "overlap", "step", "top_k", "score_threshold", "presence", "track_threshold", "batch_size",
-    "precision",
+    "clip_length", "overlap", "step", "top_k", "score_threshold", "presence_threshold", "batch_size", "precision",
 )  # fmt: skip
 
 
-def run(cfg: DictConfig) -> VideoPredictions:
-    """Predict as ``cfg`` (conf/predict.yaml) says; returns the predictions it wrote.
+def run(cfg: DictConfig) -> list[VideoPredictions]:
+    """Predict as ``cfg`` (conf/predict.yaml) says; returns the predictions it wrote, one per video.
+
+    Several videos have a folder each, named after them.  A video that cannot be read is reported at the end.  What an
+    interrupted run of the same command has left is not done again.
 
     Raises ValueError and FileNotFoundError with one line for a user's mistake; nothing is written before the checkpoint
     and the source are open.
     """
     for key, what in (
         ("checkpoint", "the run folder or checkpoint to use"),
-        ("source", "a video file, a folder of frames or a glob pattern"),
+        ("source", "a video file, a folder of frames or videos, a glob pattern or a list of these"),
         ("output_dir", "the folder to write into"),
     ):
         if not cfg.get(key):
             raise ValueError(f"{key} is missing: give {key}=..., {what}")
-    # Fails early if the annotation file or the video's name in it is wrong.
-    image_ids = image_ids_of(cfg.annotations, cfg.source) if cfg.annotations else None
+    sources, root = list_sources(cfg.source), Path(cfg.output_dir)
+    folders = [root] if len(sources) == 1 else [root / name for name in _names(sources)]
+    rank, shards = _shard(cfg.shard)
+    jobs = list(zip(sources, folders, strict=True))[rank::shards]
+    # Fails early if the annotation file or a video's name in it is wrong.
+    image_ids = {source: image_ids_of(cfg.annotations, source) for source, _ in jobs} if cfg.annotations else {}
     detector = Detector.from_checkpoint(
         cfg.checkpoint,
         device=cfg.device,
-        rules=StitchRules(**configs.instantiate(cfg.stitch)) if cfg.stitch else None,
+        rules=StitchRules(**configs.instantiate(cfg.stitch)),
         **{key: cfg[key] for key in DETECTOR_KEYS},
     )
-    video = detector.open(cfg.source)
-    folder = Path(cfg.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    configs.save_config(cfg, folder / "predict.yaml")
+    done, faults, journals = [], [], []
+    for source, folder in jobs:
+        try:
+            done += _predict(cfg, detector, source, folder, image_ids.get(source), journals)
+        except (ValueError, FileNotFoundError) as error:
+            if len(sources) == 1:
+                raise
+            faults.append(f"{source}: {error}" if source not in str(error) else str(error))
+            print(f"{faults[-1]}", flush=True)
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(jobs)} videos failed, the others are done: {'; '.join(faults)}")
+    for journal in journals:
+        journal.close(remove=True)
+    return done
 
-    started = time.perf_counter()
-    clips = detector.stream(video, start=cfg.start, max_frames=cfg.max_frames)
-    total = _frames_ahead(video, cfg.start, cfg.max_frames, detector.step)
-    predictions = VideoPredictions.from_clips(
-        _with_progress(clips, total), detector.info(cfg.source, video), detector.classes
-    ).filled(cfg.fill_gap)
-    speed = len(predictions.info.frame_index) / max(time.perf_counter() - started, 1e-9)
-    print(f"{predictions.info.name}: {_counts(predictions)}, {speed:.1f} frames/s on {detector.device}", flush=True)
-    if not predictions.info.frame_index:
-        raise ValueError(f"source={cfg.source}: no frame at or after start={cfg.start}")
 
-    written = [
-        ("detections", predictions.to_coco(folder / "predictions.json", image_ids=image_ids)),
-        ("detections", predictions.to_csv(folder / "detections.csv")),
-        ("tracks", predictions.to_mot(folder / "tracks.txt")),
-    ]
+def _predict(
+    cfg: DictConfig,
+    detector: Detector,
+    source: str,
+    folder: Path,
+    image_ids: dict[int, int] | None,
+    journals: list[Journal],
+) -> list[VideoPredictions]:
+    """Predict one video and write its files; empty where an interrupted run has done that."""
+    video = open_source(source, on_corrupt=cfg.on_corrupt)
+    settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _FREE_KEYS])
+    key = fingerprint(settings, checkpoint.find_weights(cfg.checkpoint), source)
+    journal = Journal(folder / PROGRESS, key)
+    journals.append(journal)
+    if journal.finished:
+        print(f"{source}: done by the run before", flush=True)
+        return []
+    configs.save_config(OmegaConf.merge(cfg, {"shard": None}), folder / "predict.yaml")  # pyright: ignore[reportArgumentType]
+    if journal.records:
+        print(f"{source}: goes on after {journal.records} windows of the run before", flush=True)
+
+    def write(found: VideoPredictions) -> list[tuple[str, Path]]:
+        return [
+            ("detections", found.to_coco(folder / "predictions.json", image_ids=image_ids)),
+            ("detections", found.to_csv(folder / "detections.csv")),
+            ("tracks", found.to_mot(folder / "tracks.txt")),
+        ]
+
+    started, written_at = time.perf_counter(), time.perf_counter()
+    total, info = _frames_ahead(video, cfg.start, cfg.max_frames, detector.step), detector.info(source, video)
+    clips: list[Tubes] = []
+    stream = detector.stream(video, start=cfg.start, max_frames=cfg.max_frames, on_error=cfg.on_error, journal=journal)
+    fault = None
+    try:
+        for clip in _with_progress(stream, total):
+            clips.append(clip)
+            if time.perf_counter() - written_at > WRITE_SECONDS:
+                write(VideoPredictions.from_clips(clips, info, detector.classes).filled(cfg.fill_gap))
+                written_at = time.perf_counter()
+    except ValueError as error:
+        if not clips:
+            raise
+        fault = error
+    predictions = VideoPredictions.from_clips(clips, info, detector.classes).filled(cfg.fill_gap)
+    frames = predictions.info.frame_index
+    if not frames:
+        raise ValueError(f"source={source}: no frame at or after start={cfg.start}")
+    speed = len(frames) / max(time.perf_counter() - started, 1e-9)
+    said = f"{predictions.info.name}: {_counts(predictions)}, {speed:.1f} frames/s on {detector.device}"
+    for count, what in ((total - len(frames), "left out"), (len(video.corrupt), "damaged and kept")):
+        said += f", {count} frames {what}" if count and fault is None else ""
+    print(said, flush=True)
+
+    written = write(predictions)
     if cfg.sampling_figure and can_record(detector):
         window = most_confident_window(predictions, detector.clip_length)
         written.append(("sampled points", draw_sampling(detector, video, window, folder / "sampling.png",
@@ -83,7 +146,33 @@ def run(cfg: DictConfig) -> VideoPredictions:
     video.close()
     for what, path in written:
         print(f"  {what:15s} {path}", flush=True)
-    return predictions
+    if fault is not None:
+        raise ValueError(
+            f"{fault}: the results in {folder} end at frame {frames[-1]}; with on_error=skip the same command goes on "
+            "and leaves such frames out"
+        )
+    journal.append(FINISHED)
+    return [predictions]
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """A folder name for each source: its stem, or its name where the stems are alike, or those with a number."""
+    for name in (lambda path: path.stem, lambda path: path.name):
+        names = [name(Path(source)) for source in sources]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}_{name}" for number, name in enumerate(names)]
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """(i, n) of the key ``shard=i/n``; by default the rank of this process, if ``torchrun`` or ``srun`` started it."""
+    if text is None:
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        return int(rank), int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    number, _, count = str(text).partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(f"shard={text} must be i/n with i from 0 to n - 1, as shard=0/4")
+    return int(number), int(count)
 
 
 def image_ids_of(annotations: str | Path, source: str) -> dict[int, int]:
@@ -94,26 +183,18 @@ def image_ids_of(annotations: str | Path, source: str) -> dict[int, int]:
     """
     file = Path(annotations)
     if not file.is_file():
-        raise FileNotFoundError(f"annotations={annotations} does not exist")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        videos, images = content["videos"], content["images"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"annotations={annotations} is not a CocoVID file (videos, images): {error!r}") from error
+        raise FileNotFoundError(f"annotations={annotations} does not exist{nearest_file(file)}")
+    index = read_coco_vid(file, strict=False)
     names: dict[str, int] = {}
-    for video in videos:
-        for key in ("name", "file_name"):
-            if video.get(key):
-                names[Path(video[key]).name] = names[Path(video[key]).stem] = video["id"]
-    source_path = Path(source)
-    chosen = names.get(source_path.name, names.get(source_path.stem))
-    if chosen is None and len(videos) == 1:
-        chosen = videos[0]["id"]
+    for video in range(index.videos):
+        for name in filter(None, (index.video_names[video], index.video_files[video])):
+            names[Path(name).name] = names[Path(name).stem] = video
+    path = Path(source)
+    chosen = names.get(path.name, names.get(path.stem, 0 if index.videos == 1 else None))
     if chosen is None:
-        near = difflib.get_close_matches(source_path.name, list(names), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"annotations={annotations} has no video named {source_path.name}{hint}")
-    return {int(image["frame_id"]): int(image["id"]) for image in images if image["video_id"] == chosen}
+        raise ValueError(f"annotations={annotations} has no video named {path.name}{did_you_mean(path.name, names)}")
+    rows = slice(*index.video_start[chosen : chosen + 2])
+    return dict(zip(index.frame_ids[rows].tolist(), index.image_ids[rows].tolist(), strict=True))
 
 
 def _frames_ahead(video: VideoSource, start: int, most: int | None, step: int) -> int:

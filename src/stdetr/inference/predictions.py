@@ -89,7 +89,7 @@ class VideoPredictions:
     def from_clips(cls, clips: Iterable[Tubes], info: VideoInfo, classes: ClassNames) -> VideoPredictions:
         """Collect the clips that a stream yields; ``info.frame_index`` is filled in from them.
 
-        A track has one class through the video: the one with the largest sum of tube scores.
+        A track has one class through the video: the one with the largest sum of scores.
         """
         frames: list[int] = []
         numbers, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -103,7 +103,7 @@ class VideoPredictions:
             each += (clip.labels[rows], clip.track_ids[rows], clip.tube_scores[rows])
             parts.append(tuple(column.numpy() for column in each))
         joined = dict(zip(_COLUMNS, map(np.concatenate, zip(*parts, strict=True)), strict=True))
-        joined["labels"] = _one_class_per_track(joined["labels"], joined["track_ids"], joined["tube_scores"])
+        joined["labels"] = _one_class_per_track(joined["labels"], joined["track_ids"], joined["scores"])
         return cls(replace(info, frame_index=tuple(frames)), classes, **_in_order(joined))
 
     def select(self, keep: np.ndarray) -> VideoPredictions:

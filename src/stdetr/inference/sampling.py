@@ -15,7 +15,6 @@ from torchvision.ops import box_convert, box_iou
 
 from stdetr.inference.detector import Detector
 from stdetr.inference.predictions import VideoPredictions
-from stdetr.inference.windows import Window
 from stdetr.stitch.association import iou_per_frame
 from stdetr.structures import ModelOutput
 from stdetr.video.source import VideoSource
@@ -61,7 +60,7 @@ def draw_sampling(
     if not can_record(detector):
         raise ValueError(f"{type(detector.model).__name__} has no record_sampling: it has no sampled points to draw")
     frames = video.read(frame_index)
-    batch = detector.batch([Window(tuple(frame_index), frames)], video)
+    batch = detector.batch(frame_index, frames, video)
     output, records = detector.model.record_sampling(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)  # pyright: ignore[reportCallIssue]
     chosen, scores, labels = most_confident_tubes(output, rows)
     middle = len(frame_index) // 2

@@ -18,24 +18,22 @@ def to_tubes(
     output: ModelOutput,
     infos: Sequence[ClipInfo],
     top_k: int = 100,
-    score_threshold: float = 0.0,
-    presence: float = 0.0,
+    presence_threshold: float = 0.0,
 ) -> list[Tubes]:
     """The ``top_k`` best (tube, class) pairs of each clip.
 
     A frame's score is the geometric mean of the class scores of the tube and of its state on that frame: the first
     reflects the whole clip, the second how well this box fits.  With one frame it is the class score, as in Deformable
-    DETR.  A tube is kept when its best frame reaches ``score_threshold``; it is present on frames whose presence (after
-    the sigmoid) reaches ``presence``.  One query may be reported under several classes, as in DETR's evaluation.
+    DETR.  A tube is present on frames whose presence (after the sigmoid) reaches ``presence_threshold``.  One query may
+    be reported under several classes, as in DETR's evaluation.
     Boxes: xyxy in pixels of ``info.source_size``, clipped to the frame.  Frames that only pad a clip are cut off.
 
-    For a causal model all of this applies per frame, given the frames up to it: the best pairs are chosen per frame,
-    and a tube is kept from the first frame that reaches the threshold.  On other frames it is not present and scores 0.
-    ``tube_scores`` are those of the last frame.
+    For a causal model all of this applies per frame, given the frames up to it: the best pairs are chosen per frame.
+    Where a tube is not among them, it is not present and scores 0.  ``tube_scores`` are those of the last frame.
     """
     classes = output.frame_logits.shape[-1]
     of_frame = output.frame_logits.float().sigmoid()
-    there = output.presence.float().sigmoid() >= presence
+    there = output.presence.float().sigmoid() >= presence_threshold
     results = []
     for i, info in enumerate(infos):
         frames = len(info.frame_index)
@@ -53,12 +51,11 @@ def to_tubes(
             score, kept, best = score[pair], chosen[pair], score[pair, -1]
         tube, label = pair // classes, pair % classes
         scores = (score * of_frame[i, tube, :frames, label]).sqrt()
-        if output.logits.ndim == 4:
-            kept = kept & ((scores * kept).cummax(1).values >= score_threshold)
         scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=score.device)
         boxes = torch.minimum((to_xyxy(output.boxes[i, tube, :frames].float()) * scale).clamp(min=0), scale)
         tubes = Tubes(
             boxes=boxes.cpu(),
+            queries=tube.cpu(),
             scores=(scores * kept).cpu(),
             labels=label.cpu(),
             track_ids=torch.full(label.shape, -1),
@@ -66,5 +63,5 @@ def to_tubes(
             tube_scores=best.cpu(),
             present=(there[i, tube, :frames] & kept).cpu(),
         )
-        results.append(tubes.select(tubes.scores.amax(1) >= score_threshold) if score_threshold > 0 else tubes)
+        results.append(tubes)
     return results

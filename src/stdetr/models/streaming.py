@@ -5,6 +5,7 @@ Shape legend: T frames of a window, S tokens of a frame, C width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -49,6 +50,12 @@ class CausalStream:
         memory = self._encode(tokens, frame_index)
         numbers = torch.tensor([self.index], device=memory.device)
         return self.model.detect(replace(tokens, features=memory), frame_index=numbers, memory=memory)
+
+    def resume(self, frames: Sequence[tuple[Tokens, int]], count: int) -> None:
+        """Go on after ``count`` frames of a video; frames: at least its last ``min(count, length)``."""
+        windows = max(0, -(-(count - self.length) // (self.length - self.overlap)))
+        for tokens, number in frames[len(frames) - (count - windows * (self.length - self.overlap)) :]:
+            self._encode(tokens, number)
 
     def _encode(self, tokens: Tokens, number: int) -> Tensor:
         self.index.append(number)

@@ -27,8 +27,8 @@ from stdetr.stitch.tracks import Tracks, extrapolate, fit_velocity
 from stdetr.structures import Tubes
 
 _SHARES = (
-    "min_similarity", "class_weight", "motion_weight", "gap_weight", "damping", "high_score", "birth_score",
-    "twin_iou", "duplicate_iou", "duplicate_iou_other_class",
+    "min_similarity", "class_weight", "motion_weight", "gap_weight", "damping", "score_threshold",
+    "track_threshold", "twin_iou", "duplicate_iou", "duplicate_iou_other_class",
 )  # fmt: skip
 
 
@@ -46,10 +46,11 @@ class StitchRules:
     motion_frames:  number of last frames that determine a track's velocity
     match_frames:   number of frames after the track's end on which a tube is compared with the track's motion
     damping:        the part of the velocity that is left after each frame without the track
-    high_score:     tubes whose best frame reaches it are assigned before weaker ones, and to tracks that have reached
-                    it before; a track that has been unseen for a while is resumed only by such a tube
-    birth_score:    a track gets its id from the first window in which a frame reaches this score; until then its boxes
-                    have id -1, so that clutter uses up no ids (0: every track at once)
+    score_threshold: tubes whose best frame has a lower score are left out
+    track_threshold: tubes whose best frame reaches it are strong.  They are assigned before weaker ones, and to tracks
+                    that have been strong before; a track that has been unseen for a while is resumed only by one; and a
+                    track gets its id from its first one: until then its boxes have id -1, so that clutter uses up no
+                    ids
     twin_iou:       of two tubes of one window that overlap this much, the weaker starts no track: its boxes have id -1,
                     unless it continues a track that no other tube continues (1: every tube may start one)
     duplicate_iou:  of two tubes of one window that overlap this much, the weaker is dropped (1: none is)
@@ -65,8 +66,8 @@ class StitchRules:
     motion_frames: int = 12
     match_frames: int = 3
     damping: float = 0.95
-    high_score: float = 0.4
-    birth_score: float = 0.0
+    score_threshold: float = 0.05
+    track_threshold: float = 0.4
     twin_iou: float = 0.6
     duplicate_iou: float = 0.7
     duplicate_iou_other_class: float = 0.9
@@ -109,8 +110,8 @@ def assign(tracks: Tracks, tubes: Tubes, columns: Tensor, since: int, duplicate:
     # A pair that reported different boxes on one frame is two objects, whatever the motion.
     motion = torch.where(shared, 0.0, motion)
 
-    strong_tube = ((tubes.scores * tubes.present).amax(1) >= rules.high_score)[None]
-    strong_track = (tracks.best >= rules.high_score)[:, None]
+    strong_tube = ((tubes.scores * tubes.present).amax(1) >= rules.track_threshold)[None]
+    strong_track = (tracks.best >= rules.track_threshold)[:, None]
     in_sight = (tracks.last_frame >= since)[:, None]
     first = ~duplicate[None]
     for allowed in (

@@ -28,16 +28,19 @@ class Stitcher:
              back until the next ``push``.  A window may share more (the last one of a video, moved back to full
              length): frames already returned are used for matching and not returned again.
 
+    every_track: each track gets an id, however weak it is, instead of those that reach ``rules.track_threshold``
+
     Where several windows report a frame, box and score are means, the box weighted by score.  Ids count from 1 in order
     of birth and are never reused.  Memory depends on the window length, ``max_gap`` and the number of live tracks, not
     on the length of the video.
     """
 
-    def __init__(self, overlap: int, rules: StitchRules | None = None) -> None:
+    def __init__(self, overlap: int, rules: StitchRules | None = None, *, every_track: bool = False) -> None:
         if overlap < 0:
             raise ValueError(f"overlap={overlap} must not be negative")
         self.overlap = overlap
         self.rules = rules if rules is not None else StitchRules()
+        self.confirmed = 0.0 if every_track else self.rules.track_threshold
         self.reset()
 
     def reset(self) -> None:
@@ -53,7 +56,6 @@ class Stitcher:
 
         Raises ValueError if the window does not advance in time or its frames are not in order.
         """
-        tubes = _on_cpu(tubes)
         frames = tubes.frame_index
         if frames.numel() == 0 or bool((frames.diff() <= 0).any()):
             raise ValueError(f"the frames of a window must be in order and not empty, got {frames.tolist()}")
@@ -114,7 +116,7 @@ class Stitcher:
         # The most confident of a window come first, so that they get the smallest ids.
         best = (tubes.scores * present).amax(1)
         tracks.best[rows] = torch.maximum(tracks.best[rows], best)
-        confirmed = (tracks.ids[rows] < 0) & (best >= self.rules.birth_score) & ~passing
+        confirmed = (tracks.ids[rows] < 0) & (best >= self.confirmed) & ~passing
         chosen = rows[confirmed][best[confirmed].argsort(descending=True, stable=True)]
         tracks.ids[chosen] = torch.arange(self._next_id, self._next_id + chosen.numel())
         self._next_id += chosen.numel()
@@ -165,27 +167,22 @@ class Stitcher:
         self._tracks = self._tracks.rows(alive | held)
 
 
-def _on_cpu(tubes: Tubes) -> Tubes:
-    moved = {name: getattr(tubes, name).detach().cpu() for name in tubes.__dataclass_fields__}
-    return Tubes(**{name: value.float() if value.is_floating_point() else value for name, value in moved.items()})
-
-
-def best_class_only(tubes: Tubes) -> Tubes:
-    """Each sequence of boxes once, under its most confident class, most confident tube first.
+def trackable(pairs: Tubes, score_threshold: float) -> Tubes:
+    """What is stitched of a window's (tube, class) pairs: those whose best frame reaches ``score_threshold``, each
+    query once, under its most confident class, the most confident first.
 
     DETR's evaluation reports a query under several classes, which average precision rewards; as a track, a query is one
-    object.  Entries of one query have equal boxes, bit for bit.
+    object.
     """
-    if not len(tubes):
-        return tubes
-    _, group = torch.unique(tubes.boxes.flatten(1), dim=0, return_inverse=True)
-    order = tubes.tube_scores.argsort(descending=True, stable=True)
-    # The first of each group in the order of scores: position of its first appearance, by a stable sort of the groups.
-    ranked = group[order]
-    by_group = ranked.argsort(stable=True)
-    first = torch.ones(len(tubes), dtype=torch.bool)
-    first[1:] = ranked[by_group][1:] != ranked[by_group][:-1]
-    return tubes.select(order[by_group[first].sort().values])
+    pairs = pairs.select(pairs.scores.amax(1) >= score_threshold)
+    assert pairs.queries is not None, "pairs come from a window"
+    kept, seen = [], set()
+    queries = pairs.queries.tolist()
+    for row in pairs.tube_scores.argsort(descending=True, stable=True).tolist():
+        if queries[row] not in seen:
+            seen.add(queries[row])
+            kept.append(row)
+    return pairs.select(torch.tensor(kept, dtype=torch.int64))
 
 
 def visible_frames(tubes: Tubes, *, score_threshold: float) -> Tubes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stdetr.video.packet_index import decode
 from stdetr.video.read_ahead import ReadAhead
 from stdetr.video.source import VideoFile
 
@@ -33,10 +34,10 @@ class AvSource(VideoFile):
 
     backend = "av"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_corrupt: str = "stop") -> None:
         from av.video.reformatter import VideoReformatter
 
-        super().__init__(path)
+        super().__init__(path, on_corrupt)
         self._container: Any = None
         self._converter = VideoReformatter()
         self._frames: Iterator[Any] = iter(())
@@ -89,9 +90,10 @@ class AvSource(VideoFile):
     def _array(self, number: int, picture: Any) -> np.ndarray:
         # FFmpeg's own default, and decord's: PyAV's would interpolate chroma differently where sides are odd.
         # One converter for all frames, since creating one costs as much as decoding a small frame.
+        if picture.is_corrupt:
+            self._corrupt(number)
         array = self._converter.reformat(picture, format="rgb24", interpolation="BICUBIC").to_ndarray()
-        if self._index.rotation:
-            array = np.ascontiguousarray(np.rot90(array, self._index.rotation // 90))
+        array = self._index.upright(array)
         if array.shape[:2] != self.size:
             have, want = (f"{shape[1]}x{shape[0]}" for shape in (array.shape, self.size))
             raise ValueError(f"{self.name}: frame {number} is {have}, but the video starts with {want}")
@@ -135,8 +137,8 @@ class AvSource(VideoFile):
         if self._container is None or key == 0:
             self._shut()
             self._container = av.open(self.name)
-            self._container.streams.video[0].codec_context.thread_count = 1
-        stream = self._container.streams.video[0]
+            self._container.streams[self._index.stream].codec_context.thread_count = 1
+        stream = self._container.streams[self._index.stream]
         if key:
             assert self._index.pts is not None
             self._container.seek(int(self._index.pts[key]), stream=stream)
@@ -151,7 +153,7 @@ class AvSource(VideoFile):
             skip = pts is not None and packet.pts is not None and packet.pts < pts[self._shown_from]
             if skip != skips:
                 decoder.skip_frame, skips = "NONREF" if skip else "DEFAULT", skip
-            yield from packet.decode()
+            yield from decode(packet)
 
     def _decode(self) -> Any | None:
         """The next picture, or None at the end; ``_next`` then is the number after it."""

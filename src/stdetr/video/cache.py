@@ -30,7 +30,12 @@ _WORD = 8  # bytes of an offset
 
 
 class FrameCache(Protocol):
-    """Reads frames of video files; frame numbers count decoded frames from 0.  Its arrays must not be written to."""
+    """Reads frames of video files; frame numbers count decoded frames from 0.  Its arrays must not be written to.
+
+    on_corrupt: for the files it opens, see :class:`~stdetr.video.source.VideoFile`
+    """
+
+    on_corrupt: str
 
     def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
@@ -40,18 +45,18 @@ class FrameCache(Protocol):
 class NoCache:
     """Decodes every requested frame anew; the ``open_files`` last used videos stay open, at their position."""
 
-    def __init__(self, open_files: int = 8) -> None:
-        self._open_files = open_files
+    def __init__(self, open_files: int = 8, on_corrupt: str = "stop") -> None:
+        self._open_files, self.on_corrupt = open_files, on_corrupt
         self._sources: OrderedDict[tuple[str, str], VideoSource] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
         # An open decoder belongs to its process.
-        return {"_open_files": self._open_files, "_sources": OrderedDict()}
+        return {"_open_files": self._open_files, "on_corrupt": self.on_corrupt, "_sources": OrderedDict()}
 
     def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
         key = (str(path), backend)
-        source = self._sources.pop(key, None) or open_source(path, backend=backend)
+        source = self._sources.pop(key, None) or open_source(path, backend=backend, on_corrupt=self.on_corrupt)
         self._sources[key] = source
         if len(self._sources) > self._open_files:
             _, oldest = self._sources.popitem(last=False)
@@ -62,21 +67,21 @@ class NoCache:
 class MemoryCache:
     """Whole videos in memory; beyond ``limit_gb`` gigabytes per process the least recently used are dropped."""
 
-    def __init__(self, limit_gb: float = 2.0) -> None:
-        self._limit = _in_bytes(limit_gb)
+    def __init__(self, limit_gb: float = 2.0, on_corrupt: str = "stop") -> None:
+        self._limit, self.on_corrupt = _in_bytes(limit_gb), on_corrupt
         self._bytes = 0
         self._videos: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
         # Workers fill their own cache: sending the parent's would copy it to every worker.
-        return {"_limit": self._limit, "_bytes": 0, "_videos": OrderedDict()}
+        return {"_limit": self._limit, "on_corrupt": self.on_corrupt, "_bytes": 0, "_videos": OrderedDict()}
 
     def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
         key = (str(path), backend)
         frames = self._videos.get(key)
         if frames is None:
-            with closing(open_source(path, backend=backend)) as source:
+            with closing(open_source(path, backend=backend, on_corrupt=self.on_corrupt)) as source:
                 _needed_bytes(source, self._limit)
                 frames = source.read(range(len(source)))
             self._videos[key] = frames
@@ -100,8 +105,8 @@ class _FolderCache(ABC):
     suffix: str
     variant = ""  # what else distinguishes the content of files
 
-    def __init__(self, directory: str | Path, limit_gb: float = 100.0) -> None:
-        self.directory, self._limit = Path(directory), _in_bytes(limit_gb)
+    def __init__(self, directory: str | Path, limit_gb: float = 100.0, on_corrupt: str = "stop") -> None:
+        self.directory, self._limit, self.on_corrupt = Path(directory), _in_bytes(limit_gb), on_corrupt
 
     def frames(self, path: Path, indices: Sequence[int], backend: str) -> Sequence[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
@@ -109,6 +114,7 @@ class _FolderCache(ABC):
             raise FileNotFoundError(f"video {path} does not exist")
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{backend}{self.variant}"
+        key += "" if self.on_corrupt == "stop" else f"|{self.on_corrupt}"
         file = self.directory / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}{self.suffix}"
         while True:
             try:
@@ -117,7 +123,8 @@ class _FolderCache(ABC):
                 return frames
             except FileNotFoundError:
                 # Not there yet, or another process has just deleted it to make room.
-                with closing(open_source(path, backend=backend)) as source, replacing(file) as draft:
+                opened = open_source(path, backend=backend, on_corrupt=self.on_corrupt)
+                with closing(opened) as source, replacing(file) as draft:
                     self._write(draft, source)
 
     @abstractmethod
@@ -171,8 +178,10 @@ class JpegCache(_FolderCache):
 
     suffix = ".jpegs"
 
-    def __init__(self, directory: str | Path, limit_gb: float = 100.0, quality: int = 95) -> None:
-        super().__init__(directory, limit_gb)
+    def __init__(
+        self, directory: str | Path, limit_gb: float = 100.0, quality: int = 95, on_corrupt: str = "stop"
+    ) -> None:
+        super().__init__(directory, limit_gb, on_corrupt)
         if not 1 <= quality <= 100:
             raise ValueError(f"data.cache_quality must lie between 1 and 100, got {quality}")
         self._quality = int(quality)
@@ -208,16 +217,20 @@ class JpegCache(_FolderCache):
         self._make_room(draft.stat().st_size)
 
 
-def make_cache(kind: str, directory: str | Path | None, limit_gb: float, quality: int = 95) -> FrameCache:
+def make_cache(
+    kind: str, directory: str | Path | None, limit_gb: float, quality: int = 95, on_corrupt: str = "stop"
+) -> FrameCache:
     """The cache that the key ``data.cache`` names; ``disk`` and ``jpeg`` need a directory."""
     if kind == "none":
-        return NoCache()
+        return NoCache(on_corrupt=on_corrupt)
     if kind == "memory":
-        return MemoryCache(limit_gb)
+        return MemoryCache(limit_gb, on_corrupt)
     if kind in ("disk", "jpeg"):
         if directory is None:
             raise ValueError(f"data.cache={kind} needs data.cache_dir, the folder for the decoded frames")
-        return DiskCache(directory, limit_gb) if kind == "disk" else JpegCache(directory, limit_gb, quality)
+        if kind == "disk":
+            return DiskCache(directory, limit_gb, on_corrupt)
+        return JpegCache(directory, limit_gb, quality, on_corrupt)
     near = difflib.get_close_matches(kind, ("none", "memory", "disk", "jpeg"), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"data.cache must be none, memory, disk or jpeg, got {kind!r}{hint}")

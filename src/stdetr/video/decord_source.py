@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +19,27 @@ class DecordSource(AvSource):
 
     decord's reader keeps decoding between reads (hundreds of megabytes within seconds at 720p), so it is dropped after
     each read and reopened for the next.  Reads that continue where the last one stopped, and :meth:`iterate`, use PyAV,
-    which holds one picture; both give the same pixels.  In files with open groups of pictures decord's frame numbers
-    are wrong, and at a few small widths it fails, so PyAV reads those.
+    which holds one picture; both give the same pixels.  PyAV also reads what decord reads otherwise: open groups of
+    pictures, where its frame numbers are wrong, files whose packets are not their frames, a few small widths, and files
+    with a damaged frame, which decord would hand out without a word.  To know, each file is decoded once per process
+    by PyAV and compared with decord at a few frames.
     """
 
     backend = "decord"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._exact = self._index.closed
+    def __init__(self, path: Path, on_corrupt: str = "stop") -> None:
+        super().__init__(path, on_corrupt)
+        self._exact = self._index.closed and self._index.plain and len(self._index.keys) > 1
         self._after = 0  # a closed file stands before its first frame
-        if not self._exact:
-            _log.info("%s: decord cannot seek exactly in open groups of pictures, PyAV reads it", path)
 
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
         numbers = self.check_indices(indices)
         if not numbers:
             return []
+        if self._exact and not _same_pixels(self._path, self._path.stat().st_size, self._path.stat().st_mtime_ns):
+            _log.info("%s: decord does not read this file exactly, PyAV reads it", self.name)
+            self._exact = False
         continues = 0 <= numbers[0] - self._after <= NEARBY and numbers == sorted(numbers)
         if not continues and self._exact:
             super().close()
@@ -45,28 +49,40 @@ class DecordSource(AvSource):
         return super().frames(numbers)
 
     def _fetch(self, numbers: list[int]) -> list[np.ndarray]:
-        import torch  # noqa: F401 - decord must be loaded after torch, or both crash
-        import decord  # isort: skip
-
         try:
-            reader = decord.VideoReader(self.name, ctx=decord.cpu(0), num_threads=1)
-            frames = reader.get_batch(numbers).asnumpy()
-        except (RuntimeError, decord.DECORDError) as error:
-            if "size must exactly match" in str(error):
-                # decord 3.4 cannot copy frames whose rows are padded in memory: widths of 16, 24, 48 and 72 px.
-                _log.info("%s: decord cannot read frames %d px wide, PyAV reads it", self.name, self.size[1])
-                self._exact = False
-                return super().frames(numbers)
+            return list(_read(self._path, numbers))
+        except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f"{self.name}: frames {numbers[0]} to {numbers[-1]} cannot be decoded (backend decord): {lines[-1]}"
             ) from None
-        if frames.shape[1:3] != self.size:
-            have, want = (f"{shape[1]}x{shape[0]}" for shape in (frames.shape[1:], self.size))
-            raise ValueError(f"{self.name}: decord gives frames of {have}, FFmpeg {want}; choose data.backend=av")
-        return list(frames)
 
     def close(self) -> None:
         """Close the file."""
         super().close()
         self._after = 0
+
+
+def _read(path: Path, numbers: list[int]) -> np.ndarray:
+    """T,h,w,3; raises RuntimeError."""
+    import torch  # noqa: F401 - decord must be loaded after torch, or both crash
+    import decord  # isort: skip
+
+    try:
+        return decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1).get_batch(numbers).asnumpy()
+    except decord.DECORDError as error:
+        raise RuntimeError(str(error)) from None
+
+
+@lru_cache(maxsize=4096)
+def _same_pixels(path: Path, size: int, modified: int) -> bool:
+    """Whether PyAV reads every frame of a file and finds none damaged, and decord reads some as PyAV does."""
+    source = AvSource(path)
+    numbers = sorted({round(share * (len(source) - 1)) for share in (0, 0.3, 0.6, 0.9, 1)})
+    try:
+        frames = {number: frame for number, frame in source.iterate() if number in numbers}
+        return np.array_equal(_read(path, numbers), np.stack([frames[number] for number in numbers]))
+    except (ValueError, RuntimeError):
+        return False
+    finally:
+        source.close()

@@ -5,6 +5,9 @@ torchvision's ``CocoDetection`` and the DETR family read the stored pixels, dete
 ``predict`` rotates images, like videos with rotation metadata.  Annotated frames are read as stored, as COCO's boxes
 assume, unless only the rotated image has the annotated size, because an annotation tool rotated it.  A mirrored or
 upside-down tag does not change the size, so then the stored pixels are used.
+
+Of 16 bits per channel the upper 8 are used, so 65535 is white; values beyond 16 bits, and files that hold several
+pictures (animated WebP and PNG, TIFF pages), are refused.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import numpy as np
 
 from stdetr.video.source import IMAGE_SUFFIXES, VideoSource
 
+_PAGED = ("WEBP", "PNG", "TIFF", "GIF")  # MPO is a photograph with previews
+
 
 def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarray:
     """h,w,3 uint8 RGB; raises ValueError or FileNotFoundError naming the file.
@@ -29,8 +34,18 @@ def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarr
 
     try:
         with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format in _PAGED:
+                raise ValueError(
+                    f"frame {path} holds {pages} pictures, of which one would be seen; store each in a file, or all as "
+                    "a video"
+                )
             if annotated is None or (image.size != annotated[::-1] and image.size == annotated):
                 image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I;16"):
+                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"frame {path} has 32 bits per channel; store it with 8 or 16")
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise FileNotFoundError(f"frame {path} does not exist") from None
@@ -38,6 +53,11 @@ def read_image(path: Path, annotated: tuple[int, int] | None = None) -> np.ndarr
         raise ValueError(f"frame {path} is not an image that Pillow can read") from None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"frame {path} is damaged: {error}") from error
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image, and not of a side file (``._name``)."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
 
 
 def natural_key(path: Path) -> list[int | str]:
@@ -68,14 +88,14 @@ class FrameFolder(VideoSource):
     @classmethod
     def from_directory(cls, folder: Path) -> FrameFolder:
         """All images of a folder, in natural order of their names."""
-        files = [item for item in folder.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES]
+        files = [item for item in folder.iterdir() if is_image(item)]
         return cls(str(folder), sorted(files, key=natural_key))
 
     @classmethod
     def from_glob(cls, pattern: str) -> FrameFolder:
         """All images that match a glob pattern, in natural order of their paths."""
         files = [Path(item) for item in glob.glob(pattern, recursive=True)]  # noqa: PTH207 - absolute patterns
-        files = [item for item in files if item.suffix.lower() in IMAGE_SUFFIXES]
+        files = [item for item in files if is_image(item)]
         return cls(pattern, sorted(files, key=lambda item: (str(item.parent), natural_key(item))))
 
     def __len__(self) -> int:

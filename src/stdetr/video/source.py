@@ -9,8 +9,10 @@ survive a fork nor pickle), so a :class:`VideoSource` is opened inside the worke
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ import numpy as np
 from stdetr.video.packet_index import scan_packets
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+ON_CORRUPT = ("stop", "keep")
+_log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv")
 
 
@@ -27,12 +31,17 @@ class VideoSource(ABC):
     name: for messages and result files
     size: (h, w) in pixels, as displayed (rotation metadata applied)
     fps:  frames per second, 0.0 where the source has no clock
+    corrupt: numbers of the frames read so far that their decoder calls damaged
     """
 
     backend: str
     name: str
     size: tuple[int, int]
     fps: float
+
+    @cached_property
+    def corrupt(self) -> set[int]:
+        return set()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -73,14 +82,31 @@ class VideoSource(ABC):
 
 
 class VideoFile(VideoSource):
-    """A video file with the index of its packets; pickled as its path."""
+    """A video file with the index of its packets; pickled as its path.
 
-    def __init__(self, path: Path) -> None:
+    on_corrupt: what to do with a frame that its decoder calls damaged: ``stop`` raises ValueError, ``keep`` takes it,
+        notes its number in ``corrupt`` and warns of the first one
+    """
+
+    def __init__(self, path: Path, on_corrupt: str = "stop") -> None:
+        if on_corrupt not in ON_CORRUPT:
+            raise ValueError(f"on_corrupt={on_corrupt} is unknown, it may be {' or '.join(ON_CORRUPT)}")
         self.name, self._path, self._index = str(path), path, scan_packets(path)
         self.size, self.fps = self._index.size, self._index.fps
+        self.on_corrupt = on_corrupt
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return type(self), (self._path,)
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self._path, self.on_corrupt)
+
+    def _corrupt(self, number: int) -> None:
+        """Frame ``number`` is damaged."""
+        if self.on_corrupt == "stop":
+            raise ValueError(
+                f"{self.name}: frame {number} is damaged, says its decoder; on_corrupt=keep takes such frames"
+            )
+        if not self.corrupt:
+            _log.warning("%s: frame %d is damaged; it and others like it are kept (on_corrupt=keep)", self.name, number)
+        self.corrupt.add(number)
 
     def __len__(self) -> int:
         return self._index.count

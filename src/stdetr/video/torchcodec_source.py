@@ -43,11 +43,11 @@ class TorchcodecSource(AvSource):
 
     backend = "torchcodec"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, on_corrupt: str = "stop") -> None:
+        super().__init__(path, on_corrupt)
         self._class = _load()
         self._decoder: Any = None
-        self._exact = True
+        self._exact = self._index.plain  # it can neither mirror nor tell damaged frames
 
     def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """T arrays h,w,3 uint8 RGB."""
