@@ -24,7 +24,7 @@ from torch import Tensor
 
 from stdetr.atomic import write_text
 from stdetr.config import instantiate
-from stdetr.inference.detector import load_model
+from stdetr.inference.load import load_model
 from stdetr.logger import git_revision
 from stdetr.structures import SamplingRecord
 
@@ -88,7 +88,9 @@ def main(arguments: list[str]) -> int:
     shares, degraded = [], []
     for batch in data.eval_loader(settings["split"]):
         batch = batch.normalised()
-        output, records = model.record_sampling(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index)
+        output, records = model.record_sampling(  # pyright: ignore[reportCallIssue]
+            batch.frames, batch.sizes, batch.frame_mask, batch.frame_index
+        )
         score = output.logits.sigmoid().flatten(2).amax(-1)
         for record, one, info in zip(records, score, batch.infos, strict=True):
             shares.append(shares_of(record, (one >= float(settings["threshold"])).nonzero().flatten()))

@@ -132,7 +132,7 @@ def read_coco_vid(path: str | Path, *, strict: bool = True) -> CocoVid:
     order = np.lexsort((images["frame_id"], video))
     codes = {None: -1, msgspec.UNSET: -1, **{name: code for code, name in enumerate(DEGRADATIONS)}}
     return CocoVid(
-        path=file.path,
+        path=Path(path),
         classes=ClassNames(tuple(classes), tuple(classes.values())),
         video_ids=videos["id"][by_id],
         video_sizes=sizes,

@@ -84,7 +84,8 @@ class SplitEvaluator:
         """Called on every process: each predicts its share of the videos; the main process does the rest."""
         started, split = time.perf_counter(), self.split
         if self._thin is not None and step != self.whole_step:
-            split = processes.one_by_one(lambda: self.data.thinned(self.split, *self._thin, self.paths.evaluation))
+            windows, frames = self._thin
+            split = processes.one_by_one(lambda: self.data.thinned(self.split, windows, frames, self.paths.evaluation))
         predictions = self._predictions(model, split)
         self.metrics = processes.on_main(lambda: self._report(model, step, split, predictions, started))
         return self.metrics

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from stdetr import checkpoint
 from stdetr import config as configs
-from stdetr.config.names import did_you_mean, nearest_file
+from stdetr.names import did_you_mean, nearest_file
 from stdetr.data.coco_vid import read_coco_vid
 from stdetr.inference.detector import Detector
 from stdetr.inference.journal import FINISHED, Journal, fingerprint
@@ -87,7 +87,7 @@ def _predict(
 ) -> list[VideoPredictions]:
     """Predict one video and write its files; empty where an interrupted run has done that."""
     video = open_source(source, on_corrupt=cfg.on_corrupt)
-    settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _FREE_KEYS])
+    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in _FREE_KEYS])
     key = fingerprint(settings, checkpoint.find_weights(cfg.checkpoint), source)
     journal = Journal(folder / PROGRESS, key)
     journals.append(journal)

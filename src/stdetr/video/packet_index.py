@@ -134,7 +134,7 @@ def _scan(path: str, size: int, modified: int) -> PacketIndex:
         first, decoded = _decode_all(path, stream.index, whole=not trusted)
         if not trusted:
             times, keys = [time for time, _ in decoded], [n for n, (_, key) in enumerate(decoded) if key]
-            if not _distinct(times) or times != sorted(times, key=int):  # pyright: ignore[reportArgumentType]
+            if not _distinct(times) or times != sorted(time for time in times if time is not None):
                 times = [None] * len(times)
         transposed, flipped = _display(first)
         mirrored = (sum(flipped) + transposed) % 2 == 1
