@@ -119,6 +119,7 @@ class Conversion:
         Old files are removed first: a process that is killed here leaves files missing, but never a training
         split of this conversion next to the validation split of an earlier one.
         """
+        os.sync()  # media files, which may be millions
         splits = {split: asdict(count) for split, count in counts.items()}
         report = {**self.info, "splits": splits, "notes": dict(self.problems.notes), "skipped": self.problems.skipped}
         draft, final = self._work / "conversion.report", self.output / "conversion.json"
