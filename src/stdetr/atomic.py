@@ -17,8 +17,8 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """A draft in the folder of ``path``, to be written inside the block; it takes the place of ``path`` at its end.
 
     File and folder are on disk when the block has been left; ``sync=False`` leaves that to a later ``os.sync()``, for
-    files by the thousand.  After an error ``path`` is what it was and the draft is
-    gone.  The draft keeps the suffix, by which libraries choose a format; missing folders are created.
+    files by the thousand.  After an error ``path`` is what it was and the draft is gone.  The draft keeps the suffix,
+    by which libraries choose a format; missing folders are created.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
