@@ -13,18 +13,22 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}(\.[^.]+)?")
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """A draft in the folder of ``path``, to be written inside the block; it takes the place of ``path`` at its end.
 
-    File and folder are on disk when the block has been left.  After an error ``path`` is what it was and the draft is
-    gone.  The draft keeps the suffix, by which libraries choose a format; missing folders are created.
+    File and folder are on disk when the block has been left; ``sync=False`` leaves that to a later ``os.sync()``, for
+    files by the thousand.  After an error ``path`` is what it was and the draft is gone.  The draft keeps the suffix,
+    by which libraries choose a format; missing folders are created.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
         yield draft
-        publish(draft, target)
+        if sync:
+            publish(draft, target)
+        else:
+            draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
 

@@ -77,7 +77,7 @@ def test_nothing_left_to_score(new_scene, tmp_path: Path) -> None:
     evaluation = evaluate(scene.document, scene.predictions, causal=False, seeds=1)
     write_reports(evaluation, tmp_path)
     metrics = json.loads((tmp_path / "eval/metrics.json").read_text())
-    assert {metrics[name] for name in ("coco/AP", "tube/AP50", "vid/AP50", "vid_mega/AP50")} == {None}
+    assert {metrics[name] for name in ("coco/AP", "tube/AP50", "vid/AP50", "vid_mega/AP50", "track/HOTA")} == {None}
 
 
 def test_report_states_evaluator_frames_mode_and_seeds(make_random_scene) -> None:

@@ -16,6 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from stdetr.atomic import write_text
 from stdetr.cli.arguments import quote
 from stdetr.cli.inputs import check_inputs
 from stdetr.cli.summary import JOB_FILE, read_jobs, summarise
@@ -113,9 +114,8 @@ def job(cfg: DictConfig) -> float | None:
     place(cfg, verb, folder)
     record: dict[str, Any] = {"job": context.job.num, "overrides": list(context.overrides.task), "status": "running"}
     record |= dict.fromkeys(("objective", "seconds", "error"))
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / JOB_FILE
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(record, indent=2) + "\n")
     started = time.perf_counter()
     try:
         result = VERBS[verb].load()(cfg)
@@ -128,7 +128,7 @@ def job(cfg: DictConfig) -> float | None:
         raise
     finally:
         record["seconds"] = round(time.perf_counter() - started, 1)
-        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(record, indent=2) + "\n")
     return record["objective"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stdetr.atomic import replacing, write_text
 from stdetr.bench.report import draw_table
 
 JOB_FILE = "job.json"
@@ -23,13 +24,13 @@ def summarise(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
     ``rows`` are those of ``read_jobs``, at least one.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / "summary.csv") as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
     shown = shown_columns(rows, columns)
     table = draw_table(shown, [[row.get(column) for column in shown] for row in rows])
-    (folder / "summary.md").write_text(f"{table}\n", encoding="utf-8")
+    write_text(folder / "summary.md", f"{table}\n")
     return f"{table}\n\n{len(rows)} jobs: {folder / 'summary.csv'}, {folder / 'summary.md'}"
 
 

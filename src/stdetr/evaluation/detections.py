@@ -125,7 +125,8 @@ class Detections:
     def save(self, path: Path | str) -> None:
         """Write the columns to one ``.npz`` file, much smaller and faster to read than JSON."""
         columns = {name: getattr(self, name) for name in self.__dataclass_fields__ if getattr(self, name) is not None}
-        np.savez(Path(path), **columns)
+        with replacing(path) as draft, draft.open("wb") as stream:
+            np.savez(stream, **columns)
 
     def write_results(self, path: Path | str) -> None:
         """Write a COCO results list, a part at a time; the file appears only when it is complete."""

@@ -51,6 +51,8 @@ class TrackEvaluator(Evaluator):
         reason = ""
         if not gt.has_tracks:
             reason = "the annotations have no instance_id"
+        elif gt.crowd.all():
+            reason = "no annotated box counts"
         elif tracked is None:
             reason = "no prediction has a track_id"
         elif importlib.util.find_spec("trackeval") is None:

@@ -23,6 +23,7 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 
+from stdetr.atomic import write_text
 from stdetr.logger.logger import Logger, Scalar, Table, to_scalar
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class WandbLogger(Logger):
         # `dir` of a run is its files folder; the run's own folder, which `wandb sync` takes, is the parent.
         folder = Path(os.path.relpath(Path(self._run.dir).parent, self.root)).as_posix()
         record = {"id": run_id, "mode": mode, "project": self.project, "folder": folder, "url": url}
-        self.run_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_text(self.run_file, json.dumps(record, indent=1) + "\n")
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         scalars = {f"{split}/{name}": to_scalar(name, value) for name, value in values.items()}

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import count
 from math import isfinite
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from stdetr.atomic import publish
-from stdetr.datasets.converters.coco_vid_writer import CocoVidWriter
+from stdetr.datasets.converters.coco_vid_writer import CocoVidWriter, Counts
 from stdetr.datasets.converters.media import MediaLinker
 from stdetr.datasets.converters.options import EVERYTHING, SplitRules
 from stdetr.datasets.converters.problems import MalformedField, Problems
@@ -27,20 +27,6 @@ from stdetr.datasets.converters.records import NO_TRACK, Box, Image, Reader, Vid
 _WORK = ".conversion"
 # Above any track id of a source, within every reader's integer range.
 _FIRST_NEW_TRACK = 1_000_000_000
-
-
-@dataclass
-class Counts:
-    """Counts of one output file.  ``boxes`` and ``tracks`` exclude ignore regions."""
-
-    videos: int = 0
-    images: int = 0
-    boxes: int = 0
-    ignore_regions: int = 0
-    tracks: int = 0
-    clipped: int = 0
-    outside: int = 0
-    per_class: dict[str, int] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -68,36 +54,6 @@ def work_folder(output: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-class _Output(CocoVidWriter):
-    """One split file that is being written, and its counts."""
-
-    def __init__(self, path: Path, work: Path) -> None:
-        super().__init__(path, work)
-        self.counts = Counts()
-        self._tracks: set[int] = set()
-        self._video: int | None = None
-
-    def add_image(self, video: Mapping[str, Any], image: Mapping[str, Any]) -> None:
-        """Add an image record, and that of its video before its first one."""
-        if self._video != video["id"]:
-            self._video = video["id"]
-            self._tracks.clear()
-            self.add("videos", video)
-            self.counts.videos += 1
-        self.add("images", image)
-        self.counts.images += 1
-
-    def count(self, ignore: bool, track: int, clipped: bool, name: str) -> None:
-        """Count a box of the class ``name``."""
-        self.counts.clipped += clipped
-        self.counts.ignore_regions += ignore
-        if not ignore:
-            self.counts.boxes += 1
-            self.counts.per_class[name] = self.counts.per_class.get(name, 0) + 1
-            self.counts.tracks += track != NO_TRACK and track not in self._tracks
-            self._tracks.add(track)
-
-
 class Conversion:
     """One run of a reader into one output folder.
 
@@ -121,7 +77,7 @@ class Conversion:
     ) -> None:
         self.reader, self.output, self.media = reader, output, media
         self.rules, self.problems, self.info = rules, problems, dict(info)
-        self._outputs: dict[str, _Output] = {}
+        self._outputs: dict[str, CocoVidWriter] = {}
         self._next = {"video": count(1), "image": count(1), "annotation": count(1)}
         # Rules merge all splits into one file, where ids of two source files may collide.
         self._keep_ids = not rules or reader.one_id_space
@@ -163,6 +119,7 @@ class Conversion:
         Old files are removed first: a process that is killed here leaves files missing, but never a training
         split of this conversion next to the validation split of an earlier one.
         """
+        os.sync()  # media files, which may be millions
         splits = {split: asdict(count) for split, count in counts.items()}
         report = {**self.info, "splits": splits, "notes": dict(self.problems.notes), "skipped": self.problems.skipped}
         draft, final = self._work / "conversion.report", self.output / "conversion.json"
@@ -173,9 +130,9 @@ class Conversion:
             output.publish()
         publish(draft, final)
 
-    def _output(self, split: str) -> _Output:
+    def _output(self, split: str) -> CocoVidWriter:
         if split not in self._outputs:
-            self._outputs[split] = _Output(self.output / f"{split}.json", self._work)
+            self._outputs[split] = CocoVidWriter(self.output / f"{split}.json", self._work)
         return self._outputs[split]
 
     def _id(self, kind: str, given: int | None) -> int:

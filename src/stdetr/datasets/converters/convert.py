@@ -9,7 +9,8 @@ from typing import Any
 
 from stdetr.atomic import publish
 from stdetr.datasets.converters.archive import extract, is_archive
-from stdetr.datasets.converters.conversion import Conversion, Counts, work_folder
+from stdetr.datasets.converters.coco_vid_writer import Counts
+from stdetr.datasets.converters.conversion import Conversion, work_folder
 from stdetr.datasets.converters.media import MediaLinker, check_link
 from stdetr.datasets.converters.options import Options, SplitRules
 from stdetr.datasets.converters.problems import Problems

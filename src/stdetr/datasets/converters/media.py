@@ -62,7 +62,7 @@ class MediaLinker:
             )
         place = self.target / name
         if not _same_file(path, place):
-            with replacing(place) as draft:
+            with replacing(place, sync=False) as draft:
                 _create(path, draft, mode)
         return f"{VIDEOS}/{name}"
 
