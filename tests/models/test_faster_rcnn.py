@@ -13,12 +13,16 @@ from stdetr.models.faster_rcnn import FasterRcnn, _known
 from stdetr.models.postprocess import to_tubes
 from stdetr.structures import ClipInfo, ClipTargets
 
+TINY = [
+    "model=faster_rcnn", "model/backbone@model.detector.backbone=small", "criterion=own", "model.width=16",
+    "model.hidden=16", "model.detector.neck.norm_groups=4",
+]  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def model() -> FasterRcnn:
     torch.manual_seed(0)
-    words = ["model=faster_rcnn", "model/backbone@model.detector.backbone=small", "criterion=own", "model.width=16"]
-    return instantiate(compose("train", [*words, "model.hidden=16", "model.classes=3"]).model.detector)
+    return instantiate(compose("train", [*TINY, "model.levels=3", "model.classes=3"]).model.detector)
 
 
 def _targets(*boxes: list[float]) -> ClipTargets:
@@ -82,9 +86,8 @@ def test_a_clip_is_refused_and_padding_does_not_matter(model: FasterRcnn) -> Non
 
 def test_the_loop_trains_it(tmp_path: Path) -> None:
     words = [
-        "model=faster_rcnn", "model/backbone@model.detector.backbone=small", "criterion=own", "model.width=16",
-        "model.hidden=16", "data.frames=1", "data.benchmark.frame_size=64", "data.benchmark.frames=4", "viz.samples=0",
-        "data.benchmark.splits.train.videos=4", "data.benchmark.splits.val.videos=1", "logger=none",
+        *TINY, "model.levels=2", "data.frames=1", "data.benchmark.frame_size=64", "data.benchmark.frames=4",
+        "viz.samples=0", "data.benchmark.splits.train.videos=4", "data.benchmark.splits.val.videos=1", "logger=none",
         "data.benchmark.splits.test.videos=1", f"paths.data={tmp_path}", f"output_dir={tmp_path / 'run'}",
         "trainer.max_steps=2", "trainer.log_every=1", "trainer.save_every=0", "trainer.eval_start=0",
     ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Faster R-CNN (Ren et al., arXiv 1506.01497) with a feature pyramid (Lin et al., arXiv 1612.03144), for comparison.
+"""Faster R-CNN (Ren et al., arXiv 1506.01497) on a feature pyramid (Lin et al., arXiv 1612.03144), for comparison.
 
-torchvision's parts on this project's backbones, trained and evaluated by the same loop.
+torchvision's parts on this project's backbone and neck, trained and evaluated by the same loop.
 
 Shape legend
     B frames, each a clip with T = 1     Q detections of a frame, padded     N classes     h, w padded size in pixels
@@ -8,35 +8,37 @@ Shape legend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stdetr.models.boxes import logit, to_cxcywh, to_xyxy
-from stdetr.models.detector import NEVER
+from stdetr.models.detector import NEVER, ClipDetector
+from stdetr.models.neck import Neck, Tokens
 from stdetr.structures import ClipTargets, ModelOutput
 
 
 class FasterRcnn(nn.Module):
-    """Region proposals over a feature pyramid, then class and box of each; single frames only.
+    """Region proposals over the neck's levels, then class and box of each; single frames only.
 
-    width: channels of the pyramid, which has one level per output of the backbone and one more above them
+    Backbone and neck are ``ClipDetector``'s, so that only what comes after the features differs.
+
     hidden: channels of the box head
     scales: sides of the anchors in strides of their level; each in the aspects 1:2, 1:1 and 2:1
     detections: the most that a frame may have, at least the score ``min_score``
     nms: IoU above which the weaker of two detections of a class is dropped
 
-    The other settings are torchvision's defaults.  ``losses_input`` holds the four losses by name.  Frames are expected
-    normalised and padded, as for ``ClipDetector``.  Ignore regions count as background, as torchvision knows none.
+    The other settings are torchvision's defaults.  ``losses_input`` holds the four losses by name.  Ignore regions
+    count as background, as torchvision knows none.
     """
 
     def __init__(
         self,
         *,
         backbone: nn.Module,
+        neck: Neck | Callable[..., Neck],
         classes: int,
-        width: int = 128,
         hidden: int = 512,
         scales: Sequence[float] = (1.5, 3.0),
         detections: int = 100,
@@ -48,19 +50,20 @@ class FasterRcnn(nn.Module):
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
         from torchvision.models.detection.roi_heads import RoIHeads
         from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-        from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
-        from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+        from torchvision.ops import MultiScaleRoIAlign
 
-        self.backbone, self.classes = backbone, classes
-        self.pyramid = FeaturePyramidNetwork(list(backbone.channels), width, extra_blocks=LastLevelMaxPool())  # pyright: ignore[reportArgumentType]
-        strides = [*backbone.strides, 2 * backbone.strides[-1]]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript, reportGeneralTypeIssues]
+        self.backbone, self.classes, self.detections = backbone, classes, detections
+        self.neck = neck if isinstance(neck, Neck) else neck(channels=backbone.channels)
+        self.neck.level_embed = None
+        self.first_stride = int(backbone.strides[0])  # pyright: ignore[reportIndexIssue, reportOptionalSubscript, reportGeneralTypeIssues]
+        strides = [self.first_stride * 2**level for level in range(len(self.neck.projections))]
         anchors = AnchorGenerator(
-            tuple(tuple(scale * stride for scale in scales) for stride in strides),
+            tuple(tuple(scale * stride for scale in scales) for stride in strides),  # pyright: ignore[reportArgumentType]
             ((0.5, 1.0, 2.0),) * len(strides),
         )
         self.rpn = RegionProposalNetwork(
             anchors,
-            RPNHead(width, anchors.num_anchors_per_location()[0]),
+            RPNHead(self.neck.width, anchors.num_anchors_per_location()[0]),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
@@ -69,10 +72,9 @@ class FasterRcnn(nn.Module):
             post_nms_top_n={"training": 2000, "testing": 1000},
             nms_thresh=0.7,
         )
-        levels = [str(level) for level in range(len(strides) - 1)]
         self.roi_heads = RoIHeads(
-            MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
-            TwoMLPHead(width * 7 * 7, hidden),
+            MultiScaleRoIAlign([str(level) for level in range(len(strides))], output_size=7, sampling_ratio=2),
+            TwoMLPHead(self.neck.width * 7 * 7, hidden),
             FastRCNNPredictor(hidden, classes + 1),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
@@ -83,7 +85,6 @@ class FasterRcnn(nn.Module):
             nms_thresh=nms,
             detections_per_img=detections,
         )
-        self.detections = detections
 
     def forward(
         self,
@@ -93,29 +94,41 @@ class FasterRcnn(nn.Module):
         frame_index: Tensor | None = None,
         targets: Sequence[ClipTargets] | None = None,
     ) -> ModelOutput:
-        """Arguments as for ``ClipDetector``; ``frames`` is B,1,3,h,w.
+        """Arguments as for ``ClipDetector``, with one frame per clip; raises ValueError for more."""
+        return self.detect(self.features(frames, sizes), frame_mask, frame_index, targets)
 
-        A detection is a query with the logit of its score at its class, and no chance at the others.  Raises ValueError
-        for T > 1.
-        """
+    features = ClipDetector.features
+
+    def detect(
+        self,
+        tokens: Tokens,
+        frame_mask: Tensor | None = None,
+        frame_index: Tensor | None = None,
+        targets: Sequence[ClipTargets] | None = None,
+    ) -> ModelOutput:
+        """A detection is a query with the logit of its score at its class, and no chance at the others."""
         from torchvision.models.detection.image_list import ImageList
 
-        if frames.ndim != 5 or frames.shape[1] != 1:
-            raise ValueError(
-                f"model=faster_rcnn detects on single frames: set data.frames=1 (got frames of {tuple(frames.shape)})"
-            )
-        images = frames[:, 0]
-        if sizes is None:
-            sizes = torch.tensor([images.shape[-2:]]).expand(len(images), -1)
-        shapes = [(int(height), int(width)) for height, width in sizes.tolist()]
-        maps = self.pyramid({str(level): part for level, part in enumerate(self.backbone(images))})
+        count, frames = tokens.features.shape[:2]
+        if frames != 1:
+            raise ValueError(f"model=faster_rcnn detects on single frames: set data.frames=1 (got clips of {frames})")
+        levels = tokens.features[:, 0].split([height * width for height, width in tokens.shapes], dim=1)
+        maps = {
+            str(number): level.transpose(1, 2).unflatten(2, shape)
+            for number, (level, shape) in enumerate(zip(levels, tokens.shapes, strict=True))
+        }
+        padded = [side * self.first_stride for side in tokens.shapes[0]]
+        ratios = tokens.valid_ratios[:, 0].tolist()  # x, y
+        shapes = [(round(padded[0] * y), round(padded[1] * x)) for x, y in ratios]
         known = None if targets is None else [_known(one, size) for one, size in zip(targets, shapes, strict=True)]
-        proposals, first = self.rpn(ImageList(images, shapes), maps, known)
+        # Of the images only the size is needed, and where and in which precision anchors are made.
+        images = ImageList(tokens.features.new_empty(count, 0, *padded), shapes)
+        proposals, first = self.rpn(images, maps, known)
         found, second = self.roi_heads(maps, proposals, shapes, known)
         if not found:  # torchvision gives no detections in training
-            nothing = {"boxes": images.new_zeros(0, 4), "scores": images.new_zeros(0)}
-            found = [nothing | {"labels": torch.zeros(0, dtype=torch.int64, device=images.device)}] * len(shapes)
-        return self._output(found, shapes, images, {**first, **second} if self.training else None)
+            nothing = {"boxes": tokens.features.new_zeros(0, 4), "scores": tokens.features.new_zeros(0)}
+            found = [nothing | {"labels": torch.zeros(0, dtype=torch.int64, device=images.tensors.device)}] * count
+        return self._output(found, shapes, tokens.features, {**first, **second} if self.training else None)
 
     def _output(
         self,
