@@ -87,6 +87,19 @@ def test_one_draw_for_the_whole_clip() -> None:
     assert len(set(results)) > 3
 
 
+def test_a_crop_may_keep_the_aspect() -> None:
+    frames, boxes = torch.zeros(1, 3, 60, 80, dtype=torch.uint8), torch.zeros(0, 4)
+    shapes = {True: set(), False: set()}
+    for keep, found in shapes.items():
+        crop = ClipTransform([RandomZoomCrop((0.5, 1.0), p=1.0, keep_aspect=keep)])
+        for seed in range(20):
+            torch.manual_seed(seed)
+            found.add(tuple(crop(frames, boxes)[0].shape[-2:]))
+    assert all(abs(3 * width - 4 * height) <= 4 for height, width in shapes[True]), "4:3 up to rounding"
+    assert len(shapes[True]) > 5
+    assert max(abs(3 * width - 4 * height) for height, width in shapes[False]) > 40
+
+
 def test_normalisation_by_hand() -> None:
     frames = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     transform = ClipTransform(mean=(0.5, 0.25, 0.4), std=(0.5, 0.25, 0.2))

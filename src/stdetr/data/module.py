@@ -16,7 +16,7 @@ from stdetr.data.coco_vid import CocoVid, read_coco_vid
 from stdetr.data.dataset import ClipDataset
 from stdetr.data.loader import ClipLoader, Share, build_loader
 from stdetr.data.sampling import ClipSampler
-from stdetr.data.thinning import thin
+from stdetr.data.subsets import thin
 from stdetr.data.transforms import ClipTransform
 from stdetr.structures import ClassNames
 from stdetr.video.cache import JpegCache, NoCache, make_cache

@@ -142,14 +142,16 @@ class RandomZoomCrop(nn.Module):
     """With probability ``p`` crop a random window of ``scale`` (share of each side) out of the clip.
 
     Unlike a crop drawn per image, the window holds still over the clip, so motion stays what it was.
+
+    keep_aspect: both sides get the same share; clips then resize to like shapes, and a batch is padded little
     """
 
-    def __init__(self, scale: tuple[float, float] = (0.5, 1.0), p: float = 0.5) -> None:
+    def __init__(self, scale: tuple[float, float] = (0.5, 1.0), p: float = 0.5, keep_aspect: bool = False) -> None:
         super().__init__()
         low, high = (float(value) for value in scale)
         if not 0 < low <= high <= 1:
             raise ValueError(f"data: RandomZoomCrop.scale must satisfy 0 < low <= high <= 1, got {list(scale)}")
-        self.scale, self.p = (low, high), p
+        self.scale, self.p, self.keep_aspect = (low, high), p, keep_aspect
 
     def forward(self, video: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Video T,3,h,w and boxes M,4 cropped together."""
@@ -159,7 +161,7 @@ class RandomZoomCrop(nn.Module):
             return video, boxes
         height, width = video.shape[-2:]
         low, high = self.scale
-        share = low + (high - low) * torch.rand(2)
+        share = low + (high - low) * torch.rand(1 if self.keep_aspect else 2).expand(2)
         crop_height = max(1, round(height * float(share[0])))
         crop_width = max(1, round(width * float(share[1])))
         top = int(torch.randint(height - crop_height + 1, ()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from stdetr import config as configs
+from stdetr.class_names import ClassNames
 from stdetr.config import RunPaths
 from stdetr.engine.evaluation_log import log_evaluation, logged_run
 from stdetr.evaluation import offline
@@ -53,7 +54,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
     from stdetr.inference.journal import fingerprint
     from stdetr.inference.load import load_model
 
-    paths = RunPaths(Path(cfg.output_dir))
+    paths, rescore = RunPaths(Path(cfg.output_dir)), offline.check_rescore(cfg.rescore)
     logger: Logger = configs.instantiate(cfg.logger)
     device = processes.device(cfg.device)
     model, trained, classes = load_model(cfg.checkpoint, device)
@@ -61,15 +62,9 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
         if "eval_sampler" in trained.data:
             OmegaConf.set_struct(trained, False)
             trained.data.eval_sampler.pop(key, None)
-    # The data of the training run, unless the command line says otherwise.
-    data: DataModule = configs.instantiate(cfg.data if cfg.get("data") is not None else trained.data)
+    data: DataModule = configs.instantiate(_data(cfg, trained))
     evaluation = cfg.evaluation
     known = processes.one_by_one(lambda: data.read(evaluation.split))
-    if tuple(known.names) != tuple(classes.names):
-        raise ValueError(
-            f"checkpoint={cfg.checkpoint} knows the classes {', '.join(classes.names)}, but the data set has "
-            f"{', '.join(known.names)}"
-        )
     settings = OmegaConf.masked_copy(
         cfg, [str(key) for key in cfg if key not in ("output_dir", "paths", "logger", "device")]
     )
@@ -79,13 +74,44 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
         paths=paths,
         device=device,
         frames=cfg.frames,
-        causal=bool(trained.model.causal),
+        # Whole tracks, so later frames, decide the scores that rescoring gives.
+        causal=bool(trained.model.causal) and rescore is None,
         logger=logger,
         key=fingerprint(settings, checkpoint.find_weights(cfg.checkpoint), data.annotations(evaluation.split)),
+        classes=classes,
+        rescore=rescore is not None,
     )
+    if tuple(known.names) != tuple(classes.names):
+        _tell(known, classes)
     step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent)["step"])
     with logged_run(logger, cfg, paths) if processes.rank() == 0 else nullcontext():
         metrics = evaluator(model, step)
         if processes.rank() == 0:
             logger.log(step, evaluation.split, metrics)
     processes.say(f"wrote {paths.evaluation / 'metrics.json'} and {paths.root / 'predictions.json'}")
+
+
+def _data(cfg: DictConfig, trained: DictConfig) -> DictConfig:
+    """The data of the training run, unless the command line names another data set (``data``) or folder."""
+    if cfg.data.get("_target_") is not None:
+        return cfg.data
+    given = {key: value for key, value in cfg.data.items() if value is not None}
+    if "root" in given:
+        # Another folder need not have the other splits, nor is it the benchmark that can generate itself.
+        split = cfg.evaluation.split
+        others = {"train": None, "val": None, "test": None, "benchmark": None}
+        given = {**others, split: trained.data.get(split) or f"{split}.json"} | given
+    return OmegaConf.merge(trained.data, given)
+
+
+def _tell(known: ClassNames, classes: ClassNames) -> None:
+    from stdetr.engine import processes
+
+    names = {name.casefold() for name in known.names}, {name.casefold() for name in classes.names}
+    shared = [name for name in known.names if name.casefold() in names[1]]
+    here = [name for name in known.names if name.casefold() not in names[1]]
+    there = [name for name in classes.names if name.casefold() not in names[0]]
+    processes.say(
+        f"classes matched by name: {', '.join(shared)}; left out of the data set: {', '.join(here) or 'none'}; of the "
+        f"checkpoint: {', '.join(there) or 'none'}"
+    )

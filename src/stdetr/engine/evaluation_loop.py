@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,16 +16,20 @@ from stdetr import config as configs
 from stdetr.atomic import write_text
 from stdetr.config import RunPaths
 from stdetr.data.module import DataModule
+from stdetr.data.subsets import keep_classes
 from stdetr.engine import processes
 from stdetr.engine.evaluation_log import log_evaluation
 from stdetr.engine.predictions import SeenVideo, SplitPredictions, join_videos, predict_videos
 from stdetr.evaluation.evaluate import evaluate
+from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.offline import rescored
 from stdetr.evaluation.report import write_reports
 from stdetr.inference.detector import Detector
 from stdetr.inference.journal import Journal
 from stdetr.inference.samples import draw_samples
 from stdetr.logger import Logger
 from stdetr.stitch.association import StitchRules
+from stdetr.structures import ClassNames
 
 
 class SplitEvaluator:
@@ -35,6 +40,8 @@ class SplitEvaluator:
     frames: T at evaluation, None = the T of the data config
     logger: receives the tables and figures of the report
     key: what the predictions depend on; with it, a run that was interrupted goes on when it is started again
+    rescore: average scores along tracks first
+    classes: the model's, where they are not the data set's: those of equal name are scored, the others left out
     whole_step: the step whose evaluation takes every frame, whatever ``evaluation.thin`` says
     """
 
@@ -51,13 +58,18 @@ class SplitEvaluator:
         logger: Logger | None = None,
         whole_step: int | None = None,
         key: str | None = None,
+        rescore: bool = False,
+        classes: ClassNames | None = None,
     ) -> None:
         self.data, self.settings, self.paths, self.device = data, settings, paths, device
         self.split, self.evaluators, self.causal = str(settings.split), list(settings.evaluators), causal
         self.frames = int(frames or data.frames)
         self.draw, self.logger, self.key = draw, logger, key
         self.metrics: dict[str, float | None] = {}
-        self.whole_step, self._thin = whole_step, thin_settings(settings.get("thin"), self.frames)
+        self.whole_step, self.rescore = whole_step, rescore
+        self._thin = thin_settings(settings.thin, self.frames, int(settings.overlap))
+        known = data.classes
+        self.classes = known if classes is None or classes.names == known.names else classes.matched(known)
 
     @classmethod
     def from_config(
@@ -95,23 +107,32 @@ class SplitEvaluator:
 
         Raises ValueError where the split cannot be scored.
         """
-        annotations, evaluators = self.data.annotations(self.split), tuple(self.evaluators)
-        return list(evaluate(annotations, [], [], evaluators=evaluators, causal=self.causal, seeds=1).flat())
+        annotations, evaluators = self._scored(self.split), tuple(self.evaluators)
+        scored = evaluate(
+            annotations, [], [], evaluators=evaluators, causal=self.causal, seeds=1, by=list(self.settings.by)
+        )
+        return list(scored.flat())
 
     def _report(
         self, model: nn.Module, step: int, split: str, predictions: SplitPredictions, started: float
     ) -> dict[str, float | None]:
+        annotations, frames = self._scored(split), predictions.frames
+        if self.rescore:
+            frames = rescored(frames, GroundTruth.from_coco(annotations), self.settings)
         scored = evaluate(
-            self.data.annotations(split),
-            predictions.frames,
+            annotations,
+            frames,
             predictions.tubes,
             evaluators=tuple(self.evaluators),
             causal=self.causal,
             seeds=1,
+            by=list(self.settings.by),
         )
+        if self.rescore:
+            scored = replace(scored, sources=scored.sources | {"rescored": "tracks"})
         metrics = scored.flat()
         figures = write_reports(scored, self.paths.root)
-        predictions.frames.write_results(self.paths.root / "predictions.json")
+        frames.write_results(self.paths.root / "predictions.json")
         write_text(self.paths.root / "tubes.json", json.dumps(predictions.tubes))
         for path in self.paths.evaluation.glob(self._progress("*").name):
             path.unlink()
@@ -128,7 +149,7 @@ class SplitEvaluator:
         settings = self.settings
         return Detector(
             model,
-            self.data.classes,
+            self.classes,
             self.data.eval_transform,
             clip_length=self.frames,
             overlap=settings.overlap,
@@ -139,6 +160,13 @@ class SplitEvaluator:
             pad_to=self.data.loader.pad_to,
             device=self.device,
         )
+
+    def _scored(self, split: str) -> Path:
+        """The annotation file of ``split``, without the classes that the model does not know."""
+        annotations, known = self.data.annotations(split), self.data.classes
+        if set(known.ids) <= set(self.classes.ids):
+            return annotations
+        return keep_classes(annotations, (self.paths.evaluation / f"{split}-shared.json").resolve(), self.classes.ids)
 
     def _predictions(self, model: nn.Module, split: str) -> SplitPredictions:
         """The predictions of ``model`` on ``split``; empty on processes other than the main one."""
@@ -157,7 +185,11 @@ class SplitEvaluator:
                 journal.append(seen.record())
         model.train(was_training)
         gathered = processes.gather(videos)
-        return join_videos([*done, *gathered] if processes.rank() == 0 else [], lengths)
+        joined = join_videos([*done, *gathered] if processes.rank() == 0 else [], lengths)
+        if min(self.classes.ids, default=0) >= 0:
+            return joined
+        tubes = [tube for tube in joined.tubes if tube["category_id"] >= 0]
+        return SplitPredictions(joined.frames.take(joined.frames.category_ids >= 0), tubes)
 
     def _progress(self, process: int | str) -> Path:
         """Where a process takes down the videos that it has predicted; they go when the evaluation is written."""
@@ -177,8 +209,8 @@ class SplitEvaluator:
         return found
 
 
-def thin_settings(thin: Sequence[int] | None, frames: int) -> tuple[int, int] | None:
-    """The key ``evaluation.thin`` for windows of ``frames`` frames; ValueError where those do not fit."""
+def thin_settings(thin: Sequence[int] | None, frames: int, overlap: int) -> tuple[int, int] | None:
+    """The key ``evaluation.thin`` for clips of ``frames`` frames; ValueError where those do not fit."""
     if thin is None:
         return None
     if len(thin) != 2 or not all(isinstance(value, int) and value >= 1 for value in thin):
@@ -188,6 +220,10 @@ def thin_settings(thin: Sequence[int] | None, frames: int) -> tuple[int, int] | 
         raise ValueError(
             f"evaluation.thin={list(thin)}: windows of {length} frames cannot be cut into clips of {frames} "
             f"(data.frames, or frames of eval); give a multiple of {frames}"
+        )
+    if overlap:
+        raise ValueError(
+            f"evaluation.overlap={overlap} would join the windows of evaluation.thin={list(thin)}: set one"
         )
     return windows, length
 

@@ -91,6 +91,11 @@ class Detections:
         columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
         return cls(*columns, track_ids=np.concatenate(tracked) if tracked else None)
 
+    def take(self, rows: np.ndarray) -> Detections:
+        """The detections that the mask or positions ``rows`` name."""
+        tracks = None if self.track_ids is None else self.track_ids[rows]
+        return Detections(self.image_ids[rows], self.category_ids[rows], self.boxes[rows], self.scores[rows], tracks)
+
     @classmethod
     def _from_columns(cls, columns: Sequence[np.ndarray]) -> Detections:
         """The five columns in order, the last one ``NO_TRACK`` where a detection belongs to no track."""

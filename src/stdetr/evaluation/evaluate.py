@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stdetr.evaluation.coco import CocoEvaluator
 from stdetr.evaluation.detections import Detections
 from stdetr.evaluation.ground_truth import GroundTruth
+from stdetr.evaluation.groups import VideoGroups
 from stdetr.evaluation.protocol import Evaluator, Inputs, Result
 from stdetr.evaluation.streaming import StreamingEvaluator, frame_rates, load_times, simulate
 from stdetr.evaluation.track import TrackEvaluator
@@ -32,6 +33,7 @@ class Evaluation:
     causal: predictions for a frame used no later frame     seeds: number of training runs behind the numbers
         (None for either: not stated)
     sources: where annotations, predictions and tubes came from
+    parts: fields of the videos by which each AP50 was split, to the names of the parts
     """
 
     inputs: Inputs
@@ -40,6 +42,7 @@ class Evaluation:
     causal: bool | None
     seeds: int | None
     sources: dict[str, str]
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def mode(self) -> str:
@@ -135,6 +138,7 @@ def evaluate(
     timestamps: Path | str | list[Any] | None = None,
     latency_ms: float | None = None,
     frame_rate: float | None = None,
+    by: Sequence[str] = (),
 ) -> Evaluation:
     """Score predictions.  ``Evaluation.flat`` gives the numbers, ``write_reports`` writes them.
 
@@ -148,6 +152,7 @@ def evaluate(
         an image was ready; ``streaming`` needs them, or ``latency_ms``
     latency_ms: instead of ``timestamps``, a detector that takes that long per frame and always takes the newest frame
     frame_rate: frames per second of videos whose ``fps`` the annotations do not give
+    by: fields of the videos by which each AP50 over all classes is split (``coco/AP50_distance_far``)
 
     Raises FileNotFoundError and ValueError, one line that names the record and the value.
     """
@@ -161,14 +166,23 @@ def evaluate(
         frame_rate=frame_rate,
         build_tubes="tube" in evaluators,
     )
+    groups = [VideoGroups.read(inputs.gt, name) for name in by]
+    results = {evaluator.name: evaluator.evaluate(inputs) for evaluator in chosen}
+    for evaluator in chosen if groups else ():
+        table = evaluator.matches(inputs).get(f"{evaluator.name}/AP50")
+        if table is not None:
+            results[evaluator.name].metrics |= {
+                f"AP50_{group.field}_{name}": table.value(group.mask(name)) for group in groups for name in group.names
+            }
     given = {"annotations": annotations, "predictions": predictions, "tubes": tubes}
     return Evaluation(
         inputs,
-        {evaluator.name: evaluator.evaluate(inputs) for evaluator in chosen},
+        results,
         {evaluator.name: evaluator.rule for evaluator in chosen},
         causal,
         seeds,
         {name: _source(value) for name, value in given.items()},
+        {group.field: group.names for group in groups},
     )
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from stdetr.data.coco_vid_rules import BORDER, FRAMES, faults, positions
 from stdetr.data.coco_vid_schema import CocoVidFile, Table
 from stdetr.evaluation.records import check_boxes
+from stdetr.names import did_you_mean
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,6 +52,7 @@ class GroundTruth:
     has_tracks: whether any annotation carries an ``instance_id``
     region: A bool, the ``ignore`` ones among ``crowd``; None when there are none
     federation: which classes are annotated in which video; None when all are in all videos
+    video_records: V, the videos as they stand in the file; empty for plain COCO
     """
 
     video_ids: np.ndarray
@@ -71,6 +74,7 @@ class GroundTruth:
     has_tracks: bool
     region: np.ndarray | None = None
     federation: Federation | None = None
+    video_records: tuple[msgspec.Raw, ...] = ()
 
     def __repr__(self) -> str:
         sizes = f"{len(self.video_ids)} videos, {len(self.image_ids)} frames, {len(self.boxes)} boxes"
@@ -91,6 +95,20 @@ class GroundTruth:
     def video_lengths(self) -> np.ndarray:
         """V int64, number of frames of each video that the file lists."""
         return np.bincount(self.image_video, minlength=len(self.video_ids))
+
+    def video_field(self, name: str) -> tuple[str, ...]:
+        """V strings: a field of the videos, as text; raises ValueError where a video has no such text or number."""
+        records = [msgspec.json.decode(record) for record in self.video_records]
+        if not records:
+            raise ValueError(f"these annotations have no videos, so no field {name!r} of videos")
+        without = next((record for record in records if not isinstance(record.get(name), str | int)), None)
+        if without is not None:
+            shared = sorted(set.intersection(*(set(record) for record in records)))
+            raise ValueError(
+                f"video {without['name']!r} has no {name!r} in the annotations; fields of all videos: "
+                f"{', '.join(shared)}{did_you_mean(name, shared)}"
+            )
+        return tuple(str(record[name]) for record in records)
 
     def subset(self, images: np.ndarray) -> GroundTruth:
         """Only the images that the mask (M bool) names; ids, videos and categories stay."""
@@ -168,6 +186,7 @@ def _read(file: CocoVidFile) -> GroundTruth:
         track=_tracks(image_video[image], instance),
         has_tracks=bool((instance >= 0).any()),
         region=region if region.any() else None,
+        video_records=tuple(record.copy() for record in videos.records),
         federation=_federation(videos, category_ids, (image_video[image], category)),
     )
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from stdetr.atomic import write_text
+from stdetr.evaluation.confusion import IOU, confusion
 from stdetr.evaluation.evaluate import Evaluation, number_or_none
 from stdetr.names import printable
 
+MOST_CONFUSED = 20  # classes up to which a confusion table is readable
 Cell = str | int | float | None
 
 # Metrics that are called "VID AP50" somewhere, and metrics they are mistaken for.
@@ -58,11 +60,16 @@ def escape(text: str) -> str:
 
 
 def tables(evaluation: Evaluation) -> dict[str, Table]:
-    """``variants``, ``per_class``, ``per_motion``, ``per_size``, ``degradation``, ``tracking`` and ``per_video``; those
-    whose evaluators did not run are left out."""
+    """``variants``, ``per_class``, ``confusion``, ``per_motion``, ``per_size``, ``degradation``, ``per_<field>``,
+    ``tracking`` and ``per_video``; those whose evaluators did not run are left out.
+    """
     results = evaluation.results
     out = {"variants": _variants(evaluation), "per_class": _per_class(evaluation)}
-    for name, title, parts, metrics in SPLIT:
+    fields = [
+        (f"per_{name}", f"Per {name}", tuple(f"{name}_{part}" for part in parts), (("coco", "AP50"), ("tube", "AP50")))
+        for name, parts in evaluation.parts.items()
+    ]
+    for name, title, parts, metrics in (*SPLIT, *fields):
         rows: list[list[Cell]] = []
         for evaluator, metric in metrics:
             values = results[evaluator].metrics if evaluator in results else {}
@@ -71,6 +78,8 @@ def tables(evaluation: Evaluation) -> dict[str, Table]:
                 rows.append([f"{evaluator}/{metric}", *(number_or_none(values[key]) for key in keys)])
         if rows:
             out[name] = Table(title, ["metric", "all", *parts], rows)
+    if 2 <= len(evaluation.inputs.gt.category_ids) <= MOST_CONFUSED:
+        out["confusion"] = _confusion(evaluation)
     if "track" in results:
         result = results["track"]
         out["tracking"] = Table("Tracking", list(TRACKING), [_tracking(result.metrics)])
@@ -110,6 +119,17 @@ def _per_class(evaluation: Evaluation) -> Table:
     return Table("Per class", ["class", "boxes", "detections", *(f"{n}/{m}" for n, m in shown)], rows)
 
 
+def _confusion(evaluation: Evaluation) -> Table:
+    """Shares of the annotated boxes of each class."""
+    names = evaluation.inputs.gt.category_names
+    rows: list[list[Cell]] = []
+    for name, counts in zip(names, confusion(evaluation.inputs), strict=True):
+        total = int(counts.sum())
+        rows.append([name, total, *(None if not total else float(count / total) for count in counts)])
+    title = f"Class of the most confident detection on each annotated box (IoU {IOU:g} or more), shares of the boxes"
+    return Table(title, ["class", "boxes", *names, "none"], rows)
+
+
 def markdown(evaluation: Evaluation) -> str:
     """The whole report as Markdown."""
     gt = evaluation.inputs.gt
@@ -138,7 +158,11 @@ def _notes(evaluation: Evaluation) -> list[str]:
 
 def summary(evaluation: Evaluation) -> str:
     """The tables to print: all variants side by side, motion, sizes, degradation, tracking."""
-    shown = [table.markdown() for name, table in tables(evaluation).items() if name not in ("per_class", "per_video")]
+    shown = [
+        table.markdown()
+        for name, table in tables(evaluation).items()
+        if name not in ("per_class", "per_video", "confusion")
+    ]
     return "\n".join([*shown, *_notes(evaluation)])
 
 

@@ -159,3 +159,22 @@ def test_a_video_without_annotations(tmp_path, video, run):
     video(tmp_path / "s/a.mp4", 2, (64, 48))
     with pytest.raises(FileNotFoundError, match=r"a.mp4: neither a.csv nor a.txt lies beside it"):
         run("videos", tmp_path / "s")
+
+
+def test_clips_json_gives_fields_of_videos(tmp_path, write, video, run):
+    for name in ("a", "b"):
+        video(tmp_path / f"s/{name}.mp4", 2, (64, 48))
+        write(tmp_path / f"s/{name}.csv", "frame,x,y,w,h\n0,1,1,2,2\n")
+    # A name of CocoVID's own (length), a list and a truth value are not taken over.
+    fields = '[{"clip": "b", "scene": 3, "distance": "far", "length": 9, "tags": [1], "night": true}, {"clip": "a"}]'
+    write(tmp_path / "s/clips.json", fields)
+    a, b = run("videos", tmp_path / "s").document("all")["videos"]
+    assert (b["scene"], b["distance"], b["length"]) == (3, "far", 2)
+    assert not {"tags", "night", "clip"} & set(b)
+    assert "scene" not in a
+    write(tmp_path / "s/clips.json", '[{"clip": "b"}, {"clip": "aa"}]')
+    with pytest.raises(ValueError, match=r"clips.json names no clip 'a'; did you mean 'aa'"):
+        run("videos", tmp_path / "s")
+    write(tmp_path / "s/clips.json", '[{"scene": 1}]')
+    with pytest.raises(ValueError, match=r"clips.json record 0 has no 'clip'"):
+        run("videos", tmp_path / "s")

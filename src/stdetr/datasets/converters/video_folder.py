@@ -3,6 +3,9 @@
 CSV columns, found by name: ``frame`` (from 0), ``x, y, w, h`` or ``x1, y1, x2, y2`` in pixels, and if they are there
 ``class``, ``track_id`` and ``ignore`` (0 or 1); others are ignored, so that ``detections.csv`` of ``stdetr predict``
 is accepted, too.  A ``.txt`` file has MOT rows ``frame,id,x,y,w,h[,conf[,class]]`` with frames from 1.
+
+``clips.json`` in the source, a list of objects whose ``clip`` is the stem of a video, gives further fields of videos,
+such as the scene; texts and whole numbers are kept.
 """
 
 from __future__ import annotations
@@ -10,6 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
+from stdetr.data.coco_vid_schema import Video as Record
+from stdetr.data.json_file import JsonFile
 from stdetr.datasets.converters.mot import read_mot
 from stdetr.datasets.converters.problems import MalformedField, Problems
 from stdetr.datasets.converters.records import NO_TRACK, Box, Reader, Video
@@ -41,6 +48,30 @@ class VideoFolderReader(Reader):
         if not self.pairs:
             raise FileNotFoundError(f"source={tree.root} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
         self.names = self.options.classes or self._class_names() or (_ONLY_CLASS,)
+        self._fields = self._read_fields()
+
+    def _read_fields(self) -> dict[str, dict[str, str | int]]:
+        """Further fields of each video, by its stem."""
+        path = self.tree.root / "clips.json"
+        if not path.is_file():
+            return {}
+        self.tree.check_inside(path)
+        own = {"clip", *(field.name for field in msgspec.structs.fields(Record))}
+        fields = {}
+        for number, raw in enumerate(JsonFile(path, path.name).records()):
+            record = msgspec.json.decode(raw)
+            clip = record.get("clip") if isinstance(record, dict) else None
+            if clip is None or not str(clip):
+                raise ValueError(f"clips.json record {number} has no 'clip', the name of a video without suffix")
+            fields[str(clip)] = {
+                key: value
+                for key, value in record.items()
+                if key not in own and isinstance(value, str | int) and not isinstance(value, bool)
+            }
+        missing = sorted({path.stem for _, path, _ in self.pairs} - set(fields))
+        if missing:
+            raise ValueError(f"clips.json names no clip {missing[0]!r}{did_you_mean(missing[0], fields)}")
+        return fields
 
     def _annotations(self, video: Path) -> Path:
         for suffix in (".csv", ".txt"):
@@ -67,7 +98,8 @@ class VideoFolderReader(Reader):
                 boxes = self.problems.each(shown, read_records(beside, shown, ("frame",), self.problems), self._box)
             else:
                 boxes = read_mot(beside, shown, self.problems, len(self.names))
-            yield Video(path.stem, *video_size(path), boxes, shown, path=path, first=0 if by_name else 1, split=split)
+            first, extra = 0 if by_name else 1, self._fields.get(path.stem, {})
+            yield Video(path.stem, *video_size(path), boxes, shown, path=path, first=first, split=split, extra=extra)
 
     def _box(self, line: int, row: dict[str, str]) -> Box:
         ignore = row.get("ignore", "").strip().lower()

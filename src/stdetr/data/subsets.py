@@ -1,13 +1,14 @@
-"""A data set thinned evenly, for evaluations during development: some windows of every video.
+"""Annotation files made from another: some windows of every video, or some classes only.
 
-Frames of a video resemble each other, so a few windows of each say nearly as much as all.  Windows rather than single
-frames, since a clip needs its neighbours; a single-frame model sees the same frames.
+Frames of a video resemble each other, so for evaluations during development a few windows of each say nearly as much as
+all.  Windows rather than single frames, since a clip needs its neighbours; a single-frame model sees the same frames.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ def thin(source: Path, target: Path, windows: int, frames: int) -> Path:
     document["images"] = [images[n] for images in videos.values() for n in window_places(len(images), windows, frames)]
     kept = {image["id"] for image in document["images"]}
     document["annotations"] = [record for record in document["annotations"] if record["image_id"] in kept]
+    return write_text(target, json.dumps(document))
+
+
+def keep_classes(source: Path, target: Path, ids: Collection[int]) -> Path:
+    """Write the CocoVID file ``target``: ``source`` with the categories ``ids`` and their annotations alone."""
+    document = json.loads(source.read_text(encoding="utf-8"))
+    document["categories"] = [record for record in document["categories"] if record["id"] in ids]
+    # An ignore region of another class says nothing about the classes that are left.
+    document["annotations"] = [record for record in document["annotations"] if record["category_id"] in ids]
     return write_text(target, json.dumps(document))
 
 

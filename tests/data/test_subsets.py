@@ -1,4 +1,4 @@
-"""Thinning keeps evenly spaced windows of every video, with their boxes."""
+"""Annotation files of some windows or some classes, with their boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stdetr.data.thinning import thin, window_places
+from stdetr.data.subsets import keep_classes, thin, window_places
 
 
 def test_places_by_hand() -> None:
@@ -38,3 +38,14 @@ def test_a_thinned_file(tmp_path: Path) -> None:
     assert thinned["videos"] == document["videos"]
     with pytest.raises(ValueError, match=r"evaluation.thin=\[0,2\]"):
         thin(source, tmp_path / "x.json", 0, 2)
+
+
+def test_a_file_of_some_classes(tmp_path: Path) -> None:
+    source = tmp_path / "val.json"
+    document = {
+        "videos": [], "categories": [{"id": 3, "name": "a"}, {"id": 8, "name": "b"}], "images": [{"id": 1}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": c} for n, c in enumerate((3, 8, 3))],
+    }  # fmt: skip
+    source.write_text(json.dumps(document))
+    kept = json.loads(keep_classes(source, tmp_path / "b.json", {8}).read_text())
+    assert kept == {**document, "categories": [{"id": 8, "name": "b"}], "annotations": document["annotations"][1:2]}
