@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from stdetr import checkpoint
 from stdetr import config as configs
-from stdetr.config.names import did_you_mean, nearest_file
 from stdetr.data.coco_vid import read_coco_vid
 from stdetr.inference.detector import Detector
 from stdetr.inference.journal import FINISHED, Journal, fingerprint
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.sampling import can_record, draw_sampling, most_confident_window
+from stdetr.names import did_you_mean, nearest_file
 from stdetr.stitch.association import StitchRules
 from stdetr.structures import Tubes
 from stdetr.video.open import list_sources, open_source

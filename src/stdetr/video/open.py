@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from stdetr.config.names import did_you_mean, nearest_file
+from stdetr.names import did_you_mean, nearest_file
 from stdetr.video.av_source import AvSource
 from stdetr.video.decord_source import DecordSource
 from stdetr.video.frame_folder import FrameFolder, natural_key
