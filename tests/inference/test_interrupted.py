@@ -22,7 +22,7 @@ from stdetr.inference.journal import Journal, pack, unpack
 from stdetr.inference.predict import PROGRESS, run
 from stdetr.structures import ClassNames, Tubes
 from stdetr.video.encode import write_video
-from stdetr.video.open import list_sources
+from stdetr.video.open import list_sources, open_source
 
 LENGTH = 23
 CLASSES = ClassNames((7, 3, 5), ("red", "green", "blue"))
@@ -220,7 +220,9 @@ def test_a_damaged_frame_stops_or_is_skipped_and_nothing_is_lost(
     (whole,) = run(configs.compose("predict", command(trained, video, tmp_path / "skip", "on_error=skip")))
     assert whole.info.frame_index == found.info.frame_index
     assert results(out) == results(tmp_path / "skip")
-    (kept,) = run(configs.compose("predict", command(trained, video, out, "on_error=skip", "on_corrupt=keep")))
+    keep = ("on_error=skip", "on_corrupt=keep", "overlay=true")
+    (kept,) = run(configs.compose("predict", command(trained, video, out, *keep)))
+    assert len(open_source(out / "overlay.mp4")) == len(kept.info.frame_index)
     assert len(kept.info.frame_index) > len(found.info.frame_index)
     assert "damaged and kept" in capsys.readouterr().out
     with pytest.raises(ValueError, match="on_error=ignore is unknown, it may be stop or skip"):

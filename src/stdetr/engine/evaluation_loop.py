@@ -247,6 +247,7 @@ class SampleDrawer:
             score_threshold=float(self.viz.overlay.score_threshold),
             sampling=dict(self.viz.sampling),
             backend=evaluator.data.backend,
+            on_corrupt=evaluator.data.on_corrupt,
         )
         for sample in samples:
             self.logger.log_media(step, f"samples/{sample.video}", sample.overlay)

@@ -214,11 +214,14 @@ class VideoPredictions:
             raise ValueError(f"{info.name} has no frame to draw")
         painter = overlay if overlay is not None else Overlay(self.classes)
         painter.reset()
-        frames = list(info.frame_index)
-        step = frames[1] - frames[0] if len(frames) > 1 else 1
+        frames = np.array(info.frame_index)
+        step = int(np.diff(frames).min(initial=2**40)) if len(frames) > 1 else 1
+        runs = np.split(
+            frames, np.flatnonzero(np.diff(frames) != step) + 1
+        )  # frames that could not be read are missing
         opened = source if source is not None else open_source(info.source)
         shown = tqdm(
-            opened.iterate(frames[0], frames[-1] + 1, step),
+            (item for run in runs for item in opened.iterate(int(run[0]), int(run[-1]) + 1, step)),
             total=len(frames), desc="overlay", unit="frame", disable=not (progress and sys.stderr.isatty()),
         )  # fmt: skip
         drawn = (painter.draw(frame, **self.on_frame(i), caption=frame_caption(i, info.fps)) for i, frame in shown)

@@ -44,6 +44,7 @@ def draw_samples(
     score_threshold: float = 0.4,
     sampling: Mapping[str, Any] | None = None,
     backend: str = "av",
+    on_corrupt: str = "stop",
 ) -> list[Sample]:
     """Run the detector on ``count`` videos spread over a split and draw the predictions into ``folder``.
 
@@ -53,7 +54,7 @@ def draw_samples(
     chosen = np.unique(np.linspace(0, index.videos - 1, min(count, index.videos)).round().astype(int))
     for video in chosen.tolist():
         rows = index.rows(video)[:max_frames]
-        source, numbers = open_video(index, Path(root), video, rows, backend)
+        source, numbers = open_video(index, Path(root), video, rows, backend, on_corrupt)
         if len(numbers) > 1 and (np.diff(numbers) != 1).any():
             gap = int((np.diff(numbers) != 1).argmax()) + 1
             rows, numbers = rows[:gap], numbers[:gap]  # the detector needs consecutive frames

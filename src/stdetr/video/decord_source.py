@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from stdetr.video.av_source import NEARBY, AvSource
+from stdetr.video.av_source import NEARBY, AvSource, same_pixels
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class DecordSource(AvSource):
         numbers = self.check_indices(indices)
         if not numbers:
             return []
-        if self._exact and not _same_pixels(self._path, self._path.stat().st_size, self._path.stat().st_mtime_ns):
+        if self._exact and not same_pixels(_read, self._path):
             _log.info("%s: decord does not read this file exactly, PyAV reads it", self.name)
             self._exact = False
         continues = 0 <= numbers[0] - self._after <= NEARBY and numbers == sorted(numbers)
@@ -72,17 +71,3 @@ def _read(path: Path, numbers: list[int]) -> np.ndarray:
         return decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1).get_batch(numbers).asnumpy()
     except decord.DECORDError as error:
         raise RuntimeError(str(error)) from None
-
-
-@lru_cache(maxsize=4096)
-def _same_pixels(path: Path, size: int, modified: int) -> bool:
-    """Whether PyAV reads every frame of a file and finds none damaged, and decord reads some as PyAV does."""
-    source = AvSource(path)
-    numbers = sorted({round(share * (len(source) - 1)) for share in (0, 0.3, 0.6, 0.9, 1)})
-    try:
-        frames = {number: frame for number, frame in source.iterate() if number in numbers}
-        return np.array_equal(_read(path, numbers), np.stack([frames[number] for number in numbers]))
-    except (ValueError, RuntimeError):
-        return False
-    finally:
-        source.close()

@@ -175,7 +175,7 @@ def _video_stream(container: Any) -> Any:
 
     videos = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     best = container.streams.best("video")
-    return best if best in videos or not videos else videos[0]
+    return best if best in videos else next(iter(videos), None)
 
 
 def _complete(path: str, size: int, form: str, stream: Any) -> bool:

@@ -30,7 +30,7 @@ def probe_file(path: str, backend: str) -> str:
     The last frame itself may lie thousands of frames behind a key frame: reaching it would take longer than any limit.
     """
     try:
-        source = open_source(path, backend=backend)
+        source = open_source(path, backend=backend, on_corrupt="keep")
         for number in sorted({0, int(scan_packets(Path(path)).keys[-1])}):
             source.read([number])
         source.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stdetr.video.av_source import AvSource
+from stdetr.video.av_source import AvSource, same_pixels
 from stdetr.video.source import VideoSource
 
 _log = logging.getLogger(__name__)
@@ -33,19 +33,28 @@ def _load() -> Any:
     return VideoDecoder
 
 
+def _open(name: str) -> Any:
+    return _load()(name, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+
+
+def _read(path: Path, numbers: list[int]) -> np.ndarray:
+    """T,h,w,3."""
+    return _open(str(path)).get_frames_at(numbers).data.numpy()
+
+
 class TorchcodecSource(AvSource):
     """torchcodec's exact seek mode.
 
     Every frame is identified by its presentation time.  Where torchcodec gives another frame or none (0.17 does both in
     MPEG program streams), PyAV reads the file from then on, with the same pixels; a frame that neither can decode is an
-    error.
+    error.  PyAV also reads files with a damaged frame, since torchcodec does not tell.
     """
 
     backend = "torchcodec"
 
     def __init__(self, path: Path, on_corrupt: str = "stop") -> None:
         super().__init__(path, on_corrupt)
-        self._class = _load()
+        _load()
         self._decoder: Any = None
         self._exact = self._index.plain  # it can neither mirror nor tell damaged frames
 
@@ -54,9 +63,12 @@ class TorchcodecSource(AvSource):
         numbers = self.check_indices(indices)
         if not numbers or not self._exact:
             return super().frames(numbers)
+        if self._decoder is None and not same_pixels(_read, self._path):
+            self._exact = False
+            return super().frames(numbers)
         try:
             if self._decoder is None:
-                self._decoder = self._class(self.name, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+                self._decoder = _open(self.name)
             batch = self._decoder.get_frames_at(numbers)
             if self._in_time(numbers, batch.pts_seconds.numpy()):
                 return list(batch.data.numpy())

@@ -55,7 +55,7 @@ def show(
 
 
 def open_video(
-    index: CocoVid, root: Path, video: int, rows: range, backend: str = "av"
+    index: CocoVid, root: Path, video: int, rows: range, backend: str = "av", on_corrupt: str = "stop"
 ) -> tuple[VideoSource, np.ndarray]:
     """The source of video number ``video`` of an index, and the numbers that its annotated ``rows`` have in it.
 
@@ -65,7 +65,8 @@ def open_video(
         height, width = (int(side) for side in index.video_sizes[video])
         files = [root / index.image_files[row] for row in rows]
         return FrameFolder(index.video_names[video], files, annotated=(height, width)), np.arange(len(files))
-    source, numbers = open_source(root / index.video_files[video], backend=backend), index.frame_ids[np.array(rows)]
+    source = open_source(root / index.video_files[video], backend=backend, on_corrupt=on_corrupt)
+    numbers = index.frame_ids[np.array(rows)]
     if numbers.max(initial=-1) >= len(source):
         raise ValueError(f"{source.name} has {len(source)} frames, but frame {numbers.max()} is annotated")
     return source, numbers
