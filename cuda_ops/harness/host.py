@@ -63,6 +63,7 @@ _POINTERS = [
     "weights",
     "reference",
     "valid_ratios",
+    "frame_logits",
     "velocity",
     "offset_table",
     "logit_table",
@@ -79,6 +80,7 @@ _POINTERS = [
     "grad_weights",
     "grad_reference",
     "grad_reference_heads",
+    "grad_frame_logits",
     "grad_velocity",
     "grad_offset_table",
     "grad_logit_table",
@@ -129,6 +131,7 @@ class Inputs:
     frame_index: Tensor | None = None
     reference: Tensor | None = None
     valid_ratios: Tensor | None = None
+    frame_logits: Tensor | None = None
     velocity: Tensor | None = None
     offset_table: Tensor | None = None
     logit_table: Tensor | None = None
@@ -140,7 +143,7 @@ class Inputs:
 
     def to_double(self) -> Inputs:
         """The same numbers in float64."""
-        names = ("value", "locations", "weights", "reference", "valid_ratios")
+        names = ("value", "locations", "weights", "reference", "valid_ratios", "frame_logits")
         names += ("velocity", "offset_table", "logit_table", "dt")
         wide = {name: tensor.double() for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **wide)
@@ -204,7 +207,7 @@ def _describe(library: ctypes.CDLL, inputs: Inputs, schedule: Schedule, memory: 
     if index is not None:
         call.stride_b, call.stride_q, call.stride_f = queries * frames, frames, 1
     call.shapes = memory.put("shapes", torch.tensor(inputs.shapes, dtype=torch.int64))
-    for name in ("value", "locations", "weights", "reference", "valid_ratios", "frame_index"):
+    for name in ("value", "locations", "weights", "reference", "valid_ratios", "frame_logits", "frame_index"):
         setattr(call, name, memory.put(name, getattr(inputs, name)))
     for name in ("velocity", "offset_table", "logit_table", "dt"):
         setattr(call, name, memory.put(name, getattr(inputs, name)))
@@ -248,6 +251,7 @@ class Gradients:
     velocity: Tensor | None = None
     offset_table: Tensor | None = None
     logit_table: Tensor | None = None
+    frame_logits: Tensor | None = None
 
 
 def scratch_bytes(
@@ -289,7 +293,7 @@ def backward(
     for name, size in scratch.items():
         field = name if name == "largest" else f"grad_{name}"
         setattr(call, field, memory.reserve(name, size))
-    some = ["velocity", "offset_table", "logit_table"] + (["reference"] if reference_gradient else [])
+    some = ["velocity", "offset_table", "logit_table", "frame_logits"] + (["reference"] if reference_gradient else [])
     some = [name for name in some if getattr(inputs, name) is not None]
     for name in ("locations", "weights", *some):
         setattr(call, f"grad_{name}", memory.reserve(f"grad_{name}", getattr(inputs, name).nbytes))

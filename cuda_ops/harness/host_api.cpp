@@ -14,14 +14,14 @@ struct StdetrCall {
   int64_t processors, shared_bytes, split_points, split_frames, coarse_levels, coarse_parts, tile_rows, force_scalar;
   int64_t order, seed, ignore_warp_barriers, ignore_block_barriers;
   const int64_t* shapes;  // levels pairs (height, width)
-  const void *value, *locations, *weights, *reference, *valid_ratios;
+  const void *value, *locations, *weights, *reference, *valid_ratios, *frame_logits;
   const void *velocity, *offset_table, *logit_table, *dt;
   const int32_t* frame_index;
   void *out, *lse;
   const void* grad_out;
   void *grad_value, *grad_value_sum, *grad_value_fixed, *largest;
   void *grad_locations, *grad_weights, *grad_reference, *grad_reference_heads;
-  void *grad_velocity, *grad_offset_table, *grad_logit_table, *grad_table_shares;
+  void *grad_frame_logits, *grad_velocity, *grad_offset_table, *grad_logit_table, *grad_table_shares;
 };
 
 // Bytes of scratch memory that the backward pass asks for.
@@ -51,7 +51,7 @@ stdetr::Problem problem_of(const StdetrCall& c) {
   p.reference_size = static_cast<int>(c.reference_size), p.table_rows = static_cast<int>(c.table_rows);
   std::memcpy(p.frame_stride, c.frame_stride, sizeof(p.frame_stride));
   p.value = c.value, p.locations = c.locations, p.weights = c.weights;
-  p.reference = c.reference, p.valid_ratios = c.valid_ratios;
+  p.reference = c.reference, p.valid_ratios = c.valid_ratios, p.frame_logits = c.frame_logits;
   p.velocity = c.velocity, p.offset_table = c.offset_table, p.logit_table = c.logit_table, p.dt = c.dt;
   p.frame_index = c.frame_index;
   p.out = c.out, p.lse = c.lse, p.grad_out = c.grad_out;
@@ -60,6 +60,7 @@ stdetr::Problem problem_of(const StdetrCall& c) {
   p.largest = static_cast<unsigned long long*>(c.largest);
   p.grad_locations = c.grad_locations, p.grad_weights = c.grad_weights;
   p.grad_reference = c.grad_reference, p.grad_reference_heads = c.grad_reference_heads;
+  p.grad_frame_logits = c.grad_frame_logits;
   p.grad_velocity = c.grad_velocity, p.grad_table_shares = c.grad_table_shares;
   p.grad_offset_table = c.grad_offset_table, p.grad_logit_table = c.grad_logit_table;
   if (p.levels > kMaxLevels) check_sizes(p);

@@ -48,7 +48,9 @@ def run(queries: int, channels: int, dtype: torch.dtype, deterministic: bool) ->
     for size in (2, 4):
         reference = torch.rand(batch, queries, frames, size, device="cuda").to(real)
         ratios = torch.rand(batch, len(SHAPES), 2, device="cuda").to(real)
-        fused = (value, reference, make(*grid, 2, device="cuda").to(dtype), weights.to(dtype), index, ratios, flat)
+        more = make(batch, queries, heads, frames, device="cuda").to(real) if size == 4 else None
+        options = (index, ratios, more, flat)
+        fused = (value, reference, make(*grid, 2, device="cuda").to(dtype), weights.to(dtype), *options)
         out, lse = ops.st_deform_attn_fused_forward(*fused)
         grads = ops.st_deform_attn_fused_backward(grad, out, lse, *fused, deterministic)
         _finite((out, *grads), "st_deform_attn_fused")
@@ -57,7 +59,7 @@ def run(queries: int, channels: int, dtype: torch.dtype, deterministic: bool) ->
         for rows in (6, 160):  # sums of the tables in shared memory, and too many for it
             made = make(rows, heads, len(SHAPES), points, 3, device="cuda").to(real)
             tables = made[..., :2], made[..., 2]
-            given = (value, reference, offsets, velocity, logits, *tables, dt, index, ratios, flat)
+            given = (value, reference, offsets, velocity, logits, *tables, dt, *options)
             out, lse = ops.st_deform_attn_temporal_forward(*given)
             grads = ops.st_deform_attn_temporal_backward(grad, out, lse, *given, size == 4, deterministic)
             _finite((out, *grads), "st_deform_attn_temporal")

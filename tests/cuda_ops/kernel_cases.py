@@ -36,6 +36,7 @@ class Size:
     ratios: bool = False
     mask: bool = True  # some frames masked (where frames are indexed)
     queries_are_tokens: bool = False
+    frame_logits: bool = True  # fused and temporal; also masked ones
     rows: int = 4  # R of the temporal tables; distances in time go beyond them
 
 
@@ -93,6 +94,10 @@ def make(mode: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Inputs:
     inputs = Inputs(
         mode, shapes, value, normal(*points, 2).to(dtype), normal(*points).to(dtype), index, reference.to(real), ratios
     )
+    if size.frame_logits:
+        aside = torch.Generator().manual_seed(seed + 1)
+        more = torch.randn(size.batch, queries, size.heads, frames, generator=aside, dtype=torch.float64)
+        inputs = replace(inputs, frame_logits=more.to(real))
     if mode == "temporal":
         reach = size.rows // 2 + 1
         inputs = replace(
@@ -114,8 +119,15 @@ def make(mode: str, size: Size, dtype: torch.dtype, seed: int = 0) -> Inputs:
 
 def samples_of(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Offsets and logits of a fused or temporal problem, B,Q,H,F,L,K(,2)."""
-    if inputs.mode == "fused":
-        return inputs.locations, inputs.weights
+    offsets, logits = inputs.locations, inputs.weights
+    if inputs.mode == "temporal":
+        offsets, logits = _formed(inputs)
+    if inputs.frame_logits is not None:
+        logits = logits + inputs.frame_logits[..., None, None]
+    return offsets, logits
+
+
+def _formed(inputs: Inputs) -> tuple[Tensor, Tensor]:
     assert inputs.velocity is not None
     assert inputs.offset_table is not None
     assert inputs.logit_table is not None
@@ -151,7 +163,7 @@ def _evaluate(inputs: Inputs) -> Tensor:
         )
     assert inputs.reference is not None
     return plain.st_deform_attn_fused_reference(
-        inputs.value, inputs.reference, *samples_of(inputs), inputs.frame_index, inputs.valid_ratios, shapes
+        inputs.value, inputs.reference, *samples_of(inputs), inputs.frame_index, inputs.valid_ratios, None, shapes
     )
 
 
@@ -176,6 +188,22 @@ def log_sum_exp(inputs: Inputs) -> Tensor:
         usable = (inputs.frame_index >= 0) & (inputs.frame_index < clip)
         logits = logits.masked_fill(~usable[:, :, None, :, None, None], -torch.inf)
     return torch.logsumexp(logits.flatten(3), -1)
+
+
+def frame_logits_error(found: Gradients, wanted: Gradients) -> float:
+    """Largest difference of their gradients, relative to the largest gradient of a point's or a frame's logit.
+
+    In half precision the gradients of all logits share the rounding of the saved output, which sums over points do not
+    average out: there the sums must agree with those of ``found.weights``.
+    """
+    assert found.frame_logits is not None
+    assert wanted.frame_logits is not None
+    have, want = found.frame_logits.double(), wanted.frame_logits
+    largest = max(float(want.abs().max()), float(wanted.weights.abs().max()), 1e-30)
+    if found.weights.itemsize == 2:
+        points = found.weights.double().sum((-1, -2))
+        have, want = (have, points) if points.ndim == 4 else (have.sum(-1), points)
+    return float((have - want).abs().max()) / largest
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from harness import build
 from harness.host import Gradients, Inputs, Schedule, backward, forward
-from kernel_cases import Size, answer, error, log_sum_exp, make, random_grad_out
+from kernel_cases import Size, answer, error, frame_logits_error, log_sum_exp, make, random_grad_out
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
@@ -60,6 +60,8 @@ def check(inputs: Inputs, schedule: Schedule, deterministic: bool = False) -> No
     for name in ("value", "locations", "weights", "reference"):
         if getattr(gradients, name) is not None:
             assert error(getattr(found, name), getattr(gradients, name)) < limit, name
+    if inputs.frame_logits is not None:
+        assert frame_logits_error(found, gradients) < limit
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -187,8 +189,43 @@ def test_all_frames_masked() -> None:
         assert lse.eq(-torch.inf).all()
         for deterministic in (False, True):
             found = _backward(inputs, random_grad_out(inputs), schedule, deterministic)
-            for name in ("value", "locations", "weights", "reference"):
+            for name in ("value", "locations", "weights", "reference", "frame_logits"):
                 assert getattr(found, name).eq(0).all()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_without_frame_logits(deterministic: bool) -> None:
+    """None of them, and zeros, are the same to the last bit; a constant for all frames changes only the log-sum-exp."""
+    inputs = make("fused", Size(frames=4, queries=5, frame_logits=False), torch.float32, seed=12)
+    zeros = torch.zeros(2, 5, 2, 4)
+    for schedule in (MANY, Schedule()):
+        check(inputs, schedule, deterministic)
+        found = _backward(inputs, random_grad_out(inputs), schedule, deterministic)
+        same = _backward(replace(inputs, frame_logits=zeros), random_grad_out(inputs), schedule, deterministic)
+        assert all(torch.equal(getattr(found, n), getattr(same, n)) for n in ("value", "locations", "weights"))
+        out, lse = forward(inputs, schedule)
+        lifted, more = forward(replace(inputs, frame_logits=zeros + 3), schedule)
+        assert error(lifted, out) < 1e-5
+        assert error(more, lse + 3) < 1e-6
+
+
+def test_a_frame_without_weight() -> None:
+    """-inf takes a frame out as a mask does, with gradients that are 0 and not NaN; so does -inf for all frames."""
+    inputs = make("fused", Size(queries=5), torch.float32, seed=13)
+    assert inputs.frame_logits is not None
+    for frames in (slice(1, 2), slice(None)):
+        more = inputs.frame_logits.clone()
+        more[..., frames] = -torch.inf
+        index = torch.arange(3, dtype=torch.int32).repeat(2, 5, 1)
+        index[..., frames] = -1
+        masked, taken = replace(inputs, frame_index=index), replace(inputs, frame_logits=more)
+        for schedule in (MANY, Schedule()):
+            assert torch.equal(forward(taken, schedule)[0], forward(masked, schedule)[0])
+            for deterministic in (False, True):
+                found = _backward(taken, random_grad_out(inputs), schedule, deterministic)
+                same = _backward(masked, random_grad_out(inputs), schedule, deterministic)
+                for name in ("value", "locations", "weights", "reference", "frame_logits"):
+                    assert torch.equal(getattr(found, name), getattr(same, name)), name
 
 
 def test_extreme_logits() -> None:

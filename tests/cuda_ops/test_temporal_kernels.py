@@ -13,14 +13,14 @@ import pytest
 import torch
 from harness import build
 from harness.host import Gradients, Inputs, Schedule, backward, forward, scratch_bytes
-from kernel_cases import Size, answer, error, log_sum_exp, make, random_grad_out
+from kernel_cases import Size, answer, error, frame_logits_error, log_sum_exp, make, random_grad_out
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 # Largest error relative to the largest number.
 FORWARD = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 BACKWARD = {torch.float32: 1e-4, torch.float64: 1e-12, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-NAMES = ("value", "reference", "locations", "velocity", "weights", "offset_table", "logit_table")
+NAMES = ("value", "reference", "locations", "velocity", "weights", "offset_table", "logit_table", "frame_logits")
 MANY = Schedule(split_points=1, split_frames=1)  # one group of lanes takes a query
 # One processor gets few blocks, so that each takes several runs of queries.
 TURNS = replace(MANY, processors=1)
@@ -56,7 +56,7 @@ def _backward(
 
 
 def check(inputs: Inputs, schedule: Schedule, deterministic: bool = False) -> None:
-    """Output, log-sum-exp and all seven gradients agree with float64."""
+    """Output, log-sum-exp and all gradients agree with float64."""
     dtype = inputs.value.dtype
     wanted, gradients = answer(inputs, random_grad_out(inputs))
     assert gradients is not None
@@ -64,8 +64,18 @@ def check(inputs: Inputs, schedule: Schedule, deterministic: bool = False) -> No
     assert error(out, wanted) < FORWARD[dtype]
     assert error(lse, log_sum_exp(inputs)) < FORWARD[lse.dtype]
     found = _backward(inputs, schedule, deterministic=deterministic)
-    for name in NAMES:
+    for name in NAMES[:-1]:
         assert error(getattr(found, name), getattr(gradients, name)) < BACKWARD[dtype], name
+    if inputs.frame_logits is not None:
+        assert frame_logits_error(found, gradients) < BACKWARD[dtype]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("schedule", [MANY, Schedule()])
+def test_without_frame_logits(schedule: Schedule, deterministic: bool) -> None:
+    inputs = make("temporal", Size(queries=5, frames=4, frame_logits=False), torch.float32, seed=12)
+    check(inputs, schedule, deterministic)
+    assert _backward(inputs, schedule).frame_logits is None
 
 
 @pytest.mark.parametrize("reference_size", [2, 4])
@@ -268,10 +278,10 @@ def test_the_reference_gets_a_gradient_only_where_it_is_wanted() -> None:
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("schedule", [MANY, Schedule(split_points=4, split_frames=2)], ids=["many", "few"])
 def test_no_memory_grows_with_the_frames_sampled(schedule: Schedule, deterministic: bool) -> None:
-    """Neither scratch memory nor results, but for the gradient of the reference, which is one of each frame."""
+    """Neither scratch memory nor results, but for the gradients of what each frame has: reference and frame_logits."""
     scratch, results = {}, {}
     for frames in (2, 16):
-        inputs = make("temporal", Size(queries=5, frames=frames, channels=8), torch.bfloat16)
+        inputs = make("temporal", Size(queries=5, frames=frames, channels=8, frame_logits=False), torch.bfloat16)
         options = {"deterministic": deterministic, "reference_gradient": False}
         scratch[frames] = scratch_bytes(inputs, schedule, **options)
         found = _backward(inputs, schedule, **options)
@@ -281,7 +291,7 @@ def test_no_memory_grows_with_the_frames_sampled(schedule: Schedule, determinist
     assert scratch[2] == scratch[16]
     assert scratch[2]["table_shares"] > 0
     assert results[2] == results[16]
-    assert set(results[2]) == set(NAMES) - {"reference"}
+    assert set(results[2]) == set(NAMES) - {"reference", "frame_logits"}
 
 
 def test_shares_of_the_tables_are_limited() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from harness.host import FUSED, Gradients, Inputs
-from kernel_cases import answer, error, log_sum_exp, random_grad_out
+from kernel_cases import answer, error, frame_logits_error, log_sum_exp, random_grad_out
 from torch import Tensor
 
 # Largest error relative to the largest number.
@@ -27,11 +27,15 @@ def arguments(inputs: Inputs) -> tuple:
     if inputs.mode == "plain":
         return value, locations, weights, _on_gpu(inputs.frame_index), flat(inputs)
     if inputs.mode == "fused":
-        extra = (_on_gpu(inputs.frame_index), _on_gpu(inputs.valid_ratios), flat(inputs))
-        return value, _on_gpu(inputs.reference), locations, weights, *extra
+        return value, _on_gpu(inputs.reference), locations, weights, *_extra(inputs)
     tables = (_on_gpu(inputs.offset_table), _on_gpu(inputs.logit_table), _on_gpu(inputs.dt))
-    extra = (_on_gpu(inputs.frame_index), _on_gpu(inputs.valid_ratios), flat(inputs))
+    extra = _extra(inputs)
     return value, _on_gpu(inputs.reference), locations, _on_gpu(inputs.velocity), weights, *tables, *extra
+
+
+def _extra(inputs: Inputs) -> tuple:
+    options = (inputs.frame_index, inputs.valid_ratios, inputs.frame_logits)
+    return *map(_on_gpu, options), flat(inputs)
 
 
 def operator(mode: str, which: str):
@@ -51,8 +55,10 @@ def flags(mode: str, deterministic: bool, reference_gradient: bool = True) -> tu
 # What the backward operators return.
 RETURNED = {
     "plain": ("value", "locations", "weights"),
-    "fused": ("value", "reference", "locations", "weights"),
-    "temporal": ("value", "reference", "locations", "velocity", "weights", "offset_table", "logit_table"),
+    "fused": ("value", "reference", "locations", "weights", "frame_logits"),
+    "temporal": (
+        *("value", "reference", "locations", "velocity", "weights", "offset_table", "logit_table", "frame_logits"),
+    ),
 }
 
 
@@ -64,7 +70,10 @@ def backward(
     saved = forward(inputs) if mode in FUSED else ()
     last = flags(mode, deterministic, reference_gradient)
     found = operator(mode, "backward")(grad_out.cuda(), *saved, *arguments(inputs), *last)
-    return Gradients(**{name: grad.cpu() for name, grad in zip(RETURNED[mode], found, strict=True)})
+    grads = {name: grad.cpu() for name, grad in zip(RETURNED[mode], found, strict=True)}
+    if inputs.frame_logits is None and grads.pop("frame_logits", torch.empty(0)).numel():
+        raise AssertionError("a gradient of frame_logits, which are not there")
+    return Gradients(**grads)
 
 
 def _poison() -> None:
@@ -89,4 +98,8 @@ def check(inputs: Inputs, deterministic: bool = False) -> None:
     _poison()
     found = backward(inputs, grad_out, deterministic)
     for name in RETURNED[inputs.mode]:
+        if name == "frame_logits":
+            continue
         assert error(getattr(found, name), getattr(gradients, name)) < BACKWARD[dtype], name
+    if inputs.frame_logits is not None:
+        assert frame_logits_error(found, gradients) < BACKWARD[dtype]

@@ -111,16 +111,16 @@ def test_empty(axis: str) -> None:
     def cut(tensor: Tensor | None, position: int | None) -> Tensor | None:
         return tensor if tensor is None or position is None else tensor.narrow(position, 0, 0)
 
-    # value, B,Q,... tensors, B,Q,F tensors, B,Q,H,L,K tensors, tables
-    of_value, of_queries, of_frames, of_points, of_tables = {
-        "batch": (0, 0, 0, 0, None),
-        "queries": (None, 1, 1, 1, None),
-        "frames": (None, None, 2, None, None),
-        "points": (None, None, None, 4, 3),
+    # value, B,Q,... tensors, B,Q,F tensors, B,Q,H,L,K tensors, tables, frame_logits
+    of_value, of_queries, of_frames, of_points, of_tables, of_logits = {
+        "batch": (0, 0, 0, 0, None, 0),
+        "queries": (None, 1, 1, 1, None, 1),
+        "frames": (None, None, 2, None, None, 3),
+        "points": (None, None, None, 4, 3, None),
     }[axis]
     places = {"value": of_value, "reference": of_frames, "dt": of_frames, "frame_index": of_frames}
     places |= dict.fromkeys(("locations", "velocity", "weights"), of_points if of_queries is None else of_queries)
-    places |= dict.fromkeys(("offset_table", "logit_table"), of_tables)
+    places |= dict.fromkeys(("offset_table", "logit_table"), of_tables) | {"frame_logits": of_logits}
     inputs = replace(inputs, **{name: cut(getattr(inputs, name), place) for name, place in places.items()})
     out, lse = forward(inputs)
     assert lse is not None
@@ -146,7 +146,8 @@ def test_the_kernel_agrees_with_the_composition() -> None:
     def run(context: Callable) -> list[Tensor]:
         leaves = [tensor.cuda().requires_grad_() for tensor in given]
         with context():
-            out = st_deform_attn_temporal(leaves[0], shapes, *leaves[1:], dt=dt, frame_index=index)
+            options = {"frame_index": index, "frame_logits": leaves[-1]}
+            out = st_deform_attn_temporal(leaves[0], shapes, *leaves[1:-1], dt=dt, **options)
             return [out.detach(), *torch.autograd.grad(out, leaves, grad_out)]
 
     for kernel, composed in zip(run(lambda: use_temporal_kernel("cuda")), run(use_composition), strict=True):

@@ -29,7 +29,7 @@ def test_opcheck_plain(kernels, small):
 
 def test_opcheck_fused(kernels, small):
     inputs = leaf(small.value, small.reference, small.offsets, small.logits)
-    arguments = (*inputs, small.frame_index, small.valid_ratios, FLAT)
+    arguments = (*inputs, small.frame_index, small.valid_ratios, None, FLAT)
     opcheck(kernels.st_deform_attn_fused_forward, arguments)
     out, lse = (t.detach() for t in kernels.st_deform_attn_fused_forward(*arguments))
     opcheck(kernels.st_deform_attn_fused_backward, (*leaf(small.grad_out), out, lse, *arguments, True))

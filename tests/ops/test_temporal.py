@@ -47,7 +47,7 @@ class Given:
     def flat(self):
         """Arguments of the operator itself."""
         shapes = [size for pair in self.shapes for size in pair]
-        return (*self.inputs, self.dt.to(self.inputs[1].dtype), self.frame_index, self.valid_ratios, shapes)
+        return (*self.inputs, self.dt.to(self.inputs[1].dtype), self.frame_index, self.valid_ratios, None, shapes)
 
 
 @pytest.fixture

@@ -13,23 +13,25 @@
 
 #define STDETR_SCHEMA_FUSED_FORWARD                                                        \
   "st_deform_attn_fused_forward(Tensor value, Tensor reference, Tensor offsets, "          \
-  "Tensor logits, Tensor? frame_index, Tensor? valid_ratios, int[] spatial_shapes) "       \
-  "-> (Tensor, Tensor)"
+  "Tensor logits, Tensor? frame_index, Tensor? valid_ratios, Tensor? frame_logits, "       \
+  "int[] spatial_shapes) -> (Tensor, Tensor)"
 
 #define STDETR_SCHEMA_FUSED_BACKWARD                                                       \
   "st_deform_attn_fused_backward(Tensor grad_out, Tensor out, Tensor lse, Tensor value, "  \
   "Tensor reference, Tensor offsets, Tensor logits, Tensor? frame_index, "                 \
-  "Tensor? valid_ratios, int[] spatial_shapes, bool deterministic) "                       \
-  "-> (Tensor, Tensor, Tensor, Tensor)"
+  "Tensor? valid_ratios, Tensor? frame_logits, int[] spatial_shapes, "                     \
+  "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 
 #define STDETR_SCHEMA_TEMPORAL_FORWARD                                                     \
   "st_deform_attn_temporal_forward(Tensor value, Tensor reference, Tensor offsets, "       \
   "Tensor velocity, Tensor logits, Tensor offset_table, Tensor logit_table, Tensor dt, "   \
-  "Tensor? frame_index, Tensor? valid_ratios, int[] spatial_shapes) -> (Tensor, Tensor)"
+  "Tensor? frame_index, Tensor? valid_ratios, Tensor? frame_logits, "                      \
+  "int[] spatial_shapes) -> (Tensor, Tensor)"
 
 #define STDETR_SCHEMA_TEMPORAL_BACKWARD                                                    \
   "st_deform_attn_temporal_backward(Tensor grad_out, Tensor out, Tensor lse, "             \
   "Tensor value, Tensor reference, Tensor offsets, Tensor velocity, Tensor logits, "       \
   "Tensor offset_table, Tensor logit_table, Tensor dt, Tensor? frame_index, "              \
-  "Tensor? valid_ratios, int[] spatial_shapes, bool reference_gradient, "                  \
-  "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+  "Tensor? valid_ratios, Tensor? frame_logits, int[] spatial_shapes, "                     \
+  "bool reference_gradient, bool deterministic) "                                          \
+  "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"

@@ -44,6 +44,7 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
   Block<C> p;
   int64_t where[kBlock];   // index of the point among B,Q,H,F,L,K
   int64_t source[kBlock];  // index of its query and head among B,Q,H
+  int64_t slot[kBlock];    // index of its frame slot among B,Q,H,F
   C scale_x[kBlock], scale_y[kBlock], delta[kBlock], normaliser[kBlock];
   for (int j = 0; j < kBlock; ++j) p.width[j] = level.width, p.height[j] = level.height, p.start[j] = 0;
 
@@ -52,6 +53,8 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
   const St* offsets = static_cast<const St*>(a.locations);
   const St* logits = static_cast<const St*>(a.weights);
   const uint32_t slots = a.F > 0 ? uint32_t(a.F) : 1;
+  C* frame_shares = Fused ? static_cast<C*>(a.grad_frame_shares) : nullptr;
+  if (frame_shares) frame_shares += l * a.B * a.Q * a.H * a.F;
   int64_t loaded = -1;  // query and head whose gradient the core holds
   Scatter<St, Const> core;
   int64_t entry = 0, k = 0;
@@ -66,7 +69,8 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
       const int take = int(a.K - k < kBlock - n ? a.K - k : kBlock - n);
       if constexpr (Fused) {
         const Placement<C> at = place<C>(a, b, q, f, l);
-        const C d = static_cast<const C*>(a.delta)[query_head], z = static_cast<const C*>(a.saved_lse)[query_head];
+        const C d = static_cast<const C*>(a.delta)[query_head];
+        const C z = normaliser_of(a, static_cast<const C*>(a.saved_lse)[query_head], query_head, f);
         for (int i = 0; i < take; ++i) {
           const int j = n + i;
           const int64_t point = base + k + i;
@@ -75,7 +79,7 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
           p.shift_x[j] = widen(offsets[point * 2]), p.shift_y[j] = widen(offsets[point * 2 + 1]);
           p.weight[j] = widen(logits[point]);
           delta[j] = d, normaliser[j] = z;
-          where[j] = point, source[j] = query_head;
+          where[j] = point, source[j] = query_head, slot[j] = query_head * a.F + f;
         }
       } else {
         for (int i = 0; i < take; ++i) {
@@ -117,7 +121,9 @@ void backward_slice(const Problem& a, int64_t task, typename CoordOf<St>::type* 
         St* to = static_cast<St*>(a.grad_locations) + where[j] * 2;
         narrow(p.weight[j] * slopes.x, to[0]);
         narrow(p.weight[j] * slopes.y, to[1]);
-        narrow(p.weight[j] * (slopes.sample - delta[j]), static_cast<St*>(a.grad_weights)[where[j]]);
+        const C logit = p.weight[j] * (slopes.sample - delta[j]);
+        narrow(logit, static_cast<St*>(a.grad_weights)[where[j]]);
+        if (frame_shares) frame_shares[slot[j]] += logit;
       } else {
         C* to = static_cast<C*>(a.grad_locations) + where[j] * 2;
         to[0] = p.weight[j] * slopes.x * C(level.width);
@@ -176,10 +182,24 @@ void prepare_discrete(const Problem& a, int64_t begin, int64_t end) {
   if constexpr (Fused) prepare_delta<St>(a, begin, end);
 }
 
+// After the slices (fused, temporal): the gradient of what slots add to logits is the sum of the levels' shares, in order.
+template <class C>
+void finish_frame_logits(const Problem& a, int64_t begin, int64_t end) {
+  if (!a.grad_frame_logits) return;
+  const int64_t row = a.H * a.F, all = a.B * a.Q * row;
+  const C* shares = static_cast<const C*>(a.grad_frame_shares);
+  for (int64_t i = begin * row; i < end * row; ++i) {
+    C sum = C(0);
+    for (int64_t l = 0; l < a.L; ++l) sum += shares[l * all + i];
+    static_cast<C*>(a.grad_frame_logits)[i] = sum;
+  }
+}
+
 // After the slices (fused): pixel gradients become offset gradients, and add up to the reference's.
 template <class St>
 void finish_fused(const Problem& a, int64_t begin, int64_t end) {
   using C = typename CoordOf<St>::type;
+  finish_frame_logits<C>(a, begin, end);
   const C* ratios = static_cast<const C*>(a.valid_ratios);
   const bool boxes = a.reference_size == 4;
   for (int64_t task = begin; task < end; ++task) {

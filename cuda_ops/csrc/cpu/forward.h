@@ -52,14 +52,16 @@ STDETR_INLINE void add_point(
 
 // Log-sum-exp of one query and head over the unmasked frames; -inf where there is none.
 template <class St, class C>
-STDETR_INLINE C log_sum_exp(const St* logits, const int32_t* frames, const Problem& a) {
+STDETR_INLINE C log_sum_exp(const Problem& a, int64_t query_head, const int32_t* frames) {
   const int64_t points = a.L * a.K;
+  const St* logits = static_cast<const St*>(a.weights) + query_head * a.F * points;
   C highest = -C(__builtin_inf());
   bool poisoned = false;
   for (int64_t f = 0; f < a.F; ++f) {
     if (!reads(a, frames, f)) continue;
+    const C extra = frame_logit<C>(a, query_head, f);
     for (int64_t j = 0; j < points; ++j) {
-      const C x = widen(logits[f * points + j]);
+      const C x = widen(logits[f * points + j]) + extra;
       highest = x > highest ? x : highest;
       poisoned |= x != x;
     }
@@ -70,8 +72,9 @@ STDETR_INLINE C log_sum_exp(const St* logits, const int32_t* frames, const Probl
   for (int64_t f = 0; f < a.F; ++f) {
     if (!reads(a, frames, f)) continue;
     C part = C(0);
+    const C level = highest - frame_logit<C>(a, query_head, f);
 #pragma omp simd reduction(+ : part)
-    for (int64_t j = 0; j < points; ++j) part += exp_of(widen(logits[f * points + j]) - highest);
+    for (int64_t j = 0; j < points; ++j) part += exp_of(widen(logits[f * points + j]) - level);
     sum += part;
   }
   return highest + log_of(sum);
@@ -97,7 +100,8 @@ struct Pending {
 // Places points from..from+count-1 of a slot, whose first point is number `first` among B,Q,H,F,L,K.
 template <class St, Kind kind, class C>
 STDETR_INLINE void place_points(
-    const Problem& a, int64_t first, int64_t from, C lse, const SlotTables<C>& tables, int64_t h, Pending<St, C>& to) {
+    const Problem& a, int64_t first, int64_t from, C normaliser, const SlotTables<C>& tables, int64_t h,
+    Pending<St, C>& to) {
   Block<C>& p = to.p;
   const int count = to.count;
   if constexpr (kind == Kind::temporal) {
@@ -115,7 +119,7 @@ STDETR_INLINE void place_points(
       p.base_y[j] = tables.base_y[from + j];
       p.shift_x[j] = x * tables.scale_x[from + j];
       p.shift_y[j] = y * tables.scale_y[from + j];
-      p.weight[j] = exp_of(widen(logits[j]) + row.logits[j] - lse);
+      p.weight[j] = exp_of(widen(logits[j]) + row.logits[j] - normaliser);
     }
   } else if constexpr (kind == Kind::fused) {
     const St* offsets = static_cast<const St*>(a.locations) + (first + from) * 2;
@@ -126,7 +130,7 @@ STDETR_INLINE void place_points(
       p.base_y[j] = tables.base_y[from + j];
       p.shift_x[j] = widen(offsets[2 * j]) * tables.scale_x[from + j];
       p.shift_y[j] = widen(offsets[2 * j + 1]) * tables.scale_y[from + j];
-      p.weight[j] = exp_of(widen(logits[j]) - lse);
+      p.weight[j] = exp_of(widen(logits[j]) - normaliser);
     }
   } else {
     const C* locations = static_cast<const C*>(a.locations) + (first + from) * 2;
@@ -200,7 +204,7 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
           if constexpr (Temporal) {
             lse[at] = log_sum_exp_temporal<St, C>(a, task, h, frames);
           } else {
-            lse[at] = log_sum_exp<St, C>(static_cast<const St*>(a.weights) + at * a.F * points, frames, a);
+            lse[at] = log_sum_exp<St, C>(a, at, frames);
           }
         }
       }
@@ -226,13 +230,14 @@ void forward_discrete(const Problem& a, int64_t begin, int64_t end) {
         }
         for (int64_t h = 0; h < a.H; ++h) {
           const int64_t at = task * a.H + h;
+          const C normaliser = Fused ? normaliser_of(a, lse[at], at, f) : C(0);
           for (int64_t part = 0; part < points; part += kBlock) {
             next->count = int(points - part < kBlock ? points - part : kBlock);
             next->frame = static_cast<const St*>(a.value) + (b * a.T + t) * frame_size + h * a.D;
             next->sums = sums + (task - from) * row + h * a.D;
             if (points > kBlock) set_levels(next->p, levels.data + part, next->count);
             const int64_t first = (Temporal ? at : at * a.F + f) * points;
-            place_points<St, kind, C>(a, first, part, Fused ? lse[at] : C(0), tables, h, *next);
+            place_points<St, kind, C>(a, first, part, normaliser, tables, h, *next);
             gather_points<St, Const, C>(a, *current, next);
             Pending<St, C>* done = current;
             current = next;

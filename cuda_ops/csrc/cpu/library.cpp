@@ -118,7 +118,9 @@ void read_frames(Call& call, const MaybeTensor& frame_index) {
   }
 }
 
-void read_fused(Call& call, const Tensor& value, const Tensor& reference, const MaybeTensor& valid_ratios) {
+void read_fused(
+    Call& call, const Tensor& value, const Tensor& reference, const MaybeTensor& valid_ratios,
+    const MaybeTensor& frame_logits) {
   Problem& a = call.problem;
   const ScalarType coord = coord_of(value);
   STD_TORCH_CHECK(reference.dim() == 4 && (reference.size(3) == 2 || reference.size(3) == 4),
@@ -126,6 +128,8 @@ void read_fused(Call& call, const Tensor& value, const Tensor& reference, const 
   a.reference_size = int(reference.size(3));
   a.reference = call.hold("reference", reference, coord, {a.B, a.Q, a.F, a.reference_size});
   if (valid_ratios.has_value()) a.valid_ratios = call.hold("valid_ratios", *valid_ratios, coord, {a.B, a.L, 2});
+  if (frame_logits.has_value())
+    a.frame_logits = call.hold("frame_logits", *frame_logits, coord, {a.B, a.Q, a.H, a.F});
 }
 
 // For each clip and frame, the (query, slot) pairs that read it, in order: a counting sort, linear in B*Q*F.
@@ -215,6 +219,20 @@ Tensor make_grad_value(Problem& a, const Tensor& value) {
   return grad;
 }
 
+// The gradient of frame_logits, empty where there are none.  Levels are different tasks: each leaves a share.
+Tensor make_grad_frame_logits(Call& call, const Tensor& value, const MaybeTensor& frame_logits) {
+  Problem& a = call.problem;
+  const ScalarType coord = coord_of(value);
+  if (!frame_logits.has_value()) return empty(value, {0}, coord);
+  Tensor grad = empty(value, {a.B, a.Q, a.H, a.F}, coord);
+  Tensor shares = empty(value, {a.L, a.B, a.Q, a.H, a.F}, coord);
+  torch::stable::zero_(shares);
+  a.grad_frame_logits = grad.mutable_data_ptr();
+  a.grad_frame_shares = shares.mutable_data_ptr();
+  call.held.push_back(shares);
+  return grad;
+}
+
 Tensor forward(Tensor value, Tensor locations, Tensor weights, MaybeTensor frame_index, Shapes shapes) {
   Call call;
   Problem& a = call.problem;
@@ -247,13 +265,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 
 std::tuple<Tensor, Tensor> fused_forward(
     Tensor value, Tensor reference, Tensor offsets, Tensor logits, MaybeTensor frame_index, MaybeTensor valid_ratios,
-    Shapes shapes) {
+    MaybeTensor frame_logits, Shapes shapes) {
   Call call;
   Problem& a = call.problem;
   read_value(call, value, shapes);
   read_points(call, Kind::fused, offsets, logits, value.scalar_type());
   read_frames(call, frame_index);
-  read_fused(call, value, reference, valid_ratios);
+  read_fused(call, value, reference, valid_ratios, frame_logits);
   Tensor out = empty(value, {a.B, a.Q, a.H * a.D}, value.scalar_type());
   Tensor lse = empty(value, {a.B, a.Q, a.H}, coord_of(value));
   a.out = out.mutable_data_ptr();
@@ -262,15 +280,16 @@ std::tuple<Tensor, Tensor> fused_forward(
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_backward(
     Tensor grad_out, Tensor out, Tensor lse, Tensor value, Tensor reference, Tensor offsets, Tensor logits,
-    MaybeTensor frame_index, MaybeTensor valid_ratios, Shapes shapes, bool /*deterministic: always*/) {
+    MaybeTensor frame_index, MaybeTensor valid_ratios, MaybeTensor frame_logits, Shapes shapes,
+    bool /*deterministic: always*/) {
   Call call;
   Problem& a = call.problem;
   read_value(call, value, shapes);
   read_points(call, Kind::fused, offsets, logits, value.scalar_type());
   read_frames(call, frame_index);
-  read_fused(call, value, reference, valid_ratios);
+  read_fused(call, value, reference, valid_ratios, frame_logits);
   a.grad_out = call.hold("grad_out", grad_out, value.scalar_type(), {a.B, a.Q, a.H * a.D});
   a.saved_out = call.hold("out", out, value.scalar_type(), {a.B, a.Q, a.H * a.D});
   a.saved_lse = call.hold("lse", lse, coord_of(value), {a.B, a.Q, a.H});
@@ -281,9 +300,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
   a.grad_reference = grad_reference.mutable_data_ptr();
   a.grad_locations = grad_offsets.mutable_data_ptr();
   a.grad_weights = grad_logits.mutable_data_ptr();
+  Tensor grad_frame_logits = make_grad_frame_logits(call, value, frame_logits);
   Tensor grad_value = make_grad_value(a, value);
   run_backward(a);
-  return {grad_value, grad_reference, grad_offsets, grad_logits};
+  return {grad_value, grad_reference, grad_offsets, grad_logits, grad_frame_logits};
 }
 
 struct Temporal {
@@ -307,12 +327,13 @@ void read_temporal(Call& call, const Tensor& value, const Temporal& given, const
 
 std::tuple<Tensor, Tensor> temporal_forward(
     Tensor value, Tensor reference, Tensor offsets, Tensor velocity, Tensor logits, Tensor offset_table,
-    Tensor logit_table, Tensor dt, MaybeTensor frame_index, MaybeTensor valid_ratios, Shapes shapes) {
+    Tensor logit_table, Tensor dt, MaybeTensor frame_index, MaybeTensor valid_ratios, MaybeTensor frame_logits,
+    Shapes shapes) {
   Call call;
   Problem& a = call.problem;
   read_value(call, value, shapes);
   read_temporal(call, value, {offsets, velocity, logits, offset_table, logit_table, dt}, frame_index);
-  read_fused(call, value, reference, valid_ratios);
+  read_fused(call, value, reference, valid_ratios, frame_logits);
   Tensor out = empty(value, {a.B, a.Q, a.H * a.D}, value.scalar_type());
   Tensor lse = empty(value, {a.B, a.Q, a.H}, coord_of(value));
   a.out = out.mutable_data_ptr();
@@ -333,15 +354,16 @@ void sum_clips(const Problem& a, const std::vector<double>& shares, int first, i
     }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> temporal_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> temporal_backward(
     Tensor grad_out, Tensor out, Tensor lse, Tensor value, Tensor reference, Tensor offsets, Tensor velocity,
     Tensor logits, Tensor offset_table, Tensor logit_table, Tensor dt, MaybeTensor frame_index,
-    MaybeTensor valid_ratios, Shapes shapes, bool reference_gradient, bool /*deterministic: always*/) {
+    MaybeTensor valid_ratios, MaybeTensor frame_logits, Shapes shapes, bool reference_gradient,
+    bool /*deterministic: always*/) {
   Call call;
   Problem& a = call.problem;
   read_value(call, value, shapes);
   read_temporal(call, value, {offsets, velocity, logits, offset_table, logit_table, dt}, frame_index);
-  read_fused(call, value, reference, valid_ratios);
+  read_fused(call, value, reference, valid_ratios, frame_logits);
   const ScalarType coord = coord_of(value);
   a.grad_out = call.hold("grad_out", grad_out, value.scalar_type(), {a.B, a.Q, a.H * a.D});
   a.saved_out = call.hold("out", out, value.scalar_type(), {a.B, a.Q, a.H * a.D});
@@ -366,12 +388,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> temporal_back
     torch::stable::zero_(references);
     a.grad_references = references.mutable_data_ptr();
   }
+  Tensor grad_frame_logits = make_grad_frame_logits(call, value, frame_logits);
   Tensor grad_value = make_grad_value(a, value);
   run_backward(a);
   const bool wide = coord == ScalarType::Double;
   (wide ? sum_clips<double> : sum_clips<float>)(a, tables, 0, 2, grad_offset_table.mutable_data_ptr());
   (wide ? sum_clips<double> : sum_clips<float>)(a, tables, 2, 1, grad_logit_table.mutable_data_ptr());
-  return {grad_value, grad_reference, grad_offsets, grad_velocity, grad_logits, grad_offset_table, grad_logit_table};
+  return {grad_value,        grad_reference,   grad_offsets, grad_velocity, grad_logits, grad_offset_table,
+          grad_logit_table,  grad_frame_logits};
 }
 
 }  // namespace

@@ -90,6 +90,19 @@ STDETR_INLINE bool reads(const Problem& a, const int32_t* frames, int64_t f) {
   return !frames || (frames[f] >= 0 && frames[f] < a.T);
 }
 
+// What slot f adds to the logits of its points; query_head is among B,Q,H.
+template <class C>
+STDETR_INLINE C frame_logit(const Problem& a, int64_t query_head, int64_t f) {
+  return a.frame_logits ? static_cast<const C*>(a.frame_logits)[query_head * a.F + f] : C(0);
+}
+
+// What is to be subtracted from the logits of slot f, tables included: then exp gives the probability.  Without a usable
+// logit all are 0.
+template <class C>
+STDETR_INLINE C normaliser_of(const Problem& a, C lse, int64_t query_head, int64_t f) {
+  return lse == -C(__builtin_inf()) ? C(__builtin_inf()) : lse - frame_logit<C>(a, query_head, f);
+}
+
 // The fused op places a point at  base * size + offset * scale  pixels.
 template <class C>
 struct Placement { C base_x, base_y, scale_x, scale_y; };

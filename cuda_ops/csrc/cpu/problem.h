@@ -29,6 +29,7 @@ struct Problem {
   const void* reference;      // B,Q,F,reference_size coord (fused, temporal)
   int reference_size;         // 2 or 4
   const void* valid_ratios;   // B,L,2 coord or null
+  const void* frame_logits;   // B,Q,H,F coord or null (fused, temporal): added to all logits of a frame
   // Temporal: offsets, velocity B,Q,H,L,K,2 and logits B,Q,H,L,K have no frame axis; the tables are R,H,L,K(,2).
   const void* velocity;      // storage
   const void* offset_table;  // coord
@@ -50,6 +51,8 @@ struct Problem {
   void* grad_reference;   // coord
   void* grad_velocity;    // storage
   double* grad_tables;    // temporal: B,R,H,L,K,3, a clip's share of the gradients of offset_table (x, y) and logit_table
+  void* grad_frame_logits;  // coord B,Q,H,F (fused, temporal), or null
+  void* grad_frame_shares;  // coord, L shares of B,Q,H,F, holding zeros; null with grad_frame_logits
   void* grad_references;  // temporal: coord, H*L shares of B,Q,F,reference_size, holding zeros; or null: not wanted
   bool grad_value_zeroed; // grad_value holds zeros and is added to in place; otherwise slices are staged in scratch
   // Plain and fused: which (query, frame slot) pairs read frame t of clip b.  pairs[pair_starts[b*T+t] ...] holds
@@ -65,7 +68,7 @@ struct Kernels {
   void (*forward)(const Problem&, int64_t begin, int64_t end);         // tasks: B*Q
   void (*backward_prepare)(const Problem&, int64_t begin, int64_t end);  // tasks: B*Q
   void (*backward)(const Problem&, int64_t begin, int64_t end);        // tasks: B*T*H*L; temporal: B*H*L
-  void (*backward_finish)(const Problem&, int64_t begin, int64_t end);   // tasks: B*Q (fused)
+  void (*backward_finish)(const Problem&, int64_t begin, int64_t end);   // tasks: B*Q (fused, temporal)
 };
 
 const Kernels& kernels_baseline();

@@ -1,7 +1,7 @@
 // The temporal parameterisation: the terms of a query that all frames share, and what a signed distance dt adds.
 // Included inside the namespace of an instruction set.
 //
-//   offset(f) = offset + dt * velocity + offset_table[row]      logit(f) = logit + logit_table[row]
+//   offset(f) = offset + dt * velocity + offset_table[row]      logit(f) = logit + logit_table[row] + frame_logits[f]
 //
 // row follows from dt; at dt = 0 there is none, and the tables add nothing.
 
@@ -40,10 +40,11 @@ STDETR_INLINE C log_sum_exp_temporal(const Problem& a, int64_t task, int64_t h, 
   for (int64_t f = 0; f < a.F; ++f) {
     if (!reads(a, frames, f)) continue;
     const int64_t row = row_of(a, dt[f]);
+    const C extra = frame_logit<C>(a, task * a.H + h, f);
     for (int64_t from = 0; from < points; from += kBlock) {
       const TableRow<C> table = table_row<C>(a, row, h, from);
       for (int64_t j = from; j < points && j < from + kBlock; ++j) {
-        const C x = widen(logits[j]) + table.logits[j - from];
+        const C x = widen(logits[j]) + table.logits[j - from] + extra;
         highest = x > highest ? x : highest;
         poisoned |= x != x;
       }
@@ -56,11 +57,12 @@ STDETR_INLINE C log_sum_exp_temporal(const Problem& a, int64_t task, int64_t h, 
     if (!reads(a, frames, f)) continue;
     const int64_t row = row_of(a, dt[f]);
     C part = C(0);
+    const C level = highest - frame_logit<C>(a, task * a.H + h, f);
     for (int64_t from = 0; from < points; from += kBlock) {
       const TableRow<C> table = table_row<C>(a, row, h, from);
       const int64_t count = points - from < kBlock ? points - from : kBlock;
 #pragma omp simd reduction(+ : part)
-      for (int64_t j = 0; j < count; ++j) part += exp_of(widen(logits[from + j]) + table.logits[j] - highest);
+      for (int64_t j = 0; j < count; ++j) part += exp_of(widen(logits[from + j]) + table.logits[j] - level);
     }
     sum += part;
   }

@@ -38,8 +38,12 @@ void backward_temporal_frame(
   C* references = static_cast<C*>(a.grad_references);
   if (references) references += (h * a.L + l) * a.B * a.Q * a.F * a.reference_size;
 
+  C* frame_shares = static_cast<C*>(a.grad_frame_shares);
+  if (frame_shares) frame_shares += l * a.B * a.Q * a.H * a.F;
+
   Block<C> p;
   int64_t query[kBlock], point[kBlock], slot[kBlock], table[kBlock];  // slot: among B,Q,F
+  int64_t head_slot[kBlock];  // among B,Q,H,F
   C scale_x[kBlock], scale_y[kBlock], delta[kBlock], normaliser[kBlock], distance[kBlock], x_off[kBlock], y_off[kBlock];
   for (int j = 0; j < kBlock; ++j) p.width[j] = level.width, p.height[j] = level.height, p.start[j] = 0;
   const uint32_t slots = a.F > 0 ? uint32_t(a.F) : 1;
@@ -55,6 +59,7 @@ void backward_temporal_frame(
       const Placement<C> at = place<C>(a, b, q, f, l);
       const C dt = static_cast<const C*>(a.dt)[at_slot];
       const int64_t which = row_of(a, dt);
+      const C z = normaliser_of(a, static_cast<const C*>(a.saved_lse)[query_head], query_head, f);
       const int take = int(a.K - k < kBlock - n ? a.K - k : kBlock - n);
       const TableRow<C> entries = table_row<C>(a, which, h, which < 0 ? 0 : l * a.K + k);
       for (int i = 0; i < take; ++i) {
@@ -68,7 +73,8 @@ void backward_temporal_frame(
         y_off[j] = widen(offset[1]) + dt * widen(velocity[1]) + entries.offsets[2 * i + 1];
         p.weight[j] = widen(static_cast<const St*>(a.weights)[one]) + entries.logits[i];
         delta[j] = static_cast<const C*>(a.delta)[query_head];
-        normaliser[j] = static_cast<const C*>(a.saved_lse)[query_head];
+        normaliser[j] = z;
+        head_slot[j] = query_head * a.F + f;
         query[j] = q, point[j] = k + i, slot[j] = at_slot, table[j] = which, distance[j] = dt;
       }
       n += take;
@@ -98,6 +104,7 @@ void backward_temporal_frame(
       const C logit = p.weight[j] * (slopes.sample - delta[j]);
       const C pixels_x = p.weight[j] * slopes.x, pixels_y = p.weight[j] * slopes.y;
       sums.logits[one] += logit;
+      if (frame_shares) frame_shares[head_slot[j]] += logit;
       double* entries = table[j] < 0 ? nullptr : sums.tables + (table[j] * a.K + point[j]) * 3;
       if (entries) entries[2] += double(logit);
       // A point that does not count has zero gradient whatever its offset or box is (it may be infinite).
@@ -159,6 +166,7 @@ void backward_temporal(const Problem& a, int64_t begin, int64_t end) {
 template <class St>
 void finish_temporal(const Problem& a, int64_t begin, int64_t end) {
   using C = typename CoordOf<St>::type;
+  finish_frame_logits<C>(a, begin, end);
   if (!a.grad_references) return;
   const int64_t size = a.F * a.reference_size, all = a.B * a.Q * size;
   const C* shares = static_cast<const C*>(a.grad_references);

@@ -12,12 +12,12 @@
 namespace stdetr {
 
 // Writes the gradients of point j of a frame entry whose points start at `frame_points`; adds its part of the
-// reference's gradient to `reference_sum`.
+// reference's gradient to `reference_sum` and that of its logit to `logit_sum`.
 template <typename T, Rule R>
 __device__ __forceinline__ void finish_point(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
                                              const Anchor<accumulator_t<T>>& anchor, int64_t frame_points, int j,
                                              int slot, accumulator_t<T> delta, const Stage<accumulator_t<T>>& stage,
-                                             accumulator_t<T> (&reference_sum)[4]) {
+                                             accumulator_t<T> (&reference_sum)[4], accumulator_t<T>& logit_sum) {
   using A = accumulator_t<T>;
   const PointDetail<A> detail = stage.detail[slot];
   if (detail.packed < 0) return;
@@ -31,7 +31,9 @@ __device__ __forceinline__ void finish_point(const Problem& p, const LevelEntry<
               y * static_cast<A>(level.height));
   } else {
     T* grad_offsets = static_cast<T*>(p.grad_locations);
-    static_cast<T*>(p.grad_weights)[index] = narrow<T>(detail.probability * (slopes.sample - delta));
+    const A logit = detail.probability * (slopes.sample - delta);
+    static_cast<T*>(p.grad_weights)[index] = narrow<T>(logit);
+    logit_sum += logit;
     if ((detail.packed & kCorners) == 0) {
       store_two(grad_offsets, index, A(0), A(0));
       return;
@@ -71,18 +73,19 @@ __global__ void __launch_bounds__(kBlockThreads, Channels > 0 && R != Rule::fuse
     const int end = has_frame ? per_frame : 0;
     const Anchor<A> anchor = anchor_of<T, R>(p, row, has_frame ? f : 0);
     const int64_t frame_points = row.first_point<R>(p, f);
-    A reference_sum[4] = {0, 0, 0, 0};
+    A reference_sum[4] = {0, 0, 0, 0}, logit_sum = 0;
+    const A normaliser = is_fused(R) ? normaliser_of(p, row, has_frame ? f : 0, lse) : A(0);
     for (int base = 0; base < per_frame; base += points_per_chunk) {
       const int first = base + team.point_part;
       stage_backward<T, R>(p, table, anchor, frame_points, frame, first, p.split_points, end, team.lane, team.lanes,
-                           lse, stage);
+                           normaliser, stage);
       __syncwarp();
       const int left = min(per_frame - base, points_per_chunk);
       piece.visit(stage, team.share(left), team.lane, team.lanes);
       __syncwarp();
       for (int i = team.lane; i < stage.slots; i += team.lanes) {
         finish_point<T, R>(p, table, anchor, frame_points, first + i * p.split_points, i, delta, stage,
-                           reference_sum);
+                           reference_sum, logit_sum);
       }
       __syncwarp();
     }
@@ -90,6 +93,7 @@ __global__ void __launch_bounds__(kBlockThreads, Channels > 0 && R != Rule::fuse
       const int width = team.lanes * p.split_points;
       const bool writes = has_frame && (team.member & (width - 1)) == 0;
       store_reference<R>(p, row, f, width, writes, false, reference_sum);
+      store_frame_logit(p, row, f, width, writes, false, logit_sum);
     }
   }
 }

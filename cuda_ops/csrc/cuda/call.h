@@ -113,6 +113,8 @@ class Call {
     return {problem.batch, problem.queries, problem.frames, problem.reference_size};
   }
 
+  Sizes frame_logits_shape() const { return {problem.batch, problem.queries, problem.heads, problem.frames}; }
+
   Sizes out_shape() const {
     return {problem.batch, problem.queries, static_cast<int64_t>(problem.heads) * problem.channels};
   }
@@ -148,7 +150,7 @@ class Call {
     for (int axis = 0; axis < 3; ++axis) p.frame_stride[axis] = index->stride(axis);
   }
 
-  void read_reference(const Tensor& reference, const MaybeTensor& valid_ratios) {
+  void read_reference(const Tensor& reference, const MaybeTensor& valid_ratios, const MaybeTensor& frame_logits) {
     Problem& p = problem;
     STD_TORCH_CHECK(reference.dim() == 4 && (reference.size(3) == 2 || reference.size(3) == 4),
                     "reference must have shape (B,Q,F,2) or (B,Q,F,4)");
@@ -157,6 +159,7 @@ class Call {
     if (valid_ratios.has_value()) {
       p.valid_ratios = read("valid_ratios", *valid_ratios, real, {p.batch, p.levels, 2});
     }
+    if (frame_logits.has_value()) p.frame_logits = read("frame_logits", *frame_logits, real, frame_logits_shape());
   }
 
   Tensor make(const Sizes& shape, ScalarType type) { return torch::stable::new_empty(like_, shape, type); }
@@ -187,6 +190,15 @@ class Call {
     p.lse = lse.mutable_data_ptr();
     forward();
     return {out, lse};
+  }
+
+  // The gradient of frame_logits, for the kernels to fill in; without elements where there are none.
+  Tensor make_grad_frame_logits(const MaybeTensor& frame_logits) {
+    if (!frame_logits.has_value()) return zeros({0}, real);
+    if (empty()) return zeros(frame_logits_shape(), real);
+    Tensor grad = make(frame_logits_shape(), real);
+    problem.grad_frame_logits = grad.mutable_data_ptr();
+    return grad;
   }
 
   // grad_value into `grad_value`; the other gradients' pointers are set already.  `reference_gradient`: see Workspace.

@@ -30,7 +30,8 @@ inline size_t forward_shared_bytes(int lanes, int levels, int piece) {
 template <typename T, Rule R>
 __device__ __forceinline__ int stage_forward(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
                                              const Anchor<accumulator_t<T>>& anchor, int64_t frame_points,
-                                             int frame, int first, int stride, int end, int lane, int lanes, int slots, accumulator_t<T> lse,
+                                             int frame, int first, int stride, int end, int lane, int lanes, int slots,
+                                             accumulator_t<T> normaliser,
                                              CornerWeights<accumulator_t<T>>* weights, CornerOffsets* offsets) {
   using A = accumulator_t<T>;
   const int shift = static_cast<int>(threadIdx.x) & 31 & ~(lanes - 1);
@@ -43,7 +44,7 @@ __device__ __forceinline__ int stage_forward(const Problem& p, const LevelEntry<
     // Without a point a lane prepares the last one of the frame and does not count it: no branch around the loads.
     const bool exists = i < slots && j < end && frame >= 0;
     const int k = min(j, end - 1);
-    const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + k, k, true, lse);
+    const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + k, k, true, normaliser);
     const LevelEntry<A> level = table[placed.level];
     const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
     const bool counts = exists && spot.inside;
@@ -120,9 +121,10 @@ __global__ void __launch_bounds__(kBlockThreads, Channels > 0 ? 3 : 2) forward_k
     const int entry = min(f, p.frames - 1);
     const Anchor<A> anchor = anchor_of<T, R>(p, row, entry);
     const int64_t frame_points = row.first_point<R>(p, entry);
+    const A normaliser = is_fused(R) ? normaliser_of(p, row, entry, lse) : A(0);
     for (int base = 0; base < per_frame; base += points_per_chunk) {
       const int count = stage_forward<T, R>(p, table, anchor, frame_points, frame, base + team.point_part, p.split_points,
-                                            per_frame, team.lane, team.lanes, slots, lse, weights, offsets);
+                                            per_frame, team.lane, team.lanes, slots, normaliser, weights, offsets);
       __syncwarp();
       for (int i = 0; i < count; ++i) add_sample<T, PieceSize>(value, weights[i], load_offsets(offsets + i), sum);
       __syncwarp();

@@ -49,32 +49,36 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
 }
 
 Call fused_call(const Tensor& value, const Tensor& reference, const Tensor& offsets, const Tensor& logits,
-                const MaybeTensor& index, const MaybeTensor& valid_ratios, const Sizes& shapes) {
+                const MaybeTensor& index, const MaybeTensor& valid_ratios, const MaybeTensor& frame_logits,
+                const Sizes& shapes) {
   const auto size = [&](int64_t axis) { return axis_of("offsets", offsets, 7, axis); };
   Call call(Mode::fused, value, shapes, size(1), size(3), size(5));
   call.problem.locations = call.read("offsets", offsets, call.storage(), call.pairs_shape());
   call.problem.weights = call.read("logits", logits, call.storage(), call.points_shape());
-  call.read_reference(reference, valid_ratios);
+  call.read_reference(reference, valid_ratios, frame_logits);
   call.read_frame_index(index);
   return call;
 }
 
 std::tuple<Tensor, Tensor> fused_forward(const Tensor& value, const Tensor& reference, const Tensor& offsets,
                                          const Tensor& logits, const MaybeTensor& index,
-                                         const MaybeTensor& valid_ratios, const Sizes& shapes) {
-  Call call = fused_call(value, reference, offsets, logits, index, valid_ratios, shapes);
+                                         const MaybeTensor& valid_ratios, const MaybeTensor& frame_logits,
+                                         const Sizes& shapes) {
+  Call call = fused_call(value, reference, offsets, logits, index, valid_ratios, frame_logits, shapes);
   return call.forward_with_lse();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_backward(
     const Tensor& grad_out, const Tensor& out, const Tensor& lse, const Tensor& value, const Tensor& reference,
     const Tensor& offsets, const Tensor& logits, const MaybeTensor& index, const MaybeTensor& valid_ratios,
-    const Sizes& shapes, bool deterministic) {
-  Call call = fused_call(value, reference, offsets, logits, index, valid_ratios, shapes);
+    const MaybeTensor& frame_logits, const Sizes& shapes, bool deterministic) {
+  Call call = fused_call(value, reference, offsets, logits, index, valid_ratios, frame_logits, shapes);
   Problem& p = call.problem;
+  Tensor grad_frame_logits = call.make_grad_frame_logits(frame_logits);
   if (call.empty()) {
     return {call.zeros(call.value_shape(), call.storage()), call.zeros(call.reference_shape(), call.real),
-            call.zeros(call.pairs_shape(), call.storage()), call.zeros(call.points_shape(), call.storage())};
+            call.zeros(call.pairs_shape(), call.storage()), call.zeros(call.points_shape(), call.storage()),
+            grad_frame_logits};
   }
   Tensor grad_value = call.make(call.value_shape(), call.storage());
   Tensor grad_reference = call.make(call.reference_shape(), call.real);
@@ -87,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_backward(
   p.grad_locations = grad_offsets.mutable_data_ptr();
   p.grad_weights = grad_logits.mutable_data_ptr();
   call.backward(grad_out, grad_value, deterministic);
-  return {grad_value, grad_reference, grad_offsets, grad_logits};
+  return {grad_value, grad_reference, grad_offsets, grad_logits, grad_frame_logits};
 }
 
 }  // namespace

@@ -87,6 +87,18 @@ __device__ __forceinline__ A distance_of(const Problem& p, const Row& row, int f
   return __ldg(static_cast<const A*>(p.dt) + (static_cast<int64_t>(row.b) * p.queries + row.q) * p.frames + f);
 }
 
+// What frame entry f adds to the logits of all its points.
+template <typename A>
+__device__ __forceinline__ A frame_logit_of(const Problem& p, const Row& row, int f) {
+  return p.frame_logits == nullptr ? A(0) : __ldg(static_cast<const A*>(p.frame_logits) + row.head * p.frames + f);
+}
+
+// What the probability of a point of frame entry f is measured against: exp(logit - normaliser).
+template <typename A>
+__device__ __forceinline__ A normaliser_of(const Problem& p, const Row& row, int f, A lse) {
+  return lse == minus_infinity<A>() ? lse : lse - frame_logit_of<A>(p, row, f);
+}
+
 // Row of the tables for a distance, -1 at 0 and NaN: rows 0..R/2-1 are -R/2..-1, the others 1..R/2, clamped beyond.
 template <typename A>
 __device__ __forceinline__ int table_row(const Problem& p, A distance) {
@@ -172,11 +184,11 @@ struct Placed {
 };
 
 // Point `index` of the tensors that end with L,K: point j of L * K on the frame entry of `anchor`.
-// `usable` says whether the frame may be read, `lse` is log_sum_exp (fused).
+// `usable` says whether the frame may be read, `normaliser` is that of the frame entry (fused).
 template <typename T, Rule R>
 __device__ __forceinline__ Placed<accumulator_t<T>> place(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
                                                           const Anchor<accumulator_t<T>>& anchor, int64_t index, int j,
-                                                          bool usable, accumulator_t<T> lse) {
+                                                          bool usable, accumulator_t<T> normaliser) {
   using A = accumulator_t<T>;
   Placed<A> placed;
   placed.level = divide(j, p.per_level);
@@ -194,7 +206,7 @@ __device__ __forceinline__ Placed<accumulator_t<T>> place(const Problem& p, cons
     gain_of<R>(anchor, level, gain_x, gain_y);
     placed.x = anchor.x * level.span_x + (x * gain_x - A(0.5));
     placed.y = anchor.y * level.span_y + (y * gain_y - A(0.5));
-    placed.probability = usable && lse != minus_infinity<A>() ? exponential(weight - lse) : A(0);
+    placed.probability = usable && normaliser != minus_infinity<A>() ? exponential(weight - normaliser) : A(0);
   } else {
     placed.x = x * static_cast<A>(level.width) - A(0.5);
     placed.y = y * static_cast<A>(level.height) - A(0.5);

@@ -60,6 +60,7 @@ struct Problem {
   const void* weights;          // plain: A  B,Q,H,F,L,K     fused: logits, T    temporal: logits, T  B,Q,H,L,K
   const void* reference;        // A  fused, temporal: B,Q,F,2|4
   const void* valid_ratios;     // A  fused, temporal: B,L,2 or null
+  const void* frame_logits;     // A  fused, temporal: B,Q,H,F, added to the logits of all points of a frame, or null
   const void* velocity;         // T  temporal: B,Q,H,L,K,2
   const void* offset_table;     // A  temporal: R,H,L,K,2
   const void* logit_table;      // A  temporal: R,H,L,K
@@ -82,6 +83,7 @@ struct Problem {
   void* grad_reference;         // A  B,Q,F,2|4
   void* grad_reference_heads;   // A  B,Q,H,F,2|4: the share of each head, summed afterwards in a fixed order; temporal:
                                 // null where the gradient is not wanted
+  void* grad_frame_logits;      // like frame_logits; null with it
   void* grad_velocity;          // like velocity
   void* grad_offset_table;      // like offset_table
   void* grad_logit_table;       // like logit_table

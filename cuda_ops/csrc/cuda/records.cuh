@@ -69,7 +69,7 @@ template <typename T, Rule R>
 __device__ __forceinline__ void stage_backward(const Problem& p, const LevelEntry<accumulator_t<T>>* table,
                                                const Anchor<accumulator_t<T>>& anchor, int64_t frame_points,
                                                int frame, int first, int stride, int end, int lane, int lanes,
-                                               accumulator_t<T> lse,
+                                               accumulator_t<T> normaliser,
                                                const Stage<accumulator_t<T>>& stage) {
   using A = accumulator_t<T>;
   for (int slot = lane; slot < stage.slots; slot += lanes) {
@@ -79,7 +79,7 @@ __device__ __forceinline__ void stage_backward(const Problem& p, const LevelEntr
       stage.offsets[slot] = {-1, 0, 0};
       continue;
     }
-    const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + j, j, frame >= 0, lse);
+    const Placed<A> placed = place<T, R>(p, table, anchor, frame_points + j, j, frame >= 0, normaliser);
     const LevelEntry<A> level = table[placed.level];
     const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
     const int corners = (spot.has_left ? kLeft : 0) | (spot.has_right ? kRight : 0) | (spot.has_top ? kTop : 0) |
@@ -157,6 +157,17 @@ __device__ __forceinline__ void store_reference(const Problem& p, const Row& row
     if (again) sum[i] += heads[i], sum[i + 1] += heads[i + 1];
     store_two<A>(heads, i / 2, sum[i], sum[i + 1]);
   }
+}
+
+// Leaves the gradient of what frame entry f adds to the logits: the sum over the lanes that share the frame.
+template <typename A>
+__device__ __forceinline__ void store_frame_logit(const Problem& p, const Row& row, int f, int width, bool writes,
+                                                  bool again, A sum) {
+  if (p.grad_frame_logits == nullptr) return;
+  sum = sum_lanes(sum, width);
+  if (!writes) return;
+  A* target = static_cast<A*>(p.grad_frame_logits) + row.head * p.frames + f;
+  *target = again ? *target + sum : sum;
 }
 
 // One record: dot products of the four corners with grad_out, and the corners' gradients.

@@ -96,9 +96,10 @@ __device__ __forceinline__ bool columns_of(const Problem& p, const LevelEntry<ac
   const Row row(p, patch.b, query, patch.h);
   const int frame = frame_of(p, row, f);
   if (frame < 0 || (patch.t >= 0 && frame != patch.t)) return false;
-  const A lse = is_fused(R) ? static_cast<const A*>(p.lse)[row.head] : A(0);
+  const A normaliser =
+      is_fused(R) ? normaliser_of(p, row, f, static_cast<const A*>(p.lse)[row.head]) : A(0);
   const Anchor<A> anchor = anchor_of<T, R>(p, row, f);
-  const Placed<A> placed = place<T, R>(p, table, anchor, row.first_point<R>(p, f) + j, j, true, lse);
+  const Placed<A> placed = place<T, R>(p, table, anchor, row.first_point<R>(p, f) + j, j, true, normaliser);
   const LevelEntry<A> level = table[placed.level];
   const Spot<A> spot = spot_of(placed.x, placed.y, level.width, level.height);
   if (!spot.inside || placed.probability == A(0)) return false;

@@ -39,16 +39,22 @@ __device__ __forceinline__ bool load_logits(const Problem& p, const Row& row, co
     const int j = i - f * static_cast<int>(p.per_frame.divisor);
     Piece<T, N>::load(logits + j).unpack(loaded);
     const int from = table_row(p, distance_of<A>(p, row, f));
-    if (from < 0) return true;
-    const A* added = static_cast<const A*>(p.logit_table) + table_entry(p, from, row.h, j);
-    constexpr int kStep = N < kPiece<A> ? N : kPiece<A>;
+    if (from >= 0) {
+      const A* added = static_cast<const A*>(p.logit_table) + table_entry(p, from, row.h, j);
+      constexpr int kStep = N < kPiece<A> ? N : kPiece<A>;
 #pragma unroll
-    for (int first = 0; first < N; first += kStep) {
-      A piece[kStep];
-      Piece<A, kStep>::load(added + first).unpack(piece);
+      for (int first = 0; first < N; first += kStep) {
+        A piece[kStep];
+        Piece<A, kStep>::load(added + first).unpack(piece);
 #pragma unroll
-      for (int k = 0; k < kStep; ++k) loaded[first + k] += piece[k];
+        for (int k = 0; k < kStep; ++k) loaded[first + k] += piece[k];
+      }
     }
+  }
+  if (p.frame_logits != nullptr) {
+    const A more = frame_logit_of<A>(p, row, divide(i, p.per_frame));
+#pragma unroll
+    for (int k = 0; k < N; ++k) loaded[k] += more;
   }
   return true;
 }

@@ -30,7 +30,7 @@ template <typename T, Rule R>
 __device__ __forceinline__ void finish_point_on_frame(
     const Problem& p, const LevelEntry<accumulator_t<T>>* table, const Anchor<accumulator_t<T>>& anchor,
     int64_t first_point, int j, int slot, accumulator_t<T> delta, const Stage<accumulator_t<T>>& stage,
-    PointSums<accumulator_t<T>>& sums, accumulator_t<T> (&reference_sum)[4]) {
+    PointSums<accumulator_t<T>>& sums, accumulator_t<T> (&reference_sum)[4], accumulator_t<T>& logit_sum) {
   using A = accumulator_t<T>;
   const PointDetail<A> detail = stage.detail[slot];
   if (detail.packed < 0) return;
@@ -38,6 +38,7 @@ __device__ __forceinline__ void finish_point_on_frame(
   const A logit = detail.probability * (slopes.sample - delta);
   A offset_x = 0, offset_y = 0;
   sums.logit += logit;
+  logit_sum += logit;
   // A point that does not count may have a distance or an offset that is not finite.
   if ((detail.packed & kCorners) != 0) {
     const LevelEntry<A> level = table[detail.packed >> kLevelShift];
@@ -166,10 +167,11 @@ __global__ void __launch_bounds__(kBlockThreads, 2) temporal_backward_kernel(con
         const bool has_frame = f < p.frames && team.active;
         const int frame = has_frame ? frame_of(p, row, f) : -1;
         const Anchor<A> anchor = anchor_of<T, R>(p, row, min(f, p.frames - 1));
-        A reference_sum[4] = {0, 0, 0, 0};
+        const A normaliser = normaliser_of(p, row, min(f, p.frames - 1), lse);
+        A reference_sum[4] = {0, 0, 0, 0}, logit_sum = 0;
         // A masked frame has no points at all.
         stage_backward<T, R>(p, table, anchor, first_point, frame, first, p.split_points,
-                             frame >= 0 ? per_frame : 0, team.lane, team.lanes, lse, stage);
+                             frame >= 0 ? per_frame : 0, team.lane, team.lanes, normaliser, stage);
         __syncwarp();
         piece.visit(stage, team.share(count), team.lane, team.lanes);
         __syncwarp();
@@ -178,16 +180,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2) temporal_backward_kernel(con
           const int slot = team.lane + n * team.lanes;
           if (slot >= stage.slots) continue;
           finish_point_on_frame<T, R>(p, table, anchor, first_point, first + slot * p.split_points, slot, delta, stage,
-                                      sums[n], reference_sum);
+                                      sums[n], reference_sum, logit_sum);
         }
         __syncwarp();
         if (p.table_rows > 0) add_to_tables(p, team, stage, base, count, tables);
         __syncwarp();
-        if (p.grad_reference_heads != nullptr) {
-          const int width = team.lanes * p.split_points;
-          const bool writes = has_frame && (team.member & (width - 1)) == 0;
-          store_reference<R>(p, row, f, width, writes, base > 0, reference_sum);
-        }
+        const int width = team.lanes * p.split_points;
+        const bool writes = has_frame && (team.member & (width - 1)) == 0;
+        if (p.grad_reference_heads != nullptr) store_reference<R>(p, row, f, width, writes, base > 0, reference_sum);
+        store_frame_logit(p, row, f, width, writes, base > 0, logit_sum);
       }
       if (p.split_frames > 1) join_frame_parts(p, team, stage, sums);
       if (!team.active || team.frame_part != 0) continue;

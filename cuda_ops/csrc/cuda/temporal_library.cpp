@@ -17,7 +17,7 @@ struct Parameters {
 
 struct TemporalCall : Call {
   TemporalCall(const Tensor& value, const Tensor& reference, const Parameters& given, const MaybeTensor& index,
-               const MaybeTensor& valid_ratios, const Sizes& shapes)
+               const MaybeTensor& valid_ratios, const MaybeTensor& frame_logits, const Sizes& shapes)
       : Call(Mode::temporal, value, shapes, axis_of("offsets", given.offsets, 6, 1), axis_of("dt", given.dt, 3, 2),
              axis_of("offsets", given.offsets, 6, 4)) {
     Problem& p = problem;
@@ -29,7 +29,7 @@ struct TemporalCall : Call {
     p.offset_table = read("offset_table", given.offset_table, real, offset_table_shape());
     p.logit_table = read("logit_table", given.logit_table, real, logit_table_shape());
     p.dt = read("dt", given.dt, real, {p.batch, p.queries, p.frames});
-    read_reference(reference, valid_ratios);
+    read_reference(reference, valid_ratios, frame_logits);
     read_frame_index(index);
   }
 
@@ -48,19 +48,20 @@ struct TemporalCall : Call {
 std::tuple<Tensor, Tensor> forward(const Tensor& value, const Tensor& reference, const Tensor& offsets,
                                    const Tensor& velocity, const Tensor& logits, const Tensor& offset_table,
                                    const Tensor& logit_table, const Tensor& dt, const MaybeTensor& index,
-                                   const MaybeTensor& valid_ratios, const Sizes& shapes) {
+                                   const MaybeTensor& valid_ratios, const MaybeTensor& frame_logits,
+                                   const Sizes& shapes) {
   TemporalCall call(value, reference, {offsets, velocity, logits, offset_table, logit_table, dt}, index, valid_ratios,
-                    shapes);
+                    frame_logits, shapes);
   return call.forward_with_lse();
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_out, const Tensor& out, const Tensor& lse, const Tensor& value, const Tensor& reference,
     const Tensor& offsets, const Tensor& velocity, const Tensor& logits, const Tensor& offset_table,
     const Tensor& logit_table, const Tensor& dt, const MaybeTensor& index, const MaybeTensor& valid_ratios,
-    const Sizes& shapes, bool reference_gradient, bool deterministic) {
+    const MaybeTensor& frame_logits, const Sizes& shapes, bool reference_gradient, bool deterministic) {
   TemporalCall call(value, reference, {offsets, velocity, logits, offset_table, logit_table, dt}, index, valid_ratios,
-                    shapes);
+                    frame_logits, shapes);
   Problem& p = call.problem;
   const bool empty = call.empty();
   // Kernels write every element of what they are given; the rest is zeros.
@@ -74,6 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_logits = gradient(!empty, call.points_shape(), call.storage());
   Tensor grad_offset_table = gradient(!empty, call.offset_table_shape(), call.real);
   Tensor grad_logit_table = gradient(!empty, call.logit_table_shape(), call.real);
+  Tensor grad_frame_logits = call.make_grad_frame_logits(frame_logits);
   if (!empty) {
     // The kernel only reads these two.
     p.out = const_cast<void*>(call.read("out", out, call.storage(), call.out_shape()));
@@ -86,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     p.grad_logit_table = grad_logit_table.mutable_data_ptr();
     call.backward(grad_out, grad_value, deterministic, reference_gradient);
   }
-  return {grad_value,  grad_reference,    grad_offsets,    grad_velocity,
-          grad_logits, grad_offset_table, grad_logit_table};
+  return {grad_value,  grad_reference,    grad_offsets,     grad_velocity,
+          grad_logits, grad_offset_table, grad_logit_table, grad_frame_logits};
 }
 
 }  // namespace

@@ -187,11 +187,8 @@ def st_deform_attn_fused(
         validate.check_device(name, tensor, value)
     validate.check_frame_logits(frame_logits, value, (batch, queries, heads, frames), precise)
     index = validate.check_frame_index(frame_index, value, queries, frames)
-    tensors = (value, reference, offsets, logits, index, valid_ratios)
-    if runs_kernels(*tensors, frame_logits):
-        if frame_logits is not None:
-            logits = (logits.to(precise) + frame_logits[..., None, None]).to(value.dtype)
-        tensors = (value, reference, offsets, logits, index, valid_ratios)
+    tensors = (value, reference, offsets, logits, index, valid_ratios, frame_logits)
+    if runs_kernels(*tensors):
         out, _ = torch.ops.stdetr.st_deform_attn_fused_forward(*tensors, _flat(shapes))
         return out
-    return plain.st_deform_attn_fused_reference(*tensors, shapes, frame_logits)
+    return plain.st_deform_attn_fused_reference(*tensors, shapes)

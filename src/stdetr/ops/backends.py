@@ -20,7 +20,7 @@ from stdetr.ops.registration import register_operators
 CHOICES = ("auto", "reference", "kernels")
 _VARIABLE = "STDETR_OPS_BACKEND"
 # The version of stdetr-ops that defines the operators called here.
-OPS_VERSION = "0.2.0"
+OPS_VERSION = "0.3.0"
 
 
 @dataclass(frozen=True)

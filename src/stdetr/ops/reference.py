@@ -199,8 +199,8 @@ def st_deform_attn_fused_reference(
     logits: Tensor,
     frame_index: Tensor | None,
     valid_ratios: Tensor | None,
+    frame_logits: Tensor | None,
     spatial_shapes: Shapes,
-    frame_logits: Tensor | None = None,
 ) -> Tensor:
     """``st_deform_attn_fused`` on checked arguments; ``frame_index`` is B,Q,F or None.  Returns B,Q,H*D."""
     with without_autocast(value.device.type):

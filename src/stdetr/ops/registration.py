@@ -46,6 +46,23 @@ def _second(
         return list(torch.autograd.grad(grads, free, ups, allow_unused=True))
 
 
+def _second_with(
+    frame_logits: Tensor | None, forward: Callable[..., Tensor], inputs: Sequence[Tensor], *rest: Any
+) -> tuple[list[Tensor | None], Tensor | None]:
+    """``_second`` of ``inputs`` and, where they are given, of ``frame_logits``, the last argument of ``forward``."""
+    if frame_logits is None:
+        grad_out, upstream = rest
+        return _second(forward, inputs, grad_out, upstream[:-1]), None
+    *grads, last = _second(forward, (*inputs, frame_logits), *rest)
+    return grads, last
+
+
+def _grads_like(inputs: Sequence[Tensor], like: Tensor, frame_logits: Tensor | None) -> tuple[Tensor, ...]:
+    """One of each input, and the last of ``frame_logits``: without elements where there are none."""
+    last = like.new_empty(0) if frame_logits is None else frame_logits
+    return tuple(t.new_empty(t.shape) for t in (*inputs, last))
+
+
 def _only_needed(ctx: Any, grads: Sequence[Tensor | None]) -> Grads:
     return tuple(grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=True))
 
@@ -117,20 +134,20 @@ def _register_fused() -> None:
     ops = torch.ops.stdetr
 
     @register_fake("stdetr::st_deform_attn_fused_forward")
-    def _(value, reference, offsets, logits, frame_index, valid_ratios, spatial_shapes):
+    def _(value, reference, offsets, logits, frame_index, valid_ratios, frame_logits, spatial_shapes):
         return _out_and_lse_like(value, offsets)
 
     @register_fake("stdetr::st_deform_attn_fused_backward")
-    def _(
-        grad_out, out, lse, value, reference, offsets, logits, frame_index, valid_ratios, spatial_shapes, deterministic
-    ):
-        return tuple(t.new_empty(t.shape) for t in (value, reference, offsets, logits))
+    def _(grad_out, out, lse, value, reference, offsets, logits, frame_index, valid_ratios, frame_logits, *_):
+        return _grads_like((value, reference, offsets, logits), reference, frame_logits)
 
     def backward(ctx, grad_out, _):
         if grad_out is None:
-            return (None,) * 7
-        grads = ops.st_deform_attn_fused_backward(grad_out, *ctx.saved_tensors, ctx.shapes, _deterministic())
-        return _only_needed(ctx, (*grads, None, None, None))
+            return (None,) * 8
+        *grads, grad_frame_logits = ops.st_deform_attn_fused_backward(
+            grad_out, *ctx.saved_tensors, ctx.shapes, _deterministic()
+        )
+        return _only_needed(ctx, (*grads, None, None, grad_frame_logits, None))
 
     register_autograd("stdetr::st_deform_attn_fused_forward", backward, setup_context=_save_with_lse)
 
@@ -140,15 +157,15 @@ def _register_fused() -> None:
 
     def second(ctx, *upstream):
         # out and lse follow from the other inputs, through which the whole derivative flows.
-        grad_out, _, _, value, reference, offsets, logits, frame_index, valid_ratios = ctx.saved_tensors
+        grad_out, _, _, *inputs, frame_index, valid_ratios, frame_logits = ctx.saved_tensors
         shapes = _pairs(ctx.shapes)
-        grads = _second(
-            lambda v, r, x, a: plain.st_deform_attn_fused_reference(v, r, x, a, frame_index, valid_ratios, shapes),
-            (value, reference, offsets, logits),
-            grad_out,
-            upstream,
-        )
-        return _only_needed(ctx, (grads[0], None, None, *grads[1:], None, None, None, None))
+
+        def run(value, reference, offsets, logits, frame_logits=None):
+            options = (frame_index, valid_ratios, frame_logits)
+            return plain.st_deform_attn_fused_reference(value, reference, offsets, logits, *options, shapes)
+
+        grads, last = _second_with(frame_logits, run, inputs, grad_out, upstream)
+        return _only_needed(ctx, (grads[0], None, None, *grads[1:], None, None, last, None, None))
 
     register_autograd("stdetr::st_deform_attn_fused_backward", second, setup_context=save_first)
 
@@ -157,24 +174,22 @@ def _register_temporal() -> None:
     ops = torch.ops.stdetr
 
     @register_fake("stdetr::st_deform_attn_temporal_forward")
-    def _(
-        value, reference, offsets, velocity, logits, offset_table, logit_table, dt, frame_index, valid_ratios, shapes
-    ):
+    def _(value, reference, offsets, *_):
         return _out_and_lse_like(value, offsets)
 
     @register_fake("stdetr::st_deform_attn_temporal_backward")
     def _(grad_out, out, lse, *given):
-        # The first seven of ``given`` are the differentiable inputs; dt, frame_index and the rest follow.
-        return tuple(t.new_empty(t.shape) for t in given[:7])
+        # The first seven of ``given`` are the differentiable inputs but one; dt, frame_index, valid_ratios follow.
+        return _grads_like(given[:7], given[1], given[10])
 
     def backward(ctx, grad_out, _):
         if grad_out is None:
-            return (None,) * 11
+            return (None,) * 12
         wants_reference = ctx.needs_input_grad[1]
-        grads = ops.st_deform_attn_temporal_backward(
+        *grads, grad_frame_logits = ops.st_deform_attn_temporal_backward(
             grad_out, *ctx.saved_tensors, ctx.shapes, wants_reference, _deterministic()
         )
-        return _only_needed(ctx, (*grads, None, None, None, None))
+        return _only_needed(ctx, (*grads, None, None, None, grad_frame_logits, None))
 
     register_autograd("stdetr::st_deform_attn_temporal_forward", backward, setup_context=_save_with_lse)
 
@@ -183,17 +198,16 @@ def _register_temporal() -> None:
         ctx.save_for_backward(*tensors)
 
     def second(ctx, *upstream):
-        grad_out, _, _, *inputs, dt, frame_index, valid_ratios = ctx.saved_tensors
+        grad_out, _, _, *inputs, dt, frame_index, valid_ratios, frame_logits = ctx.saved_tensors
         shapes = _pairs(ctx.shapes)
 
-        def run(value, reference, offsets, velocity, logits, offset_table, logit_table):
-            frame_offsets, frame_logits = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
-            return plain.st_deform_attn_fused_reference(
-                value, reference_at(reference, dt), frame_offsets, frame_logits, frame_index, valid_ratios, shapes
-            )
+        def run(value, reference, offsets, velocity, logits, offset_table, logit_table, frame_logits=None):
+            samples = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
+            options = (frame_index, valid_ratios, frame_logits)
+            return plain.st_deform_attn_fused_reference(value, reference_at(reference, dt), *samples, *options, shapes)
 
-        grads = _second(run, inputs, grad_out, upstream)
-        return _only_needed(ctx, (grads[0], None, None, *grads[1:], None, None, None, None, None, None))
+        grads, last = _second_with(frame_logits, run, inputs, grad_out, upstream)
+        return _only_needed(ctx, (grads[0], None, None, *grads[1:], None, None, None, last, None, None, None))
 
     register_autograd("stdetr::st_deform_attn_temporal_backward", second, setup_context=save_first)
 

@@ -128,13 +128,12 @@ def st_deform_attn_temporal(
     validate.check_frame_logits(frame_logits, value, (batch, queries, heads, frames), precise)
     index = validate.check_frame_index(frame_index, value, queries, frames)
     dt = dt.detach().to(precise)
-    tensors = (value, reference, offsets, velocity, logits, offset_table, logit_table, dt, index, valid_ratios)
-    if frame_logits is None and value.device.type in _kernel_devices and attention.runs_kernels(*tensors):
+    options = (index, valid_ratios, frame_logits)
+    tensors = (value, reference, offsets, velocity, logits, offset_table, logit_table, dt, *options)
+    if value.device.type in _kernel_devices and attention.runs_kernels(*tensors):
         out, _ = torch.ops.stdetr.st_deform_attn_temporal_forward(*tensors, attention._flat(shapes))
         return out
     reference = reference_at(reference, dt)
     frame_offsets, point_logits = form_samples(offsets, velocity, logits, offset_table, logit_table, dt)
     frame_offsets, point_logits = frame_offsets.to(value.dtype), point_logits.to(value.dtype)
-    return attention.st_deform_attn_fused(
-        value, shapes, reference, frame_offsets, point_logits, index, valid_ratios, frame_logits
-    )
+    return attention.st_deform_attn_fused(value, shapes, reference, frame_offsets, point_logits, *options)
