@@ -13,7 +13,7 @@ from stdetr import checkpoint
 from stdetr.data.loader import ClipLoader
 from stdetr.engine import train
 from stdetr.engine.evaluation_loop import SplitEvaluator
-from stdetr.engine.trainer import _Meter
+from stdetr.engine.meter import Meter
 
 
 def _weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -110,8 +110,8 @@ def test_single_frame_phase_and_accumulation(tiny, tmp_path: Path) -> None:
 
 def test_the_share_of_time_that_data_takes(monkeypatch) -> None:
     now = iter(range(100))
-    monkeypatch.setattr("stdetr.engine.trainer.time.perf_counter", lambda: float(next(now)))
-    meter = _Meter()  # 0
+    monkeypatch.setattr("stdetr.engine.meter.time.perf_counter", lambda: float(next(now)))
+    meter = Meter()  # 0
     seen = [(batch, next(now)) for batch in meter.waiting("ab")]  # a: 1 to 2, its step 3; b: 4 to 5, 6; the end: 7 to 8
     assert [batch for batch, _ in seen] == ["a", "b"]
     assert meter.waited == 3
@@ -194,9 +194,9 @@ def test_a_stop_after_saving_or_evaluating_and_a_damaged_state_change_nothing(ti
     train.run(tiny("b", *settings))
     assert _records(tmp_path / "b") == records, "a finished run does nothing"
 
-    state = last / "state" / "random_states_0.pkl"
+    state = last / "state" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"random_states_0\.pkl is damaged .*resume=\S*last\.2 goes on from step 2"):
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged .*resume=\S*last\.2 goes on from step 2"):
         train.run(tiny("b", *settings))
     train.run(tiny("b", *settings, f"resume={last.with_name('last.2')}"))
     assert _equal(whole, _weights(tmp_path / "b"))
@@ -218,7 +218,8 @@ def test_runs_that_fork_from_a_stopped_one_share_everything_before(tiny, tmp_pat
     train.run(tiny("clip", *phases, f"resume={tmp_path / 'base'}"))
     assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "clip"))
     # The twin goes on with single frames, as many per step: the same schedule, other batches.
-    train.run(tiny("twin", *phases, f"resume={tmp_path / 'base'}", "data.frames=1", "data.loader.batch_size=6"))
+    train.run(tiny("twin", *phases, f"resume={tmp_path / 'base'}", "data.frames=1", "data.loader.batch_size=6",
+                   "resume_with=[data.frames,data.loader.batch_size]"))  # fmt: skip
     assert not _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "twin"))
     rates = [[line["lr_main"] for line in _records(tmp_path / name) if line["split"] == "train"] for name in
              ("whole", "clip", "twin")]  # fmt: skip
@@ -238,7 +239,8 @@ def test_evaluations_before_the_last_are_thinned(tiny, tmp_path: Path) -> None:
     assert {found["image_id"] for found in json.loads((tmp_path / "run/predictions.json").read_text())} <= images
     report = json.loads((tmp_path / "run/eval/report.json").read_text())
     assert report["sources"]["annotations"] == str(scored)
-    train.run(tiny("run", "evaluation.thin=[1,3]", "trainer.eval_every=3", "trainer.max_steps=9"))
+    train.run(tiny("run", "evaluation.thin=[1,3]", "trainer.eval_every=3", "trainer.max_steps=9",
+                   "resume_with=[trainer.max_steps,trainer.thin_final]"))  # fmt: skip
     assert len({found["image_id"] for found in json.loads((tmp_path / "run/predictions.json").read_text())}) == 16
     with pytest.raises(ValueError, match=r"thin=\[2, 4\]: windows of 4 frames cannot be cut into clips of 3"):
         train.run(tiny("other", "evaluation.thin=[2,4]"))

@@ -12,6 +12,7 @@ from stdetr import config as configs
 from stdetr.config import RunPaths
 from stdetr.engine.evaluation_log import log_evaluation, logged_run
 from stdetr.evaluation import offline
+from stdetr.lock import locked
 from stdetr.logger import Logger
 
 
@@ -30,7 +31,11 @@ def run(cfg: DictConfig) -> None:
         )
     from stdetr.engine import processes
 
-    with processes.together(cpu=cfg.device == "cpu"), processes.sole_run(Path(cfg.output_dir)):
+    with (
+        processes.together(cpu=cfg.device == "cpu"),
+        processes.sole_run(Path(cfg.output_dir)),
+        configs.trusting(cfg.trust),
+    ):
         _evaluate_checkpoint(cfg)
 
 
@@ -38,6 +43,11 @@ def _score_files(cfg: DictConfig) -> None:
     if cfg.get("compare"):
         offline.run(cfg)
         return
+    with locked(Path(cfg.output_dir)) if cfg.get("output_dir") else nullcontext():
+        _score_and_log(cfg)
+
+
+def _score_and_log(cfg: DictConfig) -> None:
     logger: Logger = configs.instantiate(cfg.logger)
     evaluation, figures = offline.score_files(cfg)
     with logged_run(logger, cfg, RunPaths(Path(cfg.output_dir))):
@@ -61,8 +71,16 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
         if "eval_sampler" in trained.data:
             OmegaConf.set_struct(trained, False)
             trained.data.eval_sampler.pop(key, None)
-    # The data of the training run, unless the command line says otherwise.
-    data: DataModule = configs.instantiate(cfg.data if cfg.get("data") is not None else trained.data)
+    data: DataModule
+    if cfg.get("data") is not None:
+        data = configs.instantiate(cfg.data)
+    else:
+        # The data of the training run.  A checkpoint may come from anywhere: it does not say where to write.
+        if OmegaConf.select(trained, "data.cache_dir") is not None:
+            trained.data.cache_dir = str(Path(cfg.paths.data) / "cache")
+        data = configs.instantiate(trained.data)
+        if not data.is_there():
+            raise ValueError(f"checkpoint={cfg.checkpoint}: its data set is not on this machine; generate it: data=toy")
     evaluation = cfg.evaluation
     known = processes.one_by_one(lambda: data.read(evaluation.split))
     if tuple(known.names) != tuple(classes.names):
@@ -83,7 +101,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
         logger=logger,
         key=fingerprint(settings, checkpoint.find_weights(cfg.checkpoint), data.annotations(evaluation.split)),
     )
-    step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent)["step"])
+    step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent).get("step") or 0)
     with logged_run(logger, cfg, paths) if processes.rank() == 0 else nullcontext():
         metrics = evaluator(model, step)
         if processes.rank() == 0:

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from stdetr import checkpoint
 from stdetr import config as configs
-from stdetr.names import did_you_mean, nearest_file
 from stdetr.data.coco_vid import read_coco_vid
 from stdetr.inference.detector import Detector
 from stdetr.inference.journal import FINISHED, Journal, fingerprint
 from stdetr.inference.predictions import VideoPredictions
 from stdetr.inference.sampling import can_record, draw_sampling, most_confident_window
+from stdetr.names import did_you_mean, nearest_file
 from stdetr.stitch.association import StitchRules
 from stdetr.structures import Tubes
 from stdetr.video.open import list_sources, open_source
@@ -58,6 +58,7 @@ def run(cfg: DictConfig) -> list[VideoPredictions]:
     detector = Detector.from_checkpoint(
         cfg.checkpoint,
         device=cfg.device,
+        trust=cfg.trust,
         rules=StitchRules(**configs.instantiate(cfg.stitch)),
         **{key: cfg[key] for key in DETECTOR_KEYS},
     )
