@@ -44,9 +44,9 @@ WORDS = (
     "experiment=toy", "data.benchmark.frame_size=64", "data.benchmark.frames=8",
     "data.benchmark.splits.train.videos=6", "data.benchmark.splits.val.videos=2", "data.benchmark.splits.test.videos=2",
     "data.frames=3", "data.loader.batch_size=2", "model.width=32", "model.queries=6", "model.feed_forward=32",
-    "model.detector.neck.norm_groups=4", "trainer.max_steps=12", "trainer.single_frame=5", "trainer.log_every=2",
+    "model.detector.neck.norm_groups=4", "trainer.max_steps=8", "trainer.single_frame=3", "trainer.log_every=2",
     "trainer.save_every=3", "trainer.eval_every=4", "trainer.threads=1", "logger=wandb", "logger.wandb.mode=offline",
-    "viz.samples=1", "viz.sampling.columns=1", "viz.sampling.rows=1", "viz.sampling.dpi=40",
+    "viz.samples=0",
 )  # fmt: skip
 TIMING = ("frames_per_second", "clips_per_second", "data_wait")
 OPERATIONS = [
