@@ -131,7 +131,8 @@ class RunState:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.progress.update(record["progress"])
-        self.meter.restore(_below("meter.", tensors))
+        device = next(self.model.parameters()).device
+        self.meter.restore({name: values.to(device) for name, values in _below("meter.", tensors).items()})
         if "random" in record:
             version, keys, gauss = record["random"]["python"]
             random.setstate((version, tuple(keys), gauss))
