@@ -1,5 +1,5 @@
-"""Damaged and hostile inputs to every reader: each is accepted or refused in one line that names its file; none gives a
-traceback, hangs or writes elsewhere.
+"""Damaged and hostile command lines, videos, states and configurations: each is accepted or refused in one line that names its file; none gives a
+traceback, hangs or writes elsewhere.  (Annotations, predictions and MOT text: tests/data/test_fuzz.py.)
 
 The inputs are the same at each run.  ``STDETR_FUZZ=4000`` sets how many each reader gets; ``make check`` takes fewer.
 """
@@ -132,99 +132,8 @@ def damaged(draw: random.Random, data: bytes) -> bytes:
     return bytes(out)
 
 
-def annotations() -> dict[str, Any]:
-    return {
-        "videos": [{"id": 1, "name": "a", "file_name": "a.mp4", "width": 64, "height": 48, "length": 4}],
-        "images": [{"id": i + 1, "video_id": 1, "frame_id": i} for i in range(4)],
-        "annotations": [
-            {"id": i + 1, "image_id": i + 1, "video_id": 1, "category_id": 1 + i % 2, "instance_id": 1 + i % 2,
-             "bbox": [1.0, 2.0, 10.5, 12.0], "area": 126.0, "iscrowd": 0}
-            for i in range(4)
-        ],
-        "categories": [{"id": 1, "name": "car"}, {"id": 2, "name": "dog"}],
-    }  # fmt: skip
-
-
-def results() -> list[dict[str, Any]]:
-    box = [1.0, 2.0, 10.5, 12.0]
-    return [
-        {"image_id": i + 1, "category_id": 1 + i % 2, "bbox": box, "score": 0.9, "track_id": 1 + i % 2}
-        for i in range(4)
-    ]  # fmt: skip
-
-
 def either(draw: random.Random, document: Any) -> bytes:
     return as_bytes(mutated(draw, document)) if draw.random() < 0.7 else damaged(draw, as_bytes(document))
-
-
-def test_annotations(tmp_path: Path) -> None:
-    from stdetr.data.coco_vid import read_coco_vid
-    from stdetr.datasets.validate import Validation
-
-    path = tmp_path / "train.json"
-
-    def one(draw: random.Random, number: int) -> str | None:
-        path.write_bytes(either(draw, annotations()))
-        read = verdict(lambda: read_coco_vid(path), path.name)
-        return read or verdict(lambda: list(Validation(path, check_media=False).violations()))
-
-    every("annotations", one, 4 * COUNT)
-
-
-def test_predictions(tmp_path: Path) -> None:
-    from stdetr.evaluation.detections import Detections
-    from stdetr.evaluation.ground_truth import GroundTruth
-
-    truth, path, text = tmp_path / "truth.json", tmp_path / "found.json", tmp_path / "a.txt"
-    truth.write_bytes(as_bytes(annotations()))
-    gt = GroundTruth.from_coco(truth)
-    rows = "".join(f"{frame},{track},1.0,2.0,10.5,12.0,0.9,1,1\n" for frame in (1, 2, 3) for track in (1, 2))
-
-    def one(draw: random.Random, number: int) -> str | None:
-        if draw.random() < 0.5:
-            path.write_bytes(either(draw, results()))
-            return verdict(lambda: Detections.load(path, gt).bind(gt), None)
-        fields = rows.split(",")
-        if draw.random() < 0.5:
-            fields[draw.randrange(len(fields))] = str(draw.choice(NASTY))
-        data = ",".join(fields).encode("utf-8", "surrogatepass")
-        text.write_bytes(data if draw.random() < 0.5 else damaged(draw, data))
-        return verdict(lambda: Detections.load(text, gt).bind(gt), text.name)
-
-    every("predictions", one, 4 * COUNT)
-
-
-def test_ground_truth_of_an_evaluation(tmp_path: Path) -> None:
-    from stdetr.evaluation.evaluate import evaluate
-
-    truth, found = tmp_path / "truth.json", tmp_path / "found.json"
-    found.write_bytes(as_bytes(results()))
-
-    def one(draw: random.Random, number: int) -> str | None:
-        truth.write_bytes(either(draw, annotations()))
-        return verdict(lambda: evaluate(truth, found, evaluators=("coco",), causal=None, seeds=None), None)
-
-    every("ground truth", one, COUNT)
-
-
-def test_mot_converter(tmp_path: Path) -> None:
-    from stdetr.datasets.converters.convert import convert
-
-    rows = "".join(f"{frame},{track},1,2,10,12,1,1,1\n" for frame in (1, 2, 3) for track in (1, 2)).encode()
-    info = b"[Sequence]\nname=a\nimDir=img1\nframeRate=25\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.jpg\n"
-
-    def one(draw: random.Random, number: int) -> str | None:
-        source = tmp_path / "source"
-        shutil.rmtree(source, ignore_errors=True)
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        for name, data in (("gt/gt.txt", rows), ("seqinfo.ini", info)):
-            file = source / "train" / "a" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(damaged(draw, data) if draw.random() < 0.6 else data)
-        options = {"check_media": False}
-        return verdict(lambda: convert("mot", source, tmp_path / "out", link="none", options=options))
-
-    every("mot", one, COUNT)
 
 
 def test_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
