@@ -1,5 +1,5 @@
-"""Damaged and hostile command lines, videos, states and configurations: each is accepted or refused in one line that names its file; none gives a
-traceback, hangs or writes elsewhere.  (Annotations, predictions and MOT text: tests/data/test_fuzz.py.)
+"""Damaged and hostile command lines, videos, states and configurations: each is accepted or refused in one line; none
+gives a traceback, hangs or writes elsewhere.  (Annotations, predictions and MOT text: tests/data/test_fuzz.py.)
 
 The inputs are the same at each run.  ``STDETR_FUZZ=4000`` sets how many each reader gets; ``make check`` takes fewer.
 """
