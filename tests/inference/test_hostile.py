@@ -136,7 +136,7 @@ def test_what_the_user_trusts_is_built_and_nothing_else(
 
 
 def test_a_model_that_is_none(trained: Path) -> None:
-    with_model(trained, {"_target_": "stdetr.data.sampling.CoveringWindows", "frames": 3, "stride": 1, "last": "shift"})
+    with_model(trained, {"_target_": "stdetr.data.sampling.CoveringWindows", "frames": 3})
     with pytest.raises(ValueError, match=r"model\.detector is a CoveringWindows, not a model"):
         load_model(trained)
 

@@ -38,7 +38,8 @@ def to_tubes(
     for i, info in enumerate(infos):
         frames = len(info.frame_index)
         height, width = info.source_size
-        if bool(torch.isnan(output.logits[i]).any() | torch.isnan(output.boxes[i, :, :frames]).any()):
+        shown = output.logits[i] if output.logits.ndim == 3 else output.logits[i, :, :frames]
+        if bool(torch.isnan(shown).any() | torch.isnan(output.boxes[i, :, :frames]).any()):
             raise ValueError(
                 f"{info.video_name or 'clip'} frames {info.frame_index[0]}-{info.frame_index[-1]}: the output is NaN: "
                 "are its weights finite, and does precision=fp32 help?"
