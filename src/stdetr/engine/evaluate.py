@@ -89,7 +89,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
             f"{', '.join(known.names)}"
         )
     settings = OmegaConf.masked_copy(
-        cfg, [str(key) for key in cfg if key not in ("output_dir", "paths", "logger", "device")]
+        cfg, [str(key) for key in cfg if key not in ("output_dir", "paths", "logger", "device", "trust")]
     )
     evaluator = SplitEvaluator(
         data=data,
