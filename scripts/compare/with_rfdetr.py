@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import frames
 import numpy as np
-from rfdetr import RFDETR
+from rfdetr import RFDETR  # pyright: ignore[reportMissingImports]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import frames
 import numpy as np
-from ultralytics import RTDETR, YOLO
+from ultralytics import RTDETR, YOLO  # pyright: ignore[reportMissingImports]
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 A run folder holds ``config.yaml`` and ``checkpoints/{best,last}``: ``last`` to resume, ``best`` to use, and older
 checkpoints ``last.<step>`` to fall back on.  A checkpoint folder holds ``model.safetensors`` (the averaged weights when
-averaging is on), ``meta.json`` (classes, step, metrics, a checksum of every other file) and, in ``last``, ``state/``:
-everything accelerate needs to resume bit for bit.  Only safetensors and JSON are read here: no checkpoint can run code.
+averaging is on), ``meta.json`` (classes, step, metrics, a checksum of every other file), the ``config.yaml`` that it
+was trained with and, in ``last``, ``state/``: everything a run needs to resume bit for bit.  Only safetensors, JSON and
+YAML of plain values are read: no checkpoint can run code.
 
 A checkpoint is written as ``<name>.new``, and its ``meta.json`` comes last: a folder that has one is complete.  Only
 then is the folder before it renamed to ``<name>.<step>`` and the new one to ``<name>``.  What is to be deleted is first
@@ -12,8 +13,10 @@ renamed to ``*.gone``.  So a complete checkpoint, never older than the last one,
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,12 +46,15 @@ def save(
     metrics: Mapping[str, float | None],
     save_state: Callable[[Path], object] | None = None,
     keep: int = 0,
+    config: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the checkpoint ``folder``; a kill or an error at any moment leaves a complete one for ``recover``.
 
     save_state: writes the state of the training into the folder that it is given
     keep: how many older checkpoints stay, as ``<folder>.<step>``; those of this step or a later one, which a run that
         went back to an older checkpoint has left behind, do not
+    config: how it was trained, for ``config.yaml``; notes: further entries of ``meta.json``
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -61,17 +67,25 @@ def save(
         save_file(tensors, fresh / WEIGHTS)
         if save_state is not None:
             save_state(fresh / STATE)
+        if config is not None:
+            from omegaconf import OmegaConf
+
+            write_text(fresh / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         written = sorted(fresh.rglob("*"))
         meta: dict[str, Any] = {"class_ids": list(classes.ids), "class_names": list(classes.names), "step": step}
-        meta |= {"metrics": dict(metrics)}
-        meta["sha256"] = {file.relative_to(fresh).as_posix(): _sha256(file) for file in written if file.is_file()}
+        meta |= {"metrics": dict(metrics), **(notes or {})}
+        meta["sha256"] = {file.relative_to(fresh).as_posix(): sha256(file) for file in written if file.is_file()}
         for path in written:
             flush(path)
         _write_meta(fresh, meta)
-    except (OSError, RuntimeError, SafetensorError):
+    except (OSError, RuntimeError, SafetensorError) as error:
         # What was written of an incomplete checkpoint would keep a full disk full.
         if not (fresh / META).exists():
             shutil.rmtree(fresh, ignore_errors=True)
+        if "os error 28" in str(error):  # safetensors' own exception
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        if isinstance(error, OSError) and error.filename is None and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), str(folder)) from error
         raise
     recover(folder, keep)
 
@@ -155,9 +169,15 @@ def _damage(folder: Path) -> str | None:
         return f"{META} is damaged"
     # Checkpoints of earlier versions have no checksums.
     for name, expected in read_meta(folder).get("sha256", {}).items():
-        if not (folder / name).is_file():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{META} is damaged (it names {name!r})"
+        try:
+            missing = not (folder / name).is_file()
+        except OSError:  # no name of a file
+            missing = True
+        if missing:
             return f"{name} is missing"
-        if _sha256(folder / name) != expected:
+        if sha256(folder / name) != expected:
             return f"{name} is damaged (its checksum differs from the one in {META})"
     return None
 
@@ -187,7 +207,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """The checksum of a file, hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while part := stream.read(1 << 20):
@@ -200,8 +221,14 @@ def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The ``meta.json`` of a checkpoint folder."""
-    return json.loads((folder / META).read_text(encoding="utf-8"))
+    """The ``meta.json`` of a checkpoint folder; ValueError where it is damaged."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / META} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{folder / META} is damaged: not a mapping")  # noqa: TRY004
+    return meta
 
 
 def _step(folder: Path) -> int | None:
@@ -209,7 +236,7 @@ def _step(folder: Path) -> int | None:
     try:
         meta = read_meta(folder)
         return int(meta["step"]) if isinstance(meta.get("sha256", {}), dict) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -255,21 +282,53 @@ def find_weights(path: str | Path, key: str = "checkpoint") -> Path:
     raise FileNotFoundError(f"{key}={path} holds no {WEIGHTS}, neither do its checkpoints/best and checkpoints/last")
 
 
-def load_weights(model: nn.Module, path: str | Path, key: str = "init_from") -> str:
+def load_weights(model: nn.Module, path: str | Path, key: str = "init_from", classes: ClassNames | None = None) -> str:
     """Load the weights of a run or checkpoint into ``model`` where name and shape agree; returns one line to print.
 
-    For starting a training run from another one: with other classes, the class heads are left as they are.  Raises
-    ValueError when nothing agrees.
+    For starting a training run from another one.  The class heads are matched by the names of ``classes``: those that
+    the checkpoint does not know are left as they are.  Raises ValueError when nothing agrees.
     """
     file = find_weights(path, key)
     weights, current = read_weights(file), model.state_dict()
+    said = ""
+    if classes is not None and file.with_name(META).is_file():
+        known = read_classes(file.with_name(META)).names
+        if known != classes.names:
+            said = _by_name(weights, current, class_tensors(model), known, classes.names)
     fitting = {name: value for name, value in weights.items() if name in current and current[name].shape == value.shape}
     difference = Difference.between(current, weights)
     if not fitting:
         raise ValueError(f"{key}={path}: no tensor of {file} fits the model: {difference}")
     model.load_state_dict(fitting, strict=False)
     rest = f"; left as they were: {difference}" if difference else ""
-    return f"{key}={path}: {len(fitting)} of {len(current)} tensors taken over{rest}"
+    return f"{key}={path}: {len(fitting)} of {len(current)} tensors taken over{said}{rest}"
+
+
+def _by_name(
+    weights: dict[str, Tensor], current: dict[str, Tensor], tensors: set[str], before: Sequence[str], now: Sequence[str]
+) -> str:
+    """Sort the rows of class tensors by the classes of the model; returns what became of them."""
+    common = [name for name in now if before.count(name) == 1]
+    to, of = [now.index(name) for name in common], [before.index(name) for name in common]
+    for name in tensors & weights.keys():
+        mine, theirs = current[name].cpu().clone(), weights[name]
+        if len(theirs) == len(before) and mine.shape[1:] == theirs.shape[1:]:
+            mine[to] = theirs[of].to(mine.dtype)
+            weights[name] = mine
+    new = [name for name in now if name not in common]
+    gone = [name for name in before if name not in common]
+    parts = (("by name", common), ("new", new), ("not taken over", gone))
+    return "; classes: " + "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in parts if names)
+
+
+def class_tensors(model: nn.Module) -> set[str]:
+    """The names of the tensors with one row per class."""
+    from stdetr.models.denoising import TubeDenoising
+    from stdetr.models.heads import ClassHead
+
+    owners = [name for name, module in model.named_modules() if isinstance(module, ClassHead)]
+    owners += [f"{name}.labels" for name, module in model.named_modules() if isinstance(module, TubeDenoising)]
+    return {name for name in model.state_dict() if name.startswith(tuple(f"{owner}." for owner in owners))}
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -283,14 +342,24 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is not a readable safetensors file ({error}); was writing it interrupted?") from error
 
 
+def refuse_nan(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Raise ValueError where weights are NaN or infinite: a model with those detects nothing."""
+    wrong = [name for name, x in weights.items() if x.is_floating_point() and not bool(x.isfinite().all())]
+    if wrong:
+        raise ValueError(
+            f"{file}: {len(wrong)} of {len(weights)} tensors are not finite ({_some(wrong)}): its training diverged; "
+            "use an earlier checkpoint"
+        )
+
+
 def read_classes(file: Path) -> ClassNames:
     """The classes of a checkpoint's ``meta.json``; ValueError where it is damaged."""
     from stdetr.structures import ClassNames
 
+    meta = read_meta(file.parent)
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
         return ClassNames(tuple(int(i) for i in meta["class_ids"]), tuple(str(name) for name in meta["class_names"]))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} does not name the classes (class_ids, class_names): {error!r}") from error
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from stdetr.config import compose, config_dir, instantiate, load_config, save_config
+from stdetr.config import compose, config_dir, instantiate, load_config, save_config, trusting
 from stdetr.names import nearest_path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,6 +30,7 @@ class Box:
 def box(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name under which configurations reach ``Box``."""
     monkeypatch.setattr("stdetr.names.Box", Box, raising=False)
+    monkeypatch.setattr(Box, "__module__", "stdetr.names")
     return "stdetr.names.Box"
 
 
@@ -97,7 +98,8 @@ def test_keyword_arguments_replace_the_nodes_own(box: str) -> None:
 def test_an_optimiser_takes_parameter_groups() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     node = OmegaConf.create({"_target_": "torch.optim.SGD", "lr": 0.5})
-    optimiser = instantiate(node, params=[{"params": [weight], "lr": 0.25}])
+    with trusting(["torch.optim.SGD"]):
+        optimiser = instantiate(node, params=[{"params": [weight], "lr": 0.25}])
     weight.grad = torch.ones(1)
     optimiser.step()
     assert weight.item() == 0.75

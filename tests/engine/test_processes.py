@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import distributed
 
+from stdetr import checkpoint
 from stdetr.config import compose
 from stdetr.data.loader import ClipLoader, EpochBatches
 from stdetr.engine import evaluate, processes, train
@@ -89,7 +90,7 @@ def fit(cfg: DictConfig, steps: int, seen: Path | None = None) -> None:
     ReLU becomes SiLU: of a million inputs one or another is 0 to the last digit, and on which side it is rounded would
     show in the gradient.
     """
-    cfg.trainer.max_steps = steps
+    cfg.trainer.max_steps, cfg.resume_with = steps, ["trainer.max_steps"]
     original = ClipLoader.__iter__
 
     def recorded(self: ClipLoader):
@@ -281,6 +282,31 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
                 pass
         finally:
             os.killpg(holder.pid, signal.SIGKILL)
+
+
+def stopped_alone(configs: dict[str, DictConfig]) -> None:
+    """A signal reaches process 1 alone, while batch 3 (the second of the clips) is on its way."""
+    original = ClipLoader.__iter__
+
+    def batches(self: ClipLoader):
+        for number, batch in enumerate(original(self)):
+            if number == 1 and os.environ["RANK"] == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipLoader, "__iter__", batches)
+        train.run(configs["stopped"])
+
+
+def test_all_processes_stop_after_the_same_step(compose_tiny, tmp_path: Path) -> None:
+    configs = {"stopped": compose_tiny(tmp_path / "run", *SETTINGS)}
+    assert finish(start(stopped_alone, configs, errors=tmp_path), seconds=120) == [75, 75]
+    assert checkpoint.read_meta(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
+    said = "".join((tmp_path / str(rank)).read_text() for rank in range(2))
+    assert "SIGTERM: stopping after this step" in said
+    assert "Traceback" not in said
+    assert "ends because" not in said
 
 
 def test_torchrun(toy_root: Path, tmp_path: Path, compose_tiny) -> None:

@@ -13,7 +13,7 @@ from stdetr import checkpoint
 from stdetr.data.loader import ClipLoader
 from stdetr.engine import train
 from stdetr.engine.evaluation_loop import SplitEvaluator
-from stdetr.engine.trainer import _Meter
+from stdetr.engine.meter import Meter
 
 
 def _weights(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
@@ -40,9 +40,9 @@ def test_one_seed_gives_the_same_weights_twice_and_after_a_stop(
         train.run(tiny("d", phases, "seed=1"))
         assert not _equal(whole, _weights(tmp_path / "d"))
 
-    # The same run, killed after the step that wrote a checkpoint (here: an error in a later batch), then resumed.
-    class StopHere(Exception):  # noqa: N818
-        pass
+    # The same run, killed after the step that wrote a checkpoint (here: in a later batch), then resumed.
+    class StopHere(BaseException):
+        """As a kill: nothing is saved on the way out."""
 
     drawn = 0
     original = ClipLoader.__iter__
@@ -110,8 +110,8 @@ def test_single_frame_phase_and_accumulation(tiny, tmp_path: Path) -> None:
 
 def test_the_share_of_time_that_data_takes(monkeypatch) -> None:
     now = iter(range(100))
-    monkeypatch.setattr("stdetr.engine.trainer.time.perf_counter", lambda: float(next(now)))
-    meter = _Meter()  # 0
+    monkeypatch.setattr("stdetr.engine.meter.time.perf_counter", lambda: float(next(now)))
+    meter = Meter()  # 0
     seen = [(batch, next(now)) for batch in meter.waiting("ab")]  # a: 1 to 2, its step 3; b: 4 to 5, 6; the end: 7 to 8
     assert [batch for batch, _ in seen] == ["a", "b"]
     assert meter.waited == 3
@@ -182,7 +182,7 @@ def test_a_stop_after_saving_or_evaluating_and_a_damaged_state_change_nothing(ti
             with pytest.raises(RuntimeError, match="stopped"):
                 train.run(tiny("b", *settings))
         assert checkpoint.read_meta(last)["step"] == 2
-        assert "evaluated" not in checkpoint.read_meta(last)
+        assert checkpoint.read_meta(last)["evaluated"] == 0
     train.run(tiny("c", *settings, f"resume={tmp_path / 'b'}"))
     train.run(tiny("b", *settings))
     assert _records(tmp_path / "b") == records
@@ -194,9 +194,9 @@ def test_a_stop_after_saving_or_evaluating_and_a_damaged_state_change_nothing(ti
     train.run(tiny("b", *settings))
     assert _records(tmp_path / "b") == records, "a finished run does nothing"
 
-    state = last / "state" / "random_states_0.pkl"
+    state = last / "state" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"random_states_0\.pkl is damaged .*resume=\S*last\.2 goes on from step 2"):
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged .*resume=\S*last\.2 goes on from step 2"):
         train.run(tiny("b", *settings))
     train.run(tiny("b", *settings, f"resume={last.with_name('last.2')}"))
     assert _equal(whole, _weights(tmp_path / "b"))
@@ -218,7 +218,8 @@ def test_runs_that_fork_from_a_stopped_one_share_everything_before(tiny, tmp_pat
     train.run(tiny("clip", *phases, f"resume={tmp_path / 'base'}"))
     assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "clip"))
     # The twin goes on with single frames, as many per step: the same schedule, other batches.
-    train.run(tiny("twin", *phases, f"resume={tmp_path / 'base'}", "data.frames=1", "data.loader.batch_size=6"))
+    train.run(tiny("twin", *phases, f"resume={tmp_path / 'base'}", "data.frames=1", "data.loader.batch_size=6",
+                   "resume_with=[data.frames,data.loader.batch_size]"))  # fmt: skip
     assert not _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "twin"))
     rates = [[line["lr_main"] for line in _records(tmp_path / name) if line["split"] == "train"] for name in
              ("whole", "clip", "twin")]  # fmt: skip
@@ -226,7 +227,7 @@ def test_runs_that_fork_from_a_stopped_one_share_everything_before(tiny, tmp_pat
     train.run(tiny("base", *phases))
     assert _equal(_weights(tmp_path / "whole"), _weights(tmp_path / "base")), "the stopped run itself goes on, too"
     with pytest.raises(ValueError, match=r"trainer.stop_at=6 must lie between 1 and trainer.max_steps=6"):
-        train.run(tiny("base", "trainer.stop_at=6"))
+        train.run(tiny("base", *phases, "trainer.stop_at=6"))
 
 
 def test_evaluations_before_the_last_are_thinned(tiny, tmp_path: Path) -> None:
@@ -238,7 +239,8 @@ def test_evaluations_before_the_last_are_thinned(tiny, tmp_path: Path) -> None:
     assert {found["image_id"] for found in json.loads((tmp_path / "run/predictions.json").read_text())} <= images
     report = json.loads((tmp_path / "run/eval/report.json").read_text())
     assert report["sources"]["annotations"] == str(scored)
-    train.run(tiny("run", "evaluation.thin=[1,3]", "trainer.eval_every=3", "trainer.max_steps=9"))
+    train.run(tiny("run", "evaluation.thin=[1,3]", "trainer.eval_every=3", "trainer.max_steps=9",
+                   "resume_with=[trainer.max_steps,trainer.thin_final]"))  # fmt: skip
     assert len({found["image_id"] for found in json.loads((tmp_path / "run/predictions.json").read_text())}) == 16
     with pytest.raises(ValueError, match=r"thin=\[2, 4\]: windows of 4 frames cannot be cut into clips of 3"):
         train.run(tiny("other", "evaluation.thin=[2,4]"))

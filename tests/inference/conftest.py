@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stdetr.config import trusting
 from stdetr.models.neck import Tokens
 from stdetr.structures import ModelOutput, SamplingRecord
 
@@ -143,8 +144,9 @@ def _importable() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STDETR_TARGETS", "colour_models.*")
+def _trusted() -> Iterator[None]:
+    with trusting(["colour_models.ColourDetector", "colour_models.SamplingColourDetector"]):
+        yield
 
 
 @pytest.fixture

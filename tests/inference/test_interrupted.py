@@ -161,8 +161,9 @@ def test_a_killed_process_goes_on_and_gives_the_same_bytes(tmp_path: Path, train
         "journal.Journal.append = dying\n"
         "main(['predict', *sys.argv[2:]])\n"
     )
-    words = [sys.executable, "-c", code, str(Path(__file__).parent), *command(trained, video, out)]
-    environment = {**os.environ, "STDETR_TARGETS": "colour_models.*", "OMP_NUM_THREADS": "1"}
+    own = "trust=colour_models.ColourDetector"
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), *command(trained, video, out, own)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert subprocess.run(words, env=environment, capture_output=True, check=False).returncode == -9
     assert len((out / PROGRESS).read_bytes().splitlines()) == 1 + 11 + 1
     run(configs.compose("predict", command(trained, video, out)))

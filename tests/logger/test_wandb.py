@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,3 +211,112 @@ def test_the_revision_is_the_commit_of_files_under_version_control(tmp_path: Pat
     assert git_revision(tmp_path / "env") is None  # ignored: the commit says nothing about it
     (tmp_path / "code.py").write_text("changed\n")
     assert git_revision(tmp_path) == f"{commit}-dirty"
+
+
+UNUSABLE = """
+import http.server, json, os, sys, threading
+from pathlib import Path
+
+class Unauthorised(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b'{"errors":[{"message":"user is not logged in"}]}')
+    do_GET = do_POST
+    def log_message(self, *arguments):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unauthorised)
+if sys.argv[1] == "wrong key":
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+else:
+    server.server_close()
+os.environ.update(WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}", WANDB_API_KEY="a" * 40)
+import wandb
+from stdetr.logger import WandbLogger
+settings = wandb.Settings
+wandb.Settings = lambda **named: settings(**named, init_timeout=4)
+wandb.Settings.model_fields = settings.model_fields
+root = Path(sys.argv[2])
+try:
+    WandbLogger(root / "online", mode="online").start({})
+except ValueError as error:
+    print("refused:", str(error).count("\\n"), error)
+logger = WandbLogger(root / "auto")
+logger.start({})
+logger.log(1, "train", {"loss": 2.0})
+logger.finish()
+"""
+
+
+@pytest.mark.parametrize("why", ["wrong key", "no network"])
+def test_a_server_that_cannot_be_used(why: str, tmp_path: Path) -> None:
+    """In a process of its own, since W&B reads its environment once."""
+    command = [sys.executable, "-c", UNUSABLE, why, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    assert "refused: 0 logger.wandb.mode=online: W&B does not start (" in done.stdout
+    assert "); use mode=offline or logger=jsonl" in done.stdout
+    assert "W&B cannot be used (" in done.stderr
+    assert "recorded offline" in done.stderr
+    folder = tmp_path / "auto" / json.loads((tmp_path / "auto" / "wandb_run.json").read_text())["folder"]
+    assert folder.name.startswith("offline-run-")
+    assert {"train/loss": 2.0, "trainer/step": 1} in history(folder)
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    items = [record.history.item for record in records(folder) if record.HasField("history")]
+    rows = [{(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in item} for item in items]
+    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+
+
+def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"logger=wandb needs W&B .*pip install wandb, or logger=jsonl"):
+        WandbLogger(tmp_path).start({})
+
+
+def test_a_failure_of_wandb_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = WandbLogger(tmp_path, mode="offline")
+    logger.start({})
+    run = logger._run
+
+    def fails(values: object) -> None:
+        raise BrokenPipeError("the service is gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "log", fails)
+        for step in (1, 2):
+            logger.log(step, "train", {"loss": 1.0})
+    logger.finish()
+    run.finish()
+    assert capsys.readouterr().err.count("W&B failed (the service is gone): the run goes on with metrics.jsonl") == 1
+
+
+def test_what_is_computed_again_is_sent_once(tmp_path: Path) -> None:
+    """Killed after step 4 and its evaluation were sent, resumed from the checkpoint of step 2, then of step 4."""
+    folders = []
+
+    def part(step: int | None, sends: list[tuple[int, str, dict[str, float]]], config: dict) -> list[dict[str, Any]]:
+        logger = WandbLogger(tmp_path, mode="offline")
+        logger.start(config, step=step, evaluated=False)
+        for record in sends:
+            logger.log(*record)
+        folder = logger.root / json.loads(logger.run_file.read_text())["folder"]
+        assert folder not in folders
+        folders.append(folder)
+        logger.finish()
+        time.sleep(1.1)  # the names of folders count seconds
+        return [row for row in history(folder) if row]
+
+    losses = [(step, "train", {"loss": step / 10}) for step in range(1, 6)]
+    value = (4, "val", {"AP": 0.5})
+    assert len(part(None, [*losses[:4], value], {"lr": 1})) == 5
+    assert part(2, [*losses[2:4], value], {"lr": 1}) == []
+    assert part(4, [value, (4, "val", {"AP50": 0.7}), losses[4]], {"lr": 1}) == [
+        {"val/AP50": 0.7, "trainer/step": 4}, {"train/loss": 0.5, "trainer/step": 5}
+    ]  # fmt: skip
+    assert len(part(4, [value, losses[4]], {"lr": 2})) == 2, "another configuration"
+    assert len({json.loads(line)["id"] for line in [(tmp_path / "wandb_run.json").read_text()]}) == 1
+    (tmp_path / "wandb_run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"wandb_run\.json is damaged"):
+        WandbLogger(tmp_path, mode="offline").start({}, step=4)

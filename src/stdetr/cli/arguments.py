@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stdetr.names import did_you_mean
 
-LISTS = ("compare",)
+LISTS = ("compare", "resume_with", "trust")
 """Keys whose value is a list even where it is written without brackets, ``compare=RUN_A,RUN_B``: Hydra alone would
 read the comma as a sweep."""
 PATHS = (
@@ -75,7 +75,9 @@ def _as_meant(word: str) -> str:
     key, _, value = word.partition("=")
     if key.rpartition(".")[2] in PATHS and _LOOKS_TYPED.fullmatch(value):
         return f"{key}={quote(value)}"
-    if key not in LISTS or "," not in value or value.lstrip().startswith(("[", '"', "'", "$")):
+    if key == "compare" and "," not in value:
+        return word  # one run: the verb says that two are needed
+    if key not in LISTS or value in ("", "null") or value.lstrip().startswith(("[", '"', "'", "$")):
         return word
     return f"{key}=[" + ",".join(quote(item.strip()) for item in value.split(",")) + "]"
 

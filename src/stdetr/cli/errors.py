@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SMALLER = "batch_size (data.loader.batch_size in training), the frames of a clip or their size"
+_WORKERS = "data.loader.num_workers or data.loader.prefetch"
 _FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -25,12 +29,35 @@ def user_line(error: BaseException) -> str | None:
     if isinstance(root, OmegaConfBaseException):
         # A key that code asks for and the configuration lacks: a bug, unless Hydra raised it while composing.
         return one_line(error) if isinstance(error, HydraException) else None
+    if (trouble := _trouble(root)) is not None:
+        return trouble
     if isinstance(root, _FILE_ERRORS) and root.filename is not None and root.strerror:
         return f"{root.filename}: {root.strerror.lower()}"
     if isinstance(root, (ValueError, HydraException, *_FILE_ERRORS)):
         return _without_worker(one_line(root), str(root))
     if isinstance(root, RuntimeError | ImportError) and "torchvision::nms" in str(root):
         return "torch and torchvision do not match (operator torchvision::nms does not exist); run 'stdetr doctor'"
+    return None
+
+
+def _trouble(error: BaseException) -> str | None:
+    """The machine's troubles, which are neither mistakes nor bugs."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{(error.strerror or 'disk full').lower()}; what was saved stays: make room, then start again"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename}: {(error.strerror or '').lower()}; choose another output_dir"
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        where = "the GPU" if "CUDA" in text else "the machine"
+        first = text.partition(". ")[0]
+        return f"{where} has no memory left ({first}); lower {_SMALLER}; what was saved before stays"
+    if isinstance(error, FloatingPointError):
+        return text
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return f"a worker of the data loader died ({text.partition('. ')[0]}), as when memory is full; lower {_WORKERS}"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
+        return f"no batch came in time ({text}); look at the storage, or raise data.loader.timeout"
     return None
 
 

@@ -1,7 +1,8 @@
 """Reading the command line, running a verb, and turning mistakes into one line and an exit code.
 
 Exit codes: 0 done, 1 a check failed (``stdetr doctor``, ``data action=validate``) or a bug (with its traceback), 2 a
-mistake in the command, its files or its values (one line ``error: ...``), 130 interrupted.
+mistake in the command, its files or its values (one line ``error: ...``), 75 stopped by a signal, the same command goes
+on (training: SIGTERM, SIGUSR1, SIGHUP; for ``RequeueExit`` of Slurm), 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations

@@ -122,6 +122,9 @@ def job(cfg: DictConfig) -> float | None:
         code = _exit_code(result)
         record["status"] = "done" if code == 0 else f"exit {code}"
         record["objective"] = float(result) if isinstance(result, float) else None
+    except SystemExit as error:
+        record["status"] = f"exit {error.code}"
+        raise
     except BaseException as error:
         record["status"] = "failed"
         record["error"] = f"{type(error).__name__}: {error}"

@@ -10,6 +10,6 @@ from __future__ import annotations
 from stdetr.config.composition import compose
 from stdetr.config.files import RunPaths, load_config, save_config
 from stdetr.config.folder import config_dir
-from stdetr.config.instantiation import instantiate
+from stdetr.config.instantiation import instantiate, trusting
 
-__all__ = ["RunPaths", "compose", "config_dir", "instantiate", "load_config", "save_config"]
+__all__ = ["RunPaths", "compose", "config_dir", "instantiate", "load_config", "save_config", "trusting"]

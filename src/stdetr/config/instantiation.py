@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import inspect
-import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
 from stdetr.names import did_you_mean
 
-TARGETS_VARIABLE = "STDETR_TARGETS"
-"""Packages of the user's own that configurations may name, comma-separated: ``mylab.*``."""
+PARTS = ("stdetr.", "torchvision.transforms.")
+"""Where the classes lie that every configuration may name."""
+_trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
 
-TRUSTED = ("stdetr.*", "torch.*", "torchvision.*", "timm.*")
+
+@contextmanager
+def trusting(targets: Sequence[str]) -> Iterator[None]:
+    """For the length of the block, configurations may also name ``targets``, dotted paths of classes or functions.
+
+    They come from the user (``trust=[mylab.models.Backbone]``), never from a configuration that lies beside weights.
+    """
+    token = _trusted.set((*_trusted.get(), *map(str, targets)))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
 
 
 def instantiate(node: Any, **kwargs: Any) -> Any:
@@ -25,8 +38,8 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
     replace the node's keys of the same name and are never copied, so that parameters, modules and data sets can be
     handed over.  Lists and mappings reach the target as plain ``list`` and ``dict``.
 
-    A run's ``config.yaml`` comes with its checkpoint from anywhere, so a target outside ``TRUSTED`` packages and those
-    of the environment variable ``STDETR_TARGETS`` is not called.
+    A run's ``config.yaml`` comes with its checkpoint from anywhere, so only the classes of ``PARTS`` are built, and
+    what the user trusts (``trusting``).
 
     Raises:
         ValueError: the target does not exist, is not trusted or takes no such argument.
@@ -64,10 +77,9 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
 def _find(path: str, node: DictConfig) -> Any:
     import pydoc  # standard, but slow to import for a command that builds nothing
 
-    allowed = [pattern.strip() for pattern in os.environ.get(TARGETS_VARIABLE, "").split(",")]
-    if not any(fnmatch.fnmatchcase(path, pattern) for pattern in (*TRUSTED, *allowed)):
-        adds = f"{TARGETS_VARIABLE}={path.partition('.')[0]}.* in the environment adds it"
-        raise ValueError(f"{_name(node)}: _target_ {path} is in none of {', '.join(TRUSTED)}; {adds}")
+    trusted = path in _trusted.get()
+    if not (trusted or path.startswith(PARTS)):
+        raise ValueError(_refusal(path, node, "is no part of stdetr"))
     try:
         target = pydoc.locate(path)
     except pydoc.ErrorDuringImport as error:
@@ -76,7 +88,17 @@ def _find(path: str, node: DictConfig) -> Any:
         raise ValueError(f"{_name(node)}: _target_ {path}: {error.value}") from error
     if target is None:
         raise ValueError(f"{_name(node)}: _target_ {path} does not exist")
+    # A path can lead through a module of stdetr to what it imports, as stdetr.checkpoint.shutil.rmtree does.
+    if not trusted and not (inspect.isclass(target) and f"{target.__module__}.".startswith(PARTS)):
+        raise ValueError(_refusal(path, node, "is no class of stdetr"))
     return target
+
+
+def _refusal(path: str, node: DictConfig, what: str) -> str:
+    return (
+        f"{_name(node)}: _target_ {path} {what}, and a configuration may come from anywhere; if you trust it, add "
+        f"trust=[{path}]"
+    )
 
 
 def _name(node: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -137,6 +138,9 @@ class _Parcel:
 def _start_worker(_: int) -> None:
     # One decoding thread per worker: more would only fight the training process for the cores.
     torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's signals reach the whole group of processes.  The run finishes its step, with its workers.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -28,6 +28,10 @@ SPLITS = ("train", "val", "test")
 class Benchmark(Protocol):
     """A data set that can generate itself."""
 
+    def directory(self, root: str | Path) -> Path:
+        """Where under ``root`` it is, or will be."""
+        ...
+
     def prepare(self, root: str | Path) -> Path:
         """Generate what is missing under ``root``; returns the folder with the annotation files."""
         ...
@@ -132,6 +136,10 @@ class DataModule:
         if not self._root.is_dir():
             raise FileNotFoundError(f"data.root={self._root} is not a folder; give the folder of the annotation files")
         return self._root
+
+    def is_there(self) -> bool:
+        """False where a benchmark would have to be generated."""
+        return self.benchmark is None or self.benchmark.directory(self._root).is_dir()
 
     def annotations(self, split: str) -> Path:
         """The annotation file of a split."""

@@ -13,6 +13,7 @@ from stdetr.class_names import ClassNames
 from stdetr.config import RunPaths
 from stdetr.engine.evaluation_log import log_evaluation, logged_run
 from stdetr.evaluation import offline
+from stdetr.lock import locked
 from stdetr.logger import Logger
 
 
@@ -31,7 +32,11 @@ def run(cfg: DictConfig) -> None:
         )
     from stdetr.engine import processes
 
-    with processes.together(cpu=cfg.device == "cpu"), processes.sole_run(Path(cfg.output_dir)):
+    with (
+        processes.together(cpu=cfg.device == "cpu"),
+        processes.sole_run(Path(cfg.output_dir)),
+        configs.trusting(cfg.trust),
+    ):
         _evaluate_checkpoint(cfg)
 
 
@@ -39,6 +44,11 @@ def _score_files(cfg: DictConfig) -> None:
     if cfg.get("compare"):
         offline.run(cfg)
         return
+    with locked(Path(cfg.output_dir)) if cfg.get("output_dir") else nullcontext():
+        _score_and_log(cfg)
+
+
+def _score_and_log(cfg: DictConfig) -> None:
     logger: Logger = configs.instantiate(cfg.logger)
     evaluation, figures = offline.score_files(cfg)
     with logged_run(logger, cfg, RunPaths(Path(cfg.output_dir))):
@@ -63,10 +73,12 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
             OmegaConf.set_struct(trained, False)
             trained.data.eval_sampler.pop(key, None)
     data: DataModule = configs.instantiate(_data(cfg, trained))
+    if cfg.data.get("_target_") is None and not data.is_there():
+        raise ValueError(f"checkpoint={cfg.checkpoint}: its data set is not on this machine; generate it: data=toy")
     evaluation = cfg.evaluation
     known = processes.one_by_one(lambda: data.read(evaluation.split))
     settings = OmegaConf.masked_copy(
-        cfg, [str(key) for key in cfg if key not in ("output_dir", "paths", "logger", "device")]
+        cfg, [str(key) for key in cfg if key not in ("output_dir", "paths", "logger", "device", "trust")]
     )
     evaluator = SplitEvaluator(
         data=data,
@@ -83,7 +95,7 @@ def _evaluate_checkpoint(cfg: DictConfig) -> None:
     )
     if tuple(known.names) != tuple(classes.names):
         _tell(known, classes)
-    step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent)["step"])
+    step = int(checkpoint.read_meta(checkpoint.find_weights(cfg.checkpoint).parent).get("step") or 0)
     with logged_run(logger, cfg, paths) if processes.rank() == 0 else nullcontext():
         metrics = evaluator(model, step)
         if processes.rank() == 0:
@@ -96,12 +108,17 @@ def _data(cfg: DictConfig, trained: DictConfig) -> DictConfig:
     if cfg.data.get("_target_") is not None:
         return cfg.data
     given = {key: value for key, value in cfg.data.items() if value is not None}
+    if OmegaConf.select(trained, "data.cache_dir") is not None:
+        # A checkpoint may come from anywhere: it does not say where to write.
+        given = {"cache_dir": str(Path(cfg.paths.data) / "cache")} | given
     if "root" in given:
         # Another folder need not have the other splits, nor is it the benchmark that can generate itself.
         split = cfg.evaluation.split
         others = {"train": None, "val": None, "test": None, "benchmark": None}
         given = {**others, split: trained.data.get(split) or f"{split}.json"} | given
-    return OmegaConf.merge(trained.data, given)
+    merged = OmegaConf.merge(trained.data, given)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _tell(known: ClassNames, classes: ClassNames) -> None:

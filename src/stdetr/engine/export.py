@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from stdetr import config as configs
 from stdetr.inference.load import load_model
 from stdetr.ops import use_backend
 
@@ -41,7 +42,8 @@ def run(cfg: DictConfig) -> Path:
         import onnxruntime
     except ImportError as error:
         raise ValueError("export needs the extra `export`: pip install 'stdetr[export]'") from error
-    model, trained, classes = load_model(cfg.checkpoint, "cpu")
+    with configs.trusting(cfg.trust):
+        model, trained, classes = load_model(cfg.checkpoint, "cpu")
     frames = int(cfg.frames or trained.data.frames)
     height, width = (int(side) for side in cfg.size)
     example = torch.randn(1, frames, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 SCHEDULES = ("cosine", "step", "constant")
 
@@ -72,8 +72,10 @@ class Optimisation:
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.groups(model), lr=self.lr, betas=self.betas)
 
-    def scheduler(self, optimizer: torch.optim.Optimizer, max_steps: int) -> LambdaLR:
-        return LambdaLR(optimizer, lambda step: self.factor(step, max_steps))
+    def set_rates(self, optimizer: Any, step: int, max_steps: int) -> None:
+        """Set the learning rates of ``step``."""
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * self.factor(step, max_steps)
 
     def factor(self, step: int, max_steps: int) -> float:
         """Learning rate of ``step`` relative to the base rate."""

@@ -8,9 +8,7 @@ exits when another process writes there why it failed.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
 import sys
 import threading
 import time
@@ -18,22 +16,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
+from stdetr.lock import locked
+
 T = TypeVar("T")
 
 FAILED = "stdetr/failed"
-LOCK = ".lock"
 _FOREVER = timedelta(days=30)
 _group: Any = None
 _done, _ending = threading.Event(), threading.Lock()
-_locks: set[IO[str]] = set()
-# A lock lasts as long as a process has the file open: not the loader's workers, which outlive a kill by seconds.
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 def count() -> int:
@@ -64,7 +60,7 @@ def together(*, cpu: bool) -> Iterator[None]:
     cpu: use the CPU even where there are GPUs
 
     If one process leaves the block with an exception, all end: that one with its exception, the others at once with
-    exit code 1.
+    exit code 1, or with that of a ``SystemExit``.  Where all leave together (``agreed``), they do so when each is done.
     """
     _read_submitit()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -78,7 +74,10 @@ def together(*, cpu: bool) -> Iterator[None]:
         yield
         barrier()
     except BaseException as error:
-        _announce(store, error)
+        if getattr(error, "agreed", False):
+            barrier()
+        else:
+            _announce(store, error)
         raise
     finally:
         _done.set()
@@ -86,48 +85,12 @@ def together(*, cpu: bool) -> Iterator[None]:
 
 @contextmanager
 def sole_run(folder: Path) -> Iterator[None]:
-    """Keep other runs out of ``folder`` for the length of the block; the main process does, for all of this run.
-
-    The lock is the operating system's (``flock``), so it ends with the process, however that ends.  Raises ValueError
-    with the process and machine of the other run.
-    """
+    """Keep other runs out of ``folder`` for the length of the block; the main process does, for all of this run."""
     if rank() != 0:
         yield
         return
-    path = folder / LOCK
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(path) as lock:
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        _locks.add(lock)
-        try:
-            yield
-        finally:
-            _locks.discard(lock)
-            path.unlink(missing_ok=True)
-
-
-def _locked(path: Path) -> IO[str]:
-    """The file, open and locked."""
-    while True:
-        lock = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The run before may have removed the file after it was opened here.
-            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            raise ValueError(
-                f"output_dir={path.parent} is in use by {holder}: wait for it, end it or choose another output_dir"
-            ) from None
-        except OSError as error:
-            say(f"{path.parent} cannot be locked ({error.strerror}): take care that no other run writes there")
-            return lock
-        lock.close()
+    with locked(folder):
+        yield
 
 
 def device(name: str) -> torch.device:
@@ -226,11 +189,12 @@ def _store() -> Any:
 def _announce(store: Any, error: BaseException) -> None:
     """Tell the others why this process fails; exit if this failure only follows from another process's."""
     lines = str(error).strip().splitlines()
-    message = f"{rank()} {type(error).__name__}: {lines[0] if lines else ''}"
+    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+    message = f"{rank()} {code} {type(error).__name__}: {lines[0] if lines else ''}"
     try:
         first = store.compare_set(FAILED, "", message).decode()
     except RuntimeError:
-        first = "0 is gone"
+        first = "0 1 is gone"
     if first != message:
         _end(first)
     if rank() == 0:
@@ -245,16 +209,16 @@ def _watch(store: Any, this_rank: int) -> None:
         except RuntimeError:
             if _done.wait(2):
                 return
-            failed = "0 is gone"
+            failed = "0 1 is gone"
         if failed and failed.split(" ", 1)[0] != str(this_rank):
             _end(failed)
 
 
 def _end(failed: str) -> None:
     with _ending:
-        number, why = failed.split(" ", 1)
+        number, code, why = failed.split(" ", 2)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"process {rank()} ends because process {number} failed: {why}", file=sys.stderr, flush=True)
         time.sleep(2)  # let the failed process print its message first
         sys.stdout.flush()
-        os._exit(1)
+        os._exit(int(code))

@@ -15,12 +15,13 @@ from torch import nn
 
 from stdetr import checkpoint
 from stdetr import config as configs
-from stdetr.atomic import remove_drafts
 from stdetr.config import RunPaths
 from stdetr.data.loader import ClipLoader
 from stdetr.data.module import DataModule
-from stdetr.engine import processes
+from stdetr.engine import processes, resume
 from stdetr.engine.evaluation_loop import SplitEvaluator
+from stdetr.engine.state import RunRecord
+from stdetr.engine.stop import Stopped, StopRequest, stop_signals
 from stdetr.engine.trainer import Trainer
 from stdetr.structures import ClipBatch
 
@@ -30,42 +31,51 @@ def run(cfg: DictConfig) -> float:
     sweepers.
     """
     _refuse_idle_window(cfg)
-    with processes.together(cpu=bool(cfg.trainer.cpu)), processes.sole_run(Path(cfg.output_dir)):
-        return _train(cfg)
+    with (
+        stop_signals() as stop,
+        processes.together(cpu=bool(cfg.trainer.cpu)),
+        processes.sole_run(Path(cfg.output_dir)),
+        configs.trusting(cfg.trust),
+    ):
+        return _train(cfg, stop)
 
 
-def _train(cfg: DictConfig) -> float:
+def _train(cfg: DictConfig, stop: StopRequest) -> float:
     paths = RunPaths(Path(cfg.output_dir))
-    resume = processes.on_main(lambda: _find_resume(cfg, paths))
+    start = processes.on_main(lambda: resume.find(cfg, paths))
     if cfg.trainer.get("threads"):
         torch.set_num_threads(int(cfg.trainer.threads))
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it reports every file of every checkpoint
 
     data: DataModule = configs.instantiate(cfg.data)
     classes = processes.one_by_one(lambda: data.read("train", cfg.evaluation.split))
+    annotations = processes.on_main(lambda: checkpoint.sha256(data.annotations("train")))
+    order = None
+    if start is not None:
+        start, order = start.with_annotations(annotations), start.class_order(classes)
     with open_dict(cfg):
         cfg.model.classes = len(classes)
 
     trainer: Trainer = configs.instantiate(cfg.trainer)
     seed_everything(int(cfg.seed))
     model: nn.Module = configs.instantiate(cfg.model.detector)
-    if cfg.init_from is not None and resume is None:
-        processes.say(checkpoint.load_weights(model, Path(cfg.init_from)))
+    if cfg.init_from is not None and start is None:
+        processes.say(checkpoint.load_weights(model, Path(cfg.init_from), classes=classes))
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     processes.say(
         f"model {parameters / 1e6:.2f} M parameters ({trained / 1e6:.2f} M trained), {len(classes)} classes, "
         f"{processes.count()} x {trainer.device.type}, {torch.get_num_threads()} CPU threads"
     )
-    if resume is not None:
-        meta = checkpoint.read_meta(resume)
-        unchecked = "" if "sha256" in meta else " (from an earlier version, without checksums: not verified)"
-        processes.say(f"resuming {resume} at step {meta['step']}{unchecked}")
+    if start is not None:
+        _say_resumed(start)
 
     logger = configs.instantiate(cfg.logger)
     evaluator = SplitEvaluator.from_config(cfg, data, paths, trainer.device, logger)
     processes.on_main(lambda: trainer.check_monitor(evaluator.metric_names()))
-    processes.on_main(lambda: configs.save_config(cfg, paths.config))
+    if start is None or start.step < trainer.max_steps:
+        processes.on_main(lambda: resume.keep_config(cfg, paths, start))
+    notes = {"annotations": annotations, "history": [] if start is None else start.history(paths)}
     exit_code = 1
     try:
         metrics = trainer.fit(
@@ -75,17 +85,27 @@ def _train(cfg: DictConfig) -> float:
             optim=configs.instantiate(cfg.optim),
             evaluate=evaluator,
             logger=logger,
-            paths=paths,
-            classes=classes,
-            config=_plain(cfg),
-            resume=resume,
+            record=RunRecord(paths, classes, _plain(cfg), notes),
+            resume=start,
+            class_order=order,
+            stop=stop,
         )
         exit_code = 0
+    except Stopped as stopped:
+        exit_code = int(stopped.code or 0)
+        raise
     finally:
         logger.finish(exit_code)
     value = metrics.get(trainer.monitor)
     processes.say(f"run: {paths.root}")
     return float("nan") if value is None else float(value)
+
+
+def _say_resumed(start: resume.Resume) -> None:
+    unchecked = "" if "sha256" in start.meta else " (from an earlier version, without checksums: not verified)"
+    processes.say(f"resuming {start.folder} at step {start.step}{unchecked}")
+    if start.changes:
+        processes.say(f"from here on: {resume.described(start.changes)}")
 
 
 def _refuse_idle_window(cfg: DictConfig) -> None:
@@ -131,25 +151,3 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}
-
-
-def _find_resume(cfg: DictConfig, paths: RunPaths) -> Path | None:
-    """The checkpoint that the run resumes from; what a killed run left unfinished in its folder is settled first."""
-    checkpoint.recover(paths.last)
-    checkpoint.recover(paths.best, keep=0)
-    for folder in (paths.root, paths.evaluation):
-        remove_drafts(folder)
-    if cfg.resume is None:
-        if paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):
-            raise ValueError(
-                f"output_dir={paths.root} already holds a run and resume=null; choose another output_dir or resume=auto"
-            )
-        return None
-    if cfg.resume == "auto":
-        return checkpoint.find_resume(paths.last)
-    folder = Path(cfg.resume).expanduser()
-    if (folder / "checkpoints").is_dir():
-        folder = checkpoint.settled(folder / "checkpoints" / "last")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"resume={folder} holds no state to resume from; give a run folder or checkpoints/last")
-    return checkpoint.check_state(folder)

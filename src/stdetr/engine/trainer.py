@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,18 +19,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stdetr import checkpoint
-from stdetr.config import RunPaths
 from stdetr.data.collate import pad_batch
 from stdetr.engine import processes
 from stdetr.engine.average import WeightAverage
 from stdetr.engine.batch_norm import share_statistics
+from stdetr.engine.divergence import SkippedSteps
+from stdetr.engine.meter import Meter
 from stdetr.engine.optim import Optimisation
-from stdetr.logger import Logger
+from stdetr.engine.resume import Resume
+from stdetr.engine.state import RunRecord, RunState
+from stdetr.engine.stop import Stopped, StopRequest
+from stdetr.logger import Logger, Table
 from stdetr.losses.criterion import TubeCriterion
 from stdetr.models.denoising import TubeDenoising
 from stdetr.models.draws import mix, seed_clips
 from stdetr.names import did_you_mean
-from stdetr.structures import ClassNames, ClipBatch
+from stdetr.structures import ClipBatch
 
 Metrics = Mapping[str, float | None]
 # Called on every process with the (averaged) model and the step; all get the same metrics.  Its files go below the
@@ -54,6 +57,7 @@ class Trainer:
     thin_final: the last evaluation is thinned by ``evaluation.thin`` like the others, instead of taking every frame
     keep: number of checkpoints before ``checkpoints/last`` that are kept as ``checkpoints/last.<step>``
     monitor: the metric whose best value picks ``checkpoints/best``
+    max_skips: steps whose loss or gradient is not finite are skipped; more than this many in a row end the run
     threads: CPU threads of PyTorch; null = its default
     deterministic: one seed gives bitwise equal weights, also with several threads or on a GPU; somewhat slower
     """
@@ -74,6 +78,7 @@ class Trainer:
         save_every: int = 0,
         keep: int = 1,
         monitor: str = "coco/AP",
+        max_skips: int = 10,
         threads: int | None = None,
         cpu: bool = False,
         deterministic: bool = False,
@@ -81,8 +86,9 @@ class Trainer:
         for name, value in (("max_steps", max_steps), ("accumulate", accumulate), ("log_every", log_every)):
             if value < 1:
                 raise ValueError(f"trainer.{name}={value} must be at least 1")
-        if keep < 0:
-            raise ValueError(f"trainer.keep={keep} must be at least 0")
+        for name, value in (("keep", keep), ("max_skips", max_skips)):
+            if value < 0:
+                raise ValueError(f"trainer.{name}={value} must be at least 0")
         if precision not in ("no", "bf16", "fp16", "auto"):
             raise ValueError(f"trainer.precision={precision!r}; known: no, bf16, fp16, auto")
         if stop_at is not None and not 1 <= stop_at < max_steps:
@@ -98,6 +104,7 @@ class Trainer:
             save_every,
         )
         self.threads, self.deterministic, self.thin_final = threads, deterministic, thin_final
+        self.max_skips = max_skips
         if precision == "auto":
             usable = torch.cuda.is_available() and not cpu and torch.cuda.is_bf16_supported()
             precision = "bf16" if usable else "no"
@@ -151,81 +158,121 @@ class Trainer:
         optim: Optimisation,
         evaluate: Evaluate,
         logger: Logger,
-        paths: RunPaths,
-        classes: ClassNames,
-        config: dict[str, Any],
-        resume: Path | None = None,
+        record: RunRecord,
+        resume: Resume | None = None,
+        class_order: Sequence[int] | None = None,
+        stop: StopRequest | None = None,
     ) -> dict[str, float | None]:
         """
         loader: (epoch, first batch, single frames?) -> this process's share of the batches of that epoch from there on,
             in an order that depends only on the epoch
-        resume: a checkpoint folder with state to resume from
+        resume: where to go on from; class_order: for each class its place in that checkpoint
+        stop: asked after each step
         returns the metrics of the last evaluation
         """
         self._set_process_flags()
+        self.stop, self._stops, self._begins = stop or StopRequest(), 0, True
         accelerator = self.accelerator
         if processes.count() > 1:
             share_statistics(model)
         optimizer = optim.optimizer(model)
-        scheduler = optim.scheduler(optimizer, self.max_steps)
         model, optimizer = accelerator.prepare(model, optimizer)
         bare = accelerator.unwrap_model(model)
         average = WeightAverage(bare, self.ema_decay) if self.ema_decay is not None else None
-        progress = _Progress()
-        accelerator.register_for_checkpointing(scheduler, progress, *([average] if average else []))
+        meter = Meter()
+        state = RunState(bare, optimizer, average, meter, accelerator.scaler)
+        progress = state.progress
         if resume is not None:
-            accelerator.load_state(str(resume / checkpoint.STATE))
-            accelerator.step = 0  # no batches since the last step, however many processes or batches a step had
-            meta = checkpoint.read_meta(resume)
-            progress.load_state_dict({key: meta[key] for key in ("metrics", "best", "evaluated") if key in meta})
+            state.read(resume.folder)
+            self._apply(resume, state, class_order)
+        optim.set_rates(optimizer, progress.step, self.max_steps)
+        skips = SkippedSteps(bare, self.max_skips)
+        skips.total, self._saved = progress.skipped, progress.step
         # The run may have been stopped between saving and evaluating.
         unevaluated = resume is not None and self._evaluates(progress.step) and progress.evaluated < progress.step
         if accelerator.is_main_process:
-            logger.start(config, step=progress.step if resume is not None else None, evaluated=not unevaluated)
-        shown = average.model if average is not None else bare
+            logger.start(record.config, step=progress.step if resume is not None else None, evaluated=not unevaluated)
+            if resume is not None and resume.changes:
+                rows = tuple((key, str(old), str(new)) for key, (old, new) in resume.changes.items())
+                logger.log_table(progress.step, "config_changes", Table(("key", "before", "now"), rows))
         model.train()
         if unevaluated:
-            if resume is not None and resume.resolve() != paths.last.resolve():
-                self._save(shown, paths, classes, progress)
-            self._evaluate(evaluate, shown, logger, paths, classes, progress)
-        meter, started, first_step = _Meter(), time.perf_counter(), progress.step
+            if resume is not None and resume.folder.resolve() != record.paths.last.resolve():
+                self._save(state, record)
+            self._evaluate(evaluate, state, logger, record)
+            meter.restart()
+        started, first_step = time.perf_counter(), progress.step
         bar = tqdm(
             total=self.max_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True,
             disable=not (accelerator.is_main_process and sys.stderr.isatty()),
         )  # fmt: skip
+        self.stop.deferred = True
         while progress.step < self.last_step:
-            single = progress.step < self.single_frame_steps
+            single = progress.single = self._is_single(progress.step)
             phase_end = self.single_frame_steps if single else self.max_steps
-            for batch in meter.waiting(loader(progress.epoch, progress.batch, single)):
+            for batch in self._saving(meter.waiting(loader(progress.epoch, progress.batch, single)), state, record):
                 progress.batch += 1
                 with accelerator.accumulate(model):
-                    terms, norm = self._step(model, criterion, optimizer, scheduler, batch, progress.step, optim)
+                    terms, norm = self._step(model, criterion, optimizer, batch, progress.step, optim, skips)
                 meter.add(terms, norm, batch)
                 if not accelerator.sync_gradients:
                     continue
                 if average is not None:
                     average.update(bare)
-                progress.step += 1
+                progress.step, progress.skipped = progress.step + 1, skips.total
                 bar.update()
                 step = progress.step
                 if single and step == phase_end:
                     # Clips begin with a new epoch; set before the state is saved, for a run that resumes.
-                    progress.epoch, progress.batch = progress.epoch + 1, 0
-                stops = step == self.last_step
-                if step % self.log_every == 0 or stops:
-                    self._log(logger, step, meter, optimizer, bar, started, first_step)
-                evaluates = self._evaluates(step)
-                if evaluates or stops or (self.save_every and step % self.save_every == 0):
-                    self._save(shown, paths, classes, progress)
+                    progress.epoch, progress.batch, progress.single = progress.epoch + 1, 0, False
+                if step % self.log_every == 0 or step == self.max_steps:
+                    self._log(logger, step, meter, optimizer, bar, started, first_step, skips.total)
+                evaluates, stops = self._evaluates(step), step == self.last_step
+                stopped_by = self._stops if processes.count() > 1 else self.stop.number
+                due = bool(self.save_every and step % self.save_every == 0)
+                if evaluates or stops or stopped_by or due or skips.in_row > self.max_skips:
+                    self._save(state, record)
+                skips.check()
+                if stopped_by:
+                    bar.close()
+                    processes.say(f"stopped at step {step}, saved in {record.paths.last}: the same command goes on")
+                    raise Stopped(stopped_by, agreed=True)
                 if evaluates:
-                    self._evaluate(evaluate, shown, logger, paths, classes, progress)
+                    self._evaluate(evaluate, state, logger, record)
                     meter.restart()
                 if stops or step >= phase_end:
                     break
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
         bar.close()
+        self.stop.deferred = False
         return progress.metrics
+
+    def _saving(self, batches: Iterator[ClipBatch], state: RunState, record: RunRecord) -> Iterator[ClipBatch]:
+        """The batches; where the next one cannot be had, the steps so far are saved first."""
+        try:
+            yield from batches
+        except Exception:
+            if self._begins and state.progress.step > self._saved and processes.rank() == 0:
+                self._write(state, record, state.meter.state(alone=True))
+            raise
+
+    def _is_single(self, step: int) -> bool:
+        """Whether the step after ``step`` trains on single frames."""
+        return step < self.single_frame_steps
+
+    def _apply(self, resume: Resume, state: RunState, class_order: Sequence[int] | None) -> None:
+        """What follows from the values that the user changes."""
+        progress = state.progress
+        if class_order is not None and list(class_order) != sorted(class_order):
+            state.permute_classes(list(class_order))
+        if resume.changed("trainer.monitor", "evaluation", "data.val", "data.test", "data.eval_sampler",
+                          "data.eval_transforms"):  # fmt: skip
+            progress.best = None  # measured otherwise
+        other_phase = bool(resume.changes) and progress.single != self._is_single(progress.step)
+        if (other_phase or resume.changed("data", "seed", "overfit")) and progress.batch:
+            # The number of a batch means nothing among other clips: they begin with an epoch.
+            progress.epoch, progress.batch = progress.epoch + 1, 0
 
     def _evaluates(self, step: int) -> bool:
         """Whether an evaluation follows this step."""
@@ -236,33 +283,45 @@ class Trainer:
         model: nn.Module,
         criterion: TubeCriterion,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LambdaLR,
         batch: ClipBatch,
         step: int,
         optim: Optimisation,
+        skips: SkippedSteps,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        accelerator, norm = self.accelerator, None
+        accelerator = self.accelerator
+        if self._begins:
+            skips.begin()
+        self._begins = accelerator.sync_gradients
         batch = self._prepare(accelerator.unwrap_model(model), batch, step)
         with accelerator.autocast():
             output = model(batch.frames, batch.sizes, batch.frame_mask, batch.frame_index, targets=batch.targets)
         total, terms = criterion(output, batch.targets)
-        if not torch.isfinite(total):
-            wrong = [name for name, value in terms.items() if not torch.isfinite(value)]
-            raise FloatingPointError(f"loss terms not finite at step {step}: {', '.join(wrong)}; lower optim.lr")
-        accelerator.backward(total)
-        if accelerator.sync_gradients and optim.clip_norm > 0:
-            norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm)
-        optimizer.step()
-        if accelerator.sync_gradients:
-            scheduler.step()
+        told = {"loss": total.detach(), **{k: v.detach() for k, v in terms.items()}}
+        skips.saw(told, batch.infos)
+        # A loss that is not finite makes every gradient NaN, also where the reduction over processes hides it.
+        accelerator.backward(total * torch.where(total.isfinite(), 1.0, float("nan")))
+        if not accelerator.sync_gradients:
+            return told, None
+        # The gradient is the same on every process, so all make or skip the step.
+        norm = accelerator.clip_grad_norm_(model.parameters(), optim.clip_norm or float("inf"))
+        finite = bool(torch.isfinite(torch.as_tensor(norm)))
+        if finite or accelerator.scaler is not None:
+            optimizer.step()  # the scaler of fp16 skips by itself, and lowers its scale
+        if finite or (accelerator.scaler is not None and all(bool(x.isfinite()) for x in told.values())):
+            skips.passed()
+        else:
+            skips.skip(step)
+        optim.set_rates(optimizer, step + 1, self.max_steps)
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": total.detach(), **{k: v.detach() for k, v in terms.items()}}, norm
+        return told, norm if optim.clip_norm > 0 else None
 
     def _prepare(self, model: nn.Module, batch: ClipBatch, step: int) -> ClipBatch:
         """The batch on the device, padded like the clips of other processes; seeds ``model`` by clip."""
         _, frames, _, height, width = batch.frames.shape
         tracks = max(int(target.valid.any(1).sum()) for target in batch.targets)
-        frames, height, width, tracks = processes.largest((frames, height, width, tracks))
+        # A signal may reach one process alone: all hear of it here, before the step.
+        sizes = (frames, height, width, tracks, self.stop.number)
+        frames, height, width, tracks, self._stops = processes.largest(sizes)
         seed_clips(model, [mix(info.seed, step) for info in batch.infos])
         for module in model.modules():
             if isinstance(module, TubeDenoising):
@@ -273,13 +332,16 @@ class Trainer:
         self,
         logger: Logger,
         step: int,
-        meter: _Meter,
+        meter: Meter,
         optimizer: torch.optim.Optimizer,
         bar: tqdm,
         started: float,
         first_step: int,
+        skipped: int,
     ) -> None:
         values = meter.read()
+        if skipped:
+            values["skipped"] = skipped
         for group in optimizer.param_groups:
             if "no_decay" not in group.get("name", ""):
                 values[f"lr_{group.get('name', 'main')}"] = group["lr"]
@@ -299,101 +361,37 @@ class Trainer:
                 flush=True,
             )
 
-    def _evaluate(
-        self,
-        evaluate: Evaluate,
-        model: nn.Module,
-        logger: Logger,
-        paths: RunPaths,
-        classes: ClassNames,
-        progress: _Progress,
-    ) -> None:
+    def _evaluate(self, evaluate: Evaluate, state: RunState, logger: Logger, record: RunRecord) -> None:
         """Evaluate, and record that in the checkpoint of this step."""
-        step = progress.step
+        progress, step = state.progress, state.progress.step
         # A run that resumes from the checkpoint has the same random state, whether it evaluates again or not.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            metrics = dict(evaluate(model, step))
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.stop.at_once():
+            metrics = dict(evaluate(state.shown, step))
         self.check_monitor(metrics)
         value = metrics[self.monitor]
         better = value is not None and (progress.best is None or value > progress.best)
         best = value if better else progress.best
 
-        def record() -> None:
+        def write() -> None:
             logger.log(step, "val", metrics)
             if better:
-                checkpoint.save(paths.best, model, classes, step=step, metrics=metrics)
-                logger.log_artifact("model", paths.best, aliases=("best",))
-            checkpoint.amend(paths.last, metrics=metrics, best=best, evaluated=step)
-
-        processes.on_main(record)
-        progress.metrics, progress.best, progress.evaluated = metrics, best, step
-
-    def _save(self, model: nn.Module, paths: RunPaths, classes: ClassNames, progress: _Progress) -> None:
-        """Everything a run needs to resume with any number of processes: it is the same on all of them."""
-
-        def write() -> None:
-            checkpoint.save(
-                paths.last, model, classes, step=progress.step, metrics=progress.metrics, keep=self.keep,
-                save_state=lambda target: self.accelerator.save_state(str(target), safe_serialization=True),
-            )  # fmt: skip
+                record.save(record.paths.best, state.shown, step, metrics)
+                logger.log_artifact("model", record.paths.best, aliases=("best",))
+            checkpoint.amend(record.paths.last, metrics=metrics, best=best, evaluated=step)
 
         processes.on_main(write)
+        progress.metrics, progress.best, progress.evaluated = metrics, best, step
 
+    def _save(self, state: RunState, record: RunRecord) -> None:
+        """Everything a run needs to resume with any number of processes: it is the same on all of them."""
+        meter = state.meter.state()
+        processes.on_main(lambda: self._write(state, record, meter))
+        self._saved = state.progress.step
 
-class _Progress:
-    """Where the run is; saved with accelerate's state."""
-
-    def __init__(self) -> None:
-        self.step, self.epoch, self.batch = 0, 0, 0
-        self.evaluated = 0  # the step of the last evaluation
-        self.best: float | None = None
-        self.metrics: dict[str, float | None] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-
-class _Meter:
-    """Means since the last log line, over all processes; tensors stay on their device until then."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.terms: dict[str, list[Tensor]] = {}
-        self.frames, self.clips, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
-
-    def waiting(self, batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
-        """The batches; measures the time spent waiting for each."""
-        source = iter(batches)
-        while True:
-            began = time.perf_counter()
-            batch = next(source, None)
-            self.waited += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, terms: Mapping[str, Tensor], norm: Tensor | None, batch: ClipBatch) -> None:
-        for name, value in terms.items():
-            self.terms.setdefault(name, []).append(value)
-        if norm is not None:
-            self.terms.setdefault("grad_norm", []).append(norm)
-        self.frames += batch.frames.shape[0] * batch.frames.shape[1]
-        self.clips += batch.frames.shape[0]
-
-    def read(self) -> dict[str, Any]:
-        # Normalisers count the clips of all processes: the mean over processes is the loss of the whole batch.
-        means = [torch.stack(parts).mean().double().cpu() for parts in self.terms.values()]
-        local = torch.tensor([*means, self.waited, self.frames, self.clips], dtype=torch.float64)
-        *totals, frames, clips = processes.total(local).tolist()
-        *means, waited = (value / processes.count() for value in totals)
-        spent = max(time.perf_counter() - self.since, 1e-9)
-        values: dict[str, Any] = dict(zip(self.terms, means, strict=True))
-        values |= {"frames_per_second": frames / spent, "clips_per_second": clips / spent}
-        values["data_wait"] = waited / spent  # share of the time; near 1, the loader is the bottleneck
-        self.restart()
-        return values
+    def _write(self, state: RunState, record: RunRecord, meter: dict[str, Tensor]) -> None:
+        progress = state.progress
+        record.save(
+            record.paths.last, state.shown, progress.step, progress.metrics, keep=self.keep,
+            notes={"best": progress.best, "evaluated": progress.evaluated},
+            save_state=lambda folder: state.write(folder, meter),
+        )  # fmt: skip

@@ -145,7 +145,7 @@ def bootstrap(
         if not len(drawn) or np.isnan(first) or np.isnan(second):
             continue
         (low, high), a_range, b_range = (
-            tuple(float(v) for v in np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+            (float(np.quantile(values, (1 - LEVEL) / 2)), float(np.quantile(values, (1 + LEVEL) / 2)))
             for values in (drawn[:, 1] - drawn[:, 0], drawn[:, 0], drawn[:, 1])
         )
         verdict = "B is better" if low > 0 else "A is better" if high < 0 else "within noise"
@@ -164,7 +164,7 @@ def by_group(
             if not key.endswith("/AP50") or key not in b or np.isnan(a[key].value(part)):
                 continue
             first, second = a[key].value(part), b[key].value(part)
-            label = classes[main] if main >= 0 else "none"
+            label = str(classes[main]) if main >= 0 else "none"
             out.append(GroupDifference(name, label, int(part.sum()), key, first, second, second - first))
     return out
 

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from stdetr.config import trusting
 from stdetr.data.collate import Collate
 from stdetr.data.transforms import ClipTransform
 from stdetr.inference.journal import Journal, pack, unpack
-from stdetr.inference.load import choose_device, eval_transform, load_model, pad_to
+from stdetr.inference.load import choose_device, configuration_at_fault, eval_transform, load_model, pad_to
 from stdetr.inference.predictions import VideoInfo, VideoPredictions
 from stdetr.inference.windows import WindowCutter
 from stdetr.models.detector import ClipDetector
@@ -118,21 +119,28 @@ class Detector:
         self.precision = precision
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str = "auto", **settings: Any) -> Detector:
+    def from_checkpoint(
+        cls, path: str | Path, device: str = "auto", *, trust: Sequence[str] = (), **settings: Any
+    ) -> Detector:
         """The detector of a run folder, a checkpoint folder or a ``model.safetensors``.
 
         device: ``auto`` (the first GPU, else the CPU) or any name that torch knows
+        trust: dotted paths of your own classes that the configuration beside the weights may name; any others but those
+            of stdetr and torchvision.transforms are refused, since a checkpoint may come from anywhere
         settings: constructor arguments, mainly ``clip_length`` and ``overlap``; by default (None) the clip length of
         training, with an overlap of two fifths of it
 
         Raises FileNotFoundError and ValueError, in one line, for what is missing or does not fit.
         """
         where = choose_device(device)
-        model, cfg, classes = load_model(path, where)
         given = {name: value for name, value in settings.items() if value is not None}
-        frames = int(given.pop("clip_length", 0) or cfg.data.frames)
-        defaults: dict[str, Any] = {"overlap": default_overlap(frames), "pad_to": pad_to(cfg)}
-        return cls(model, classes, eval_transform(cfg), clip_length=frames, device=where, **{**defaults, **given})
+        with trusting(trust):
+            model, cfg, classes = load_model(path, where)
+            with configuration_at_fault(path):
+                transform = eval_transform(cfg)
+                frames = int(given.pop("clip_length", 0) or cfg.data.frames)
+                defaults: dict[str, Any] = {"overlap": default_overlap(frames), "pad_to": pad_to(cfg)}
+        return cls(model, classes, transform, clip_length=frames, device=where, **{**defaults, **given})
 
     def open(self, source: str | Path | VideoSource) -> VideoSource:
         """``source`` itself, or the file, folder of frames or glob that it names."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from stdetr import checkpoint
@@ -26,14 +29,42 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[nn
     node = OmegaConf.select(cfg, "model.detector")
     if node is None:
         raise ValueError(f"{files.config}: key model.detector is missing; is it the configuration of a training run?")
-    model: nn.Module = configs.instantiate(node)
+    with configuration_at_fault(path):
+        _without_files(node)
+        model = configs.instantiate(node)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{files.config}: model.detector is a {type(model).__name__}, not a model")  # noqa: TRY004
     weights, parameters = checkpoint.read_weights(files.weights), model.state_dict()
     weights = {name: x for name, x in weights.items() if name in parameters or name not in checkpoint.UNUSED_TENSORS}
+    checkpoint.refuse_nan(weights, files.weights)
     difference = checkpoint.Difference.between(parameters, weights)
     if difference:
         raise ValueError(f"{files.weights} does not fit the model of {files.config}: {difference}")
     model.load_state_dict(weights)
     return model.to(device).eval(), cfg, checkpoint.read_classes(files.meta)
+
+
+@contextmanager
+def configuration_at_fault(path: str | Path) -> Iterator[None]:
+    """Any failure to build what the configuration beside a checkpoint says is that configuration's, and one line."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"checkpoint={path}: its configuration builds no detector ({type(error).__name__}: {line})"
+        ) from error
+
+
+def _without_files(node: Any) -> None:
+    """Leave out the pretrained weights that training began with: those of the checkpoint replace them all."""
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        if key == "weights" and isinstance(node, DictConfig):
+            node[key] = None
+        elif isinstance(node[key], DictConfig | ListConfig):
+            _without_files(node[key])
 
 
 def choose_device(device: str) -> torch.device:

@@ -27,7 +27,7 @@ from stdetr.video.source import VideoSource
 PROGRESS = ".progress.jsonl"
 WRITE_SECONDS = 60.0  # from one writing of the results so far to the next
 # Keys that may differ between an interrupted run and the one that goes on.
-_FREE_KEYS = ("output_dir", "paths", "source", "shard", "on_error", "device")
+_FREE_KEYS = ("output_dir", "paths", "source", "shard", "on_error", "device", "trust")
 DETECTOR_KEYS = (
     "clip_length", "overlap", "step", "top_k", "score_threshold", "presence_threshold", "batch_size", "precision",
 )  # fmt: skip
@@ -58,6 +58,7 @@ def run(cfg: DictConfig) -> list[VideoPredictions]:
     detector = Detector.from_checkpoint(
         cfg.checkpoint,
         device=cfg.device,
+        trust=cfg.trust,
         rules=StitchRules(**configs.instantiate(cfg.stitch)),
         **{key: cfg[key] for key in DETECTOR_KEYS},
     )

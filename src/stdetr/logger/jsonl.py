@@ -87,8 +87,11 @@ class JsonlLogger(Logger):
         reserved = {"step", "split"} & values.keys()
         if reserved:
             raise ValueError(f"metric name {sorted(reserved)[0]!r} is reserved; rename it")
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(_line({"step": int(step), "split": split, **values}))
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(_line({"step": int(step), "split": split, **values}))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _keep_earlier(self) -> None:
         number = 1

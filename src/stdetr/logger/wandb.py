@@ -8,14 +8,16 @@ neither moviepy nor a copy in memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import netrc
 import os
 import secrets
 import shutil
 import subprocess
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 MODES = ("auto", "online", "offline", "disabled")
 Mode = Literal["auto", "online", "offline", "disabled"]
 STEP = "trainer/step"
+NOTHING: tuple[int, list[str]] = (-1, [])
+"""What was sent last: a step and the names of its values."""
+FINISH_SECONDS = 60.0
+"""For uploading what is left at the end; later, ``wandb sync`` does."""
 
 
 @dataclass(eq=False)
@@ -43,8 +49,12 @@ class WandbLogger(Logger):
     group    runs of one sweep share it; by default the sweep's folder where ``output_dir`` is one of its jobs
     splits   the first part of the metric names, so that each gets ``trainer/step`` as its x axis
 
-    The run's id, its folder and its page are kept in ``<output_dir>/wandb_run.json``; a resumed run continues it.
-    Raises ValueError for an unknown mode and for ``online`` without an account.
+    The run's id, its folder and its page are kept in ``<output_dir>/wandb_run.json``, with what was sent last; a
+    resumed run continues it and does not send again what it computes again.  Where W&B cannot be reached, ``auto`` says
+    so and records offline; where it fails later, that is said and the run goes on without it.
+
+    Raises ValueError for an unknown mode, where W&B is not installed, and for ``online`` without an account or a
+    connection.
     """
 
     output_dir: str | Path
@@ -63,6 +73,8 @@ class WandbLogger(Logger):
             raise ValueError(f"logger.wandb.mode={self.mode!r} is not one of {', '.join(MODES)}")
         self.root = Path(self.output_dir)
         self._run: Any = None
+        self._record: dict[str, Any] = {}
+        self._before = NOTHING
 
     @property
     def run_file(self) -> Path:
@@ -71,47 +83,77 @@ class WandbLogger(Logger):
     @property
     def run_id(self) -> str | None:
         """The id of this folder's run, None before its first start."""
+        return self._recorded().get("id")
+
+    def _recorded(self) -> dict[str, Any]:
         if not self.run_file.is_file():
-            return None
-        return json.loads(self.run_file.read_text(encoding="utf-8"))["id"]
+            return {}
+        try:
+            return dict(json.loads(self.run_file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{self.run_file} is damaged ({error}); remove it to begin another W&B run") from error
 
     def start(self, config: Mapping[str, Any], *, step: int | None = None, evaluated: bool = True) -> None:
         mode = resolve_mode(self.mode)
         if mode == "disabled":
             return
-        import wandb
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(f"logger=wandb needs W&B ({error}): pip install wandb, or logger=jsonl") from error
 
         self.root.mkdir(parents=True, exist_ok=True)
-        resumed = self.run_id if step is not None else None
+        before = self._recorded() if step is not None else {}
+        resumed = before.get("id")
         run_id = resumed or secrets.token_hex(4)
         if isinstance(config, DictConfig):
             content: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         else:
             content = dict(config)
-        settings = wandb.Settings(quiet=True, silent=True, console="off", show_info=False, show_warnings=False)
-        self._run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            name=self.name or self.root.name or None,
-            group=self.group if self.group is not None else sweep_of(self.root),
-            tags=list(self.tags),
-            notes=self.notes,
-            dir=str(self.root),
-            id=run_id,
-            # Offline, resume is ignored with a warning; both parts join on the server when they are synchronised.
-            resume="allow" if resumed and mode == "online" else None,
-            mode=mode,
-            config={**content, "commit": git_revision()},
-            settings=settings,
+        limits: dict[str, Any] = (
+            {"finish_timeout": FINISH_SECONDS} if "finish_timeout" in wandb.Settings.model_fields else {}
         )
+        settings = wandb.Settings(
+            quiet=True, silent=True, console="off", show_info=False, show_warnings=False, **limits
+        )  # fmt: skip
+        arguments: dict[str, Any] = {
+            "project": self.project,
+            "entity": self.entity,
+            "name": self.name or self.root.name or None,
+            "group": self.group if self.group is not None else sweep_of(self.root),
+            "tags": list(self.tags),
+            "notes": self.notes,
+            "dir": str(self.root),
+            "id": run_id,
+            # Offline, resume is ignored with a warning; both parts join on the server when they are synchronised.
+            "config": {**content, "commit": git_revision()},
+            "settings": settings,
+        }
+        try:
+            self._run = wandb.init(**arguments, mode=mode, resume="allow" if resumed and mode == "online" else None)
+        except wandb.errors.Error as error:  # pyright: ignore[reportAttributeAccessIssue]
+            reason = str(error).strip().splitlines()[0]
+            if self.mode == "online" or mode == "offline":
+                raise ValueError(
+                    f"logger.wandb.mode={self.mode}: W&B does not start ({reason}); use mode=offline or logger=jsonl"
+                ) from error
+            mode = "offline"
+            print(f"W&B cannot be used ({reason}): this run is recorded offline, for 'wandb sync'", file=sys.stderr)
+            wandb.teardown()  # its service still holds the id
+            self._run = wandb.init(**arguments, mode=mode)
         self._run.define_metric(STEP, hidden=True)
         for split in self.splits:
             self._run.define_metric(f"{split}/*", step_metric=STEP)
         url = self._run.url if mode == "online" else None
         # `dir` of a run is its files folder; the run's own folder, which `wandb sync` takes, is the parent.
         folder = Path(os.path.relpath(Path(self._run.dir).parent, self.root)).as_posix()
-        record = {"id": run_id, "mode": mode, "project": self.project, "folder": folder, "url": url}
-        write_text(self.run_file, json.dumps(record, indent=1) + "\n")
+        self._record = {"id": run_id, "mode": mode, "project": self.project, "folder": folder, "url": url}
+        # Another configuration computes other values.
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        sent = before.get("sent") if before.get("config") == digest else None
+        self._record |= {"config": digest, "sent": sent}
+        self._before = NOTHING if sent is None else (int(sent[0]), list(sent[1]))
+        write_text(self.run_file, json.dumps(self._record, indent=1) + "\n")
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         scalars = {f"{split}/{name}": to_scalar(name, value) for name, value in values.items()}
@@ -143,7 +185,7 @@ class WandbLogger(Logger):
             artifact.add_dir(str(path))
         else:
             artifact.add_file(str(path))
-        self._run.log_artifact(artifact, aliases=list(aliases))
+        self._send(lambda: self._run.log_artifact(artifact, aliases=list(aliases)))
 
     def finish(self, exit_code: int = 0) -> None:
         if self._run is not None:
@@ -151,8 +193,27 @@ class WandbLogger(Logger):
             run.finish(exit_code=exit_code)
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
-        if self._run is not None:
-            self._run.log({STEP: int(step), **values})
+        """Send what was not sent before a kill.  That is noted afterwards, so that nothing is missing in W&B."""
+        last, names = self._before
+        values = {name: value for name, value in values.items() if step > last or (step == last and name not in names)}
+        if self._run is None or not values:
+            return
+        self._send(lambda: self._run.log({STEP: int(step), **values}))
+        last, names = self._record.get("sent") or NOTHING
+        if self._run is not None and step >= last:
+            self._record["sent"] = [int(step), [*(names if step == last else []), *values]]
+            write_text(self.run_file, json.dumps(self._record, indent=1) + "\n")
+
+    def _send(self, call: Callable[[], object]) -> None:
+        """A failure of W&B does not end the run."""
+        if self._run is None:
+            return
+        try:
+            call()
+        except Exception as error:  # whatever W&B raises
+            self._run = None
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"W&B failed ({reason}): the run goes on with metrics.jsonl alone", file=sys.stderr, flush=True)
 
 
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:

@@ -38,6 +38,12 @@ def to_tubes(
     for i, info in enumerate(infos):
         frames = len(info.frame_index)
         height, width = info.source_size
+        shown = output.logits[i] if output.logits.ndim == 3 else output.logits[i, :, :frames]
+        if bool(torch.isnan(shown).any() | torch.isnan(output.boxes[i, :, :frames]).any()):
+            raise ValueError(
+                f"{info.video_name or 'clip'} frames {info.frame_index[0]}-{info.frame_index[-1]}: the output is NaN: "
+                "are its weights finite, and does precision=fp32 help?"
+            )
         score = output.logits[i].float().sigmoid()
         if score.ndim == 2:
             best, pair = score.flatten().topk(min(top_k, score.numel()))

@@ -198,6 +198,8 @@ def _decode_all(path: str, stream: int, *, whole: bool) -> tuple[Any, list[tuple
     try:
         with av.open(path) as container:
             video: Any = container.streams[stream]
+            if video.codec_context is None:
+                raise ValueError(f"{path} is damaged, or compressed in a way that is not known here")
             video.codec_context.thread_count = 1
             for packet in container.demux(video):
                 for picture in decode(packet):
