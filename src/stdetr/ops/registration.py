@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_fake
 
 from stdetr.ops import reference as plain
 from stdetr.ops.reference import accumulation_dtype, form_samples, reference_at
+from stdetr.ops.transforms import register_autograd
 
 Grads = tuple[Tensor | None, ...]
 
@@ -30,20 +31,16 @@ def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
 def _second(
     forward: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor, upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Derivative of the first derivative: for grad_out and each of ``inputs``, by autograd on the reference.
+    """Derivative of the first derivative: for grad_out and each of ``inputs``, by torch.func on the reference.
 
     ``upstream`` holds the gradient of each of the first derivatives, or None.
     """
-    with torch.enable_grad():
-        free = [tensor.detach().requires_grad_() for tensor in (grad_out, *inputs)]
-        out = forward(*free[1:])
-        first = torch.autograd.grad(out, free[1:], free[0], create_graph=True, allow_unused=True)
-        paired = [(grad, up) for grad, up in zip(first, upstream, strict=True) if grad is not None and up is not None]
-        paired = [(grad, up) for grad, up in paired if grad.requires_grad]
-        if not paired:
-            return [None] * len(free)
-        grads, ups = zip(*paired, strict=True)
-        return list(torch.autograd.grad(grads, free, ups, allow_unused=True))
+
+    def first(grad_out: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(forward, *inputs)[1](grad_out)
+
+    given = [torch.zeros_like(tensor) if up is None else up for tensor, up in zip(inputs, upstream, strict=True)]
+    return list(torch.func.vjp(first, grad_out, *inputs)[1](tuple(given)))
 
 
 def _only_needed(ctx: Any, grads: Sequence[Tensor | None]) -> Grads:
