@@ -248,7 +248,8 @@ def updated(text: str) -> str:
 
 def page() -> str:
     """The text of docs/benchmarks.md."""
-    return HEAD + "\n".join([*toy(), *pets(), *op(), *transformers(), *model(), *loader(), *evaluation()]).rstrip() + "\n"
+    tables = [*toy(), *pets(), *op(), *transformers(), *model(), *loader(), *evaluation()]
+    return HEAD + "\n".join(tables).rstrip() + "\n"
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import torch
 from stdetr.ops import ms_deform_attn, use_backend
 
 SHAPES = [(6, 9), (3, 5)]
-needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
 
 
 def arguments():
@@ -59,10 +59,14 @@ def test_a_wrong_part_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
-def variant(tmp_path_factory):
-    """The CPU variant, built."""
-    return hub.write_variant(tmp_path_factory.mktemp("hub"), "cpu")
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def variant(request, tmp_path_factory):
+    """A variant, built: the one for CUDA serves CPU tensors, too."""
+    if native.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    if request.param == "cuda" and native.find_nvcc() is None:
+        pytest.skip("no nvcc")
+    return hub.write_variant(tmp_path_factory.mktemp("hub"), request.param)
 
 
 def load(variant: Path):
@@ -75,7 +79,6 @@ def load(variant: Path):
     return module
 
 
-@needs_compiler
 @pytest.mark.slow
 def test_the_variant_computes_what_stdetr_computes(variant):
     module = load(variant)
@@ -94,12 +97,12 @@ def test_the_variant_computes_what_stdetr_computes(variant):
     assert torch.allclose(plain, wanted[0], rtol=1e-5, atol=1e-6)
 
 
-@needs_compiler
 @pytest.mark.slow
 def test_metadata_lists_every_file_with_its_digest(variant):
-    assert variant.name.startswith("torch-stable-abi211-cpu-") and variant.parent.name == "build"
+    assert re.fullmatch(r"torch-stable-abi211-(cpu|cu\d+)-\w+-linux", variant.name) and variant.parent.name == "build"
     metadata = json.loads((variant / "metadata.json").read_text())
-    assert metadata["backend"] == {"type": "cpu"} and metadata["python-depends"] == []
+    wanted = {"type": "cpu"} if "-cpu-" in variant.name else {"type": "cuda", "archs": ["8.0", "9.0+PTX"]}
+    assert metadata["backend"] == wanted and metadata["python-depends"] == []
     assert metadata["id"].isidentifier()
     listed = metadata["digest"]["files"]
     there = {
@@ -108,15 +111,20 @@ def test_metadata_lists_every_file_with_its_digest(variant):
         if path.is_file() and path.name != "metadata.json" and "__pycache__" not in path.parts
     }
     assert set(listed) == set(there)
+    assert {name for name in there if name.endswith(".so")} == {
+        f"stdetr_ops/_C_{part}.so" for part in ("cpu", "cuda") if part == "cpu" or wanted["type"] == "cuda"
+    }
     for name, content in there.items():
         assert base64.b64decode(listed[name]) == hashlib.sha256(content).digest()
 
 
-@needs_compiler
 @pytest.mark.slow
 def test_the_kernels_library_loads_it_and_replaces_a_layer(variant):
     kernels = pytest.importorskip("kernels", reason="the library kernels is not installed")
-    module = kernels.get_local_kernel(variant.parent.parent, backend="cpu")
+    if "-cpu-" in variant.name:
+        module = kernels.get_local_kernel(variant.parent.parent, backend="cpu")
+    else:
+        module = kernels.get_local_kernel(variant)
     assert close(results(module.ms_deform_attn), results(ms_deform_attn))
 
     @kernels.use_kernel_forward_from_hub("MultiScaleDeformableAttention")

@@ -107,8 +107,8 @@ def check_spatial_shapes(spatial_shapes: object, value: Tensor) -> list[tuple[in
 def check_frame_index(frame_index: Tensor | None, value: Tensor, queries: int, frames: int) -> Tensor | None:
     """B,Q,F int32 (expanded from Q,F if need be) or None, which needs F = T.
 
-    Values are checked on the CPU only: on a GPU the check would stall the stream, and under vmap a value cannot be read;
-    an index outside 0..T-1 reads as masked there.
+    Values are checked on the CPU only, and not under torch.func: on a GPU the check would stall the stream, and vmap
+    lets nobody read a value.  There an index outside 0..T-1 reads as masked.
     """
     batch, clip = value.shape[:2]
     if frame_index is None:
