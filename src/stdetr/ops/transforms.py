@@ -27,10 +27,13 @@ def transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def _folded(op: Callable[..., Any], size: int, in_dims: Sequence[int | None], arguments: Sequence[Any]) -> Any:
-    """One call with V*B clips: every tensor of ``arguments`` has B as its first axis."""
+def _folded(op: Callable[..., Any], size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> Any:
+    """One call with V*B clips: every tensor of ``arguments`` has B as its first axis.
 
-    def fold(argument: Any, dim: int | None) -> Any:
+    ``in_dims``: the axis V of each argument; None for a tensor without it, a list of None for a list.
+    """
+
+    def fold(argument: Any, dim: Any) -> Any:
         if not isinstance(argument, Tensor):
             return argument
         argument = argument.expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
@@ -41,11 +44,11 @@ def _folded(op: Callable[..., Any], size: int, in_dims: Sequence[int | None], ar
     return tuple(map(split, out)) if isinstance(out, tuple) else split(out)
 
 
-def _looped(op: Callable[..., Any], size: int, in_dims: Sequence[int | None], arguments: Sequence[Any]) -> Any:
+def _looped(op: Callable[..., Any], size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> Any:
     """One call for each of V: for operators with tensors that all clips share."""
 
-    def pick(argument: Any, dim: int | None, place: int) -> Any:
-        return argument if dim is None else argument.select(dim, place)
+    def pick(argument: Any, dim: Any, place: int) -> Any:
+        return argument.select(dim, place) if isinstance(dim, int) else argument
 
     outs = [op(*(pick(*pair, place) for pair in zip(arguments, in_dims, strict=True))) for place in range(size)]
     return tuple(map(torch.stack, zip(*outs, strict=True))) if isinstance(outs[0], tuple) else torch.stack(outs)
@@ -57,7 +60,7 @@ def _function(
     shared = any(argument.name.endswith("_table") for argument in op.default._schema.arguments)
     rule = _looped if shared else _folded
 
-    def mapped(info: Any, in_dims: Sequence[int | None], *arguments: Any) -> tuple[Any, Any]:
+    def mapped(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
         out = rule(op, info.batch_size, in_dims, arguments)
         return out, tuple(0 for _ in out) if isinstance(out, tuple) else 0
 
