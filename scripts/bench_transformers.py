@@ -147,12 +147,11 @@ def measure(case: str, turns: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    keys: dict[str, Any] = {"cases": ",".join(CASES), "turns": 5, "output": None}
-    given = dict(OmegaConf.to_container(OmegaConf.from_dotlist(arguments)))  # type: ignore
-    unknown = sorted(set(given) - set(keys))
+    known: dict[str, Any] = {"cases": ",".join(CASES), "turns": 5, "output": None}
+    keys = known | dict(OmegaConf.to_container(OmegaConf.from_dotlist(arguments)))  # type: ignore
+    unknown = sorted(set(keys) - set(known))
     if unknown:
-        sys.exit(f"error: {unknown[0]}: no such key; there are {', '.join(keys)}")
-    keys |= given
+        sys.exit(f"error: {unknown[0]}: no such key; there are {', '.join(known)}")
     names = str(keys["cases"]).split(",")
     for name in names:
         if name not in CASES:

@@ -113,7 +113,7 @@ def tiny(name):
         )
         settings = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "dropout": 0.0}
         config = transformers.DeformableDetrConfig(
-            backbone_config=backbone, use_timm_backbone=False, use_pretrained_backbone=False, **settings, **small
+            backbone=None, backbone_config=backbone, use_timm_backbone=False, **settings, **small
         )
         return transformers.DeformableDetrForObjectDetection(config), pixels, 4
     if name == "grounding_dino":

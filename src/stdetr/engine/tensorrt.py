@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from stdetr.ops import reference
 NODE = "MultiscaleDeformableAttnPlugin_TRT"
 DOMAIN = "trt.plugins"
 # Version 2 came with TensorRT 10.11, where version 1 was deprecated.
-ATTRIBUTES = {"plugin_version": "2", "plugin_namespace": ""}
+ATTRIBUTES: dict[str, Any] = {"plugin_version": "2", "plugin_namespace": ""}
 
 
 def on_all_frames(locations: Tensor, weights: Tensor, frame_index: Tensor | None, clip: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch.library import register_fake
 
 from stdetr.ops import reference as plain
 from stdetr.ops.reference import accumulation_dtype, form_samples, reference_at
-from stdetr.ops.transforms import register_autograd
+from stdetr.ops.transforms import register_autograd, transforms_active
 
 Grads = tuple[Tensor | None, ...]
 
@@ -31,16 +31,28 @@ def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
 def _second(
     forward: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor, upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Derivative of the first derivative: for grad_out and each of ``inputs``, by torch.func on the reference.
+    """Derivative of the first derivative: for grad_out and each of ``inputs``, through the reference.
 
     ``upstream`` holds the gradient of each of the first derivatives, or None.
     """
+    if transforms_active():
+        # What torch.func transforms may not require gradients itself; without transforms, its vjp cannot be compiled
+        # with dynamic shapes by torch 2.11.
+        def derive(grad_out: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.vjp(forward, *inputs)[1](grad_out)
 
-    def first(grad_out: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(forward, *inputs)[1](grad_out)
-
-    given = [torch.zeros_like(tensor) if up is None else up for tensor, up in zip(inputs, upstream, strict=True)]
-    return list(torch.func.vjp(first, grad_out, *inputs)[1](tuple(given)))
+        given = [torch.zeros_like(tensor) if up is None else up for tensor, up in zip(inputs, upstream, strict=True)]
+        return list(torch.func.vjp(derive, grad_out, *inputs)[1](tuple(given)))
+    with torch.enable_grad():
+        free = [tensor.detach().requires_grad_() for tensor in (grad_out, *inputs)]
+        out = forward(*free[1:])
+        first = torch.autograd.grad(out, free[1:], free[0], create_graph=True, allow_unused=True)
+        paired = [(grad, up) for grad, up in zip(first, upstream, strict=True) if grad is not None and up is not None]
+        paired = [(grad, up) for grad, up in paired if grad.requires_grad]
+        if not paired:
+            return [None] * len(free)
+        grads, ups = zip(*paired, strict=True)
+        return list(torch.autograd.grad(grads, free, ups, allow_unused=True))
 
 
 def _only_needed(ctx: Any, grads: Sequence[Tensor | None]) -> Grads:
