@@ -25,7 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 CPU, CUDA = ROOT / "csrc" / "cpu", ROOT / "csrc" / "cuda"
 # Built for the interface of torch 2.11: the libraries load in every torch from there on.
-TARGET = "-DTORCH_TARGET_VERSION=0x020B000000000000"
+TARGET_VERSION = (2, 11)
+TARGET = "-DTORCH_TARGET_VERSION=0x{:02X}{:02X}000000000000".format(*TARGET_VERSION)
 SHARED_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 # NaN and infinity keep their meaning; only errno and traps, which nobody reads, are given up for vectorisation.
 KERNEL_FLAGS = ("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
@@ -117,26 +118,27 @@ def _source_hash(source: Path) -> str:
 
 
 class Builder:
-    """Compiles and links; ``objects`` is the folder where objects are kept."""
+    """Compiles and links; ``objects`` is the folder where objects are kept, ``namespace`` holds the operators."""
 
-    def __init__(self, objects: Path | None = None) -> None:
+    def __init__(self, objects: Path | None = None, namespace: str = "stdetr") -> None:
         self.objects = objects or ROOT / "build" / "objects"
         self.jobs = max(1, int(os.environ.get("STDETR_OPS_JOBS") or os.cpu_count() or 1))
         self.torch = _torch_root()
         self._torch_version = (self.torch / "version.py").read_text(encoding="utf-8")
-        self.torch_flags = (TARGET, "-isystem", str(self.torch / "include"))
+        self.torch_flags = (TARGET, f"-DSTDETR_NAMESPACE={namespace}", "-isystem", str(self.torch / "include"))
 
     def compile(self, command: Sequence[str], source: Path) -> Path:
         """The object of ``source``, compiled unless an equal one is kept."""
         parts = [_source_hash(source), self._torch_version, _version(command[0]), *command, source.name]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-        target = self.objects / f"{source.stem}-{key}.o"
+        name = f"{source.parent.name}-{source.stem}"
+        target = self.objects / f"{name}-{key}.o"
         if not target.exists():
             self.objects.mkdir(parents=True, exist_ok=True)
             partial = target.with_suffix(f".{os.getpid()}.partial")
             try:
                 _run([*command, "-c", str(source), "-o", str(partial)])
-                for outdated in self.objects.glob(f"{source.stem}-*.o"):
+                for outdated in self.objects.glob(f"{name}-*.o"):
                     outdated.unlink(missing_ok=True)
                 partial.replace(target)
             finally:

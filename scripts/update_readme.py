@@ -117,6 +117,31 @@ def op() -> list[str]:
     return [*lines, "", *([f"Not in this run: {absent}.", ""] if absent else [])]
 
 
+def transformers() -> list[str]:
+    """Models of transformers on the CPU, as they are and with our operator in them."""
+    data = _read("transformers")
+    if data is None:
+        return []
+    machine = data["machine"]
+    lines = [
+        f"**Models of transformers** {data['transformers']} with random weights, one image, inference, as they are and "
+        f"after `patch_transformers()`; `{data['command']}`, commit `{data['commit'][:10]}`, {machine['processor']}, "
+        f"{machine['threads']} thread, load {machine['load_average']}, torch {machine['torch']}, {data['backend']}:",
+        "",
+        "| model, image | whole model | patched | times faster | its deformable attention alone | largest difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in data["rows"]:
+        name, _, size = row["case"].rpartition("_")
+        whole = row["whole_ms"]
+        lines.append(
+            f"| {name.replace('_', ' ')}, {size} | {whole['transformers'] / 1000:.2f} s | "
+            f"{whole['patched'] / 1000:.2f} s | {row['whole_speedup']:.2f}x | {row['layer_speedup']:.1f}x | "
+            f"{row['largest_difference']:.0e} of {row['largest_output']:.1f} |"
+        )
+    return [*lines, ""]
+
+
 def model() -> list[str]:
     """The detector's encoder and decoder on the CPU over T, and the gain from computing offsets inside the op."""
     data = _read("model_cpu")
@@ -223,7 +248,8 @@ def updated(text: str) -> str:
 
 def page() -> str:
     """The text of docs/benchmarks.md."""
-    return HEAD + "\n".join([*toy(), *pets(), *op(), *model(), *loader(), *evaluation()]).rstrip() + "\n"
+    tables = [*toy(), *pets(), *op(), *transformers(), *model(), *loader(), *evaluation()]
+    return HEAD + "\n".join(tables).rstrip() + "\n"
 
 
 def main() -> None:

@@ -1,6 +1,11 @@
-// Operator schemas of the namespace `stdetr`, one place for both libraries; explained in SCHEMA.md.
+// Operator schemas of the namespace STDETR_NAMESPACE, one place for both libraries; explained in SCHEMA.md.
 // _C_cpu defines them (STABLE_TORCH_LIBRARY); _C_cuda, loaded after it, only adds CUDA implementations.
 #pragma once
+
+// A package for the Hub is built with a name of its own, so that several versions live in one process.
+#ifndef STDETR_NAMESPACE
+#define STDETR_NAMESPACE stdetr
+#endif
 
 #define STDETR_SCHEMA_FORWARD                                                              \
   "st_deform_attn_forward(Tensor value, Tensor sampling_locations, "                       \

@@ -400,7 +400,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tempo
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(stdetr, m) {
+STABLE_TORCH_LIBRARY(STDETR_NAMESPACE, m) {
   m.def(STDETR_SCHEMA_FORWARD);
   m.def(STDETR_SCHEMA_BACKWARD);
   m.def(STDETR_SCHEMA_FUSED_FORWARD);
@@ -409,7 +409,7 @@ STABLE_TORCH_LIBRARY(stdetr, m) {
   m.def(STDETR_SCHEMA_TEMPORAL_BACKWARD);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(stdetr, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(STDETR_NAMESPACE, CPU, m) {
   m.impl("st_deform_attn_forward", TORCH_BOX(&forward));
   m.impl("st_deform_attn_backward", TORCH_BOX(&backward));
   m.impl("st_deform_attn_fused_forward", TORCH_BOX(&fused_forward));

@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "../common/schema.h"
 #include "call.h"
 
 namespace stdetr {
@@ -95,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
 }  // namespace
 }  // namespace stdetr
 
-STABLE_TORCH_LIBRARY_IMPL(stdetr, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(STDETR_NAMESPACE, CUDA, library) {
   library.impl("st_deform_attn_temporal_forward", TORCH_BOX(&stdetr::forward));
   library.impl("st_deform_attn_temporal_backward", TORCH_BOX(&stdetr::backward));
 }

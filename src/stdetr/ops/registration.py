@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import register_autograd, register_fake
+from torch.library import register_fake
 
 from stdetr.ops import reference as plain
 from stdetr.ops.reference import accumulation_dtype, form_samples, reference_at
+from stdetr.ops.transforms import register_autograd, transforms_active
 
 Grads = tuple[Tensor | None, ...]
 
@@ -30,10 +31,18 @@ def _pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
 def _second(
     forward: Callable[..., Tensor], inputs: Sequence[Tensor], grad_out: Tensor, upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Derivative of the first derivative: for grad_out and each of ``inputs``, by autograd on the reference.
+    """Derivative of the first derivative: for grad_out and each of ``inputs``, through the reference.
 
     ``upstream`` holds the gradient of each of the first derivatives, or None.
     """
+    if transforms_active():
+        # What torch.func transforms may not require gradients itself; without transforms, its vjp cannot be compiled
+        # with dynamic shapes by torch 2.11.
+        def derive(grad_out: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.vjp(forward, *inputs)[1](grad_out)
+
+        given = [torch.zeros_like(tensor) if up is None else up for tensor, up in zip(inputs, upstream, strict=True)]
+        return list(torch.func.vjp(derive, grad_out, *inputs)[1](tuple(given)))
     with torch.enable_grad():
         free = [tensor.detach().requires_grad_() for tensor in (grad_out, *inputs)]
         out = forward(*free[1:])

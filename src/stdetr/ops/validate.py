@@ -15,6 +15,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from stdetr.ops.transforms import transforms_active
+
 VALUE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -105,8 +107,8 @@ def check_spatial_shapes(spatial_shapes: object, value: Tensor) -> list[tuple[in
 def check_frame_index(frame_index: Tensor | None, value: Tensor, queries: int, frames: int) -> Tensor | None:
     """B,Q,F int32 (expanded from Q,F if need be) or None, which needs F = T.
 
-    Values are checked on the CPU only: on a GPU the check would stall the stream, and the kernels read an index
-    outside 0..T-1 as masked.
+    Values are checked on the CPU only, and not under torch.func: on a GPU the check would stall the stream, and vmap
+    lets nobody read a value.  There an index outside 0..T-1 reads as masked.
     """
     batch, clip = value.shape[:2]
     if frame_index is None:
@@ -127,7 +129,7 @@ def check_frame_index(frame_index: Tensor | None, value: Tensor, queries: int, f
         check_shape("frame_index", frame_index, "B,Q,F", (batch, queries, frames), value)
     else:
         raise ValueError(f"frame_index must have shape (Q,F) or (B,Q,F), got {tuple(frame_index.shape)}")
-    watched = frame_index.device.type == "cpu" and not torch.compiler.is_compiling()
+    watched = frame_index.device.type == "cpu" and not torch.compiler.is_compiling() and not transforms_active()
     if watched and frame_index.numel():
         low, high = (int(bound) for bound in torch.aminmax(frame_index))
         if low < -1 or high >= clip:
