@@ -18,7 +18,11 @@ from stdetr.stitch.association import StitchRules
 @pytest.fixture(scope="module")
 def trained(compose_tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    train.run(compose_tiny(folder, "data.benchmark.splits.val.videos=3", "trainer.max_steps=2"))
+    train.run(
+        compose_tiny(
+            folder, "data.benchmark.splits.val.videos=3", "data.loader.eval_batch_size=1", "trainer.max_steps=2"
+        )
+    )
     return folder
 
 
@@ -67,19 +71,14 @@ def test_predict_gives_the_tubes_of_eval(trained: Path, tmp_path: Path):
     data = instantiate(load_config(trained).data)
     index = data.index("val")
     detector = Detector.from_checkpoint(
-        trained, clip_length=3, overlap=0, score_threshold=0.0, batch_size=8,
+        trained, clip_length=3, overlap=0, score_threshold=0.0, batch_size=1,
         rules=StitchRules(score_threshold=0.0, track_threshold=0.0),
     )  # fmt: skip
     found = []
     for video in range(index.videos):
         predictions = detector.predict(data.root / index.video_files[video])
         found += video_tubes(predictions, int(index.video_ids[video]), 8, fill_gap=2, prior_frames=5)
-    expected = json.loads((tmp_path / "out/tubes.json").read_text())
-    for mine, theirs in zip(found, expected, strict=True):
-        assert all(mine[name] == theirs[name] for name in ("video_id", "category_id", "track_id"))
-        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-6)
-        for box, wanted in zip(mine["bboxes"], theirs["bboxes"], strict=True):  # other batches, so another rounding
-            assert box == (None if wanted is None else pytest.approx(wanted, abs=1e-3))
+    assert found == json.loads((tmp_path / "out/tubes.json").read_text())
 
 
 def test_windows_may_overlap_and_old_keys_are_read(trained: Path, tmp_path: Path):
