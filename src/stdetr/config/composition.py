@@ -37,12 +37,12 @@ def compose(
     if not (root / f"{verb}.yaml").is_file():
         raise ValueError(f"{root / verb}.yaml does not exist, so there is nothing to configure '{verb}' with")
     given = Overrides(overrides, root, list_groups(root))
-    given.check_options()
     if given.named:
         _check(verb, given)
     try:
         return compose_raw(verb, overrides, root, with_hydra=with_hydra)
     except _ERRORS as error:
+        given.check_options()
         if not given.named:
             given.check_keys(verb, compose_raw(verb, [], root, with_hydra=True))
         raise ValueError(_explain(error, given)) from error
@@ -72,6 +72,7 @@ def _check(verb: str, given: Overrides) -> None:
         defaults = compose_raw(verb, given.others(), given.folder, with_hydra=True)
     except _ERRORS as error:
         # A group, an addition or a deletion is at fault, unless a key that even the verb's own defaults lack is.
+        given.check_options()
         given.check_keys(verb, compose_raw(verb, [], given.folder, with_hydra=True))
         raise ValueError(_explain(error, given)) from error
     given.check_keys(verb, defaults)

@@ -59,7 +59,8 @@ class Overrides:
         return [text for item in self.items if item not in self.named for text in self.single(item)[:1]]
 
     def check_options(self) -> None:
-        """Raises ValueError for a group's option that does not exist."""
+        """Raises ValueError for a group's option that does not exist; to be asked where the composition has failed, as
+        ``--config-dir`` may add options."""
         for item in self.items:
             group = item.key_or_group
             if group not in self.groups or item.is_delete() or item.is_sweep_override():
