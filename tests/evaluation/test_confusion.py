@@ -13,8 +13,8 @@ def test_counts_by_hand(new_scene: Any) -> None:
     scene = new_scene([4], classes=2)
     for image in (1, 2, 3):
         scene.truth(image, [10, 10, 20, 20], 1)
-    scene.truth(4, [10, 10, 20, 20], 2)
-    scene.truth(4, [100, 100, 20, 20], 2, instance=2, iscrowd=1)
+    scene.truth(4, [10, 10, 20, 20], 2, instance=3)
+    scene.truth(4, [100, 100, 20, 20], 2, instance=4, iscrowd=1)
     scene.found(1, [10, 10, 20, 20], 0.3, 1)
     scene.found(1, [12, 10, 20, 20], 0.6, 2)  # more confident, and near enough (IoU 360 / 440)
     scene.found(1, [20, 10, 20, 20], 0.9, 1)  # too far: IoU 1 / 3

@@ -74,7 +74,8 @@ class Overrides:
 
     def check_keys(self, verb: str, defaults: DictConfig) -> None:
         """Raises ValueError for a key that ``defaults``, with its ``hydra`` node, does not have."""
-        chosen = set(defaults.hydra.runtime.choices)
+        # Without the package that a group may be placed in (model/backbone@model.detector.backbone).
+        chosen = {str(name).partition("@")[0] for name in defaults.hydra.runtime.choices}
         plain = OmegaConf.to_container(defaults)
         assert isinstance(plain, dict)
         known = list(key_paths({key: value for key, value in plain.items() if key != "hydra"}))

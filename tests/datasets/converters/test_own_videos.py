@@ -172,6 +172,11 @@ def test_clips_json_gives_fields_of_videos(tmp_path, write, video, run):
     assert (b["scene"], b["distance"], b["length"]) == (3, "far", 2)
     assert not {"tags", "night", "clip"} & set(b)
     assert "scene" not in a
+    chosen = run("videos", tmp_path / "s", splits={"val": ["scene:3"], "train": ["a"]})
+    assert [video["name"] for video in chosen.document("val")["videos"]] == ["b"]
+    assert [video["name"] for video in chosen.document("train")["videos"]] == ["a"]
+    with pytest.raises(ValueError, match=r"splits.val=\['scene:4'\] matches no frame"):
+        run("videos", tmp_path / "s", splits={"val": ["scene:4"]})
     write(tmp_path / "s/clips.json", '[{"clip": "b"}, {"clip": "aa"}]')
     with pytest.raises(ValueError, match=r"clips.json names no clip 'a'; did you mean 'aa'"):
         run("videos", tmp_path / "s")

@@ -169,7 +169,8 @@ class Conversion:
     def _frame(
         self, video: Video, video_record: dict[str, Any], image: Image, boxes: list[Box], tracks: _Tracks
     ) -> None:
-        outputs = [self._output(split) for split in self.rules.of_frame(video.name, video.split, image.frame)]
+        chosen = self.rules.of_frame(video.name, video.split, image.frame, video.extra)
+        outputs = [self._output(split) for split in chosen]
         record: dict[str, Any] = {
             "id": self._id("image", image.id),
             "video_id": video_record["id"],

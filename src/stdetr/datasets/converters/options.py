@@ -69,8 +69,8 @@ class SplitRules:
 
     Without rules a frame goes to its source's split, or to ``all`` where the source has none.  With rules it goes to
     each split whose rule holds, and to ``all`` in any case.  A rule is ``[first, last]`` (frame numbers as in the
-    annotation file, both included), a list of such pairs, or a list of video name patterns
-    (``[MOT17-02*, MOT17-04*]``).
+    annotation file, both included), a list of such pairs, or a list of patterns of video names
+    (``[MOT17-02*, MOT17-04*]``) or of a further field of the videos (``[scene:27, scene:30]``).
 
     Raises:
         ValueError: a rule of another form, or a split name that is not a plain file name.
@@ -101,13 +101,20 @@ class SplitRules:
     def __bool__(self) -> bool:
         return bool(self.rules)
 
-    def of_frame(self, video: str, source_split: str, number: int) -> list[str]:
-        """The splits of this frame, including ``all``."""
+    def of_frame(
+        self, video: str, source_split: str, number: int, fields: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """The splits of this frame, including ``all``; ``fields`` are the further ones of its video."""
         if not self:
             return [source_split or EVERYTHING]
 
         def holds(part: str | tuple[int, int]) -> bool:
-            return fnmatch.fnmatchcase(video, part) if isinstance(part, str) else part[0] <= number <= part[1]
+            if not isinstance(part, str):
+                return part[0] <= number <= part[1]
+            field, colon, value = part.partition(":")
+            if colon and fields and field in fields:
+                return fnmatch.fnmatchcase(str(fields[field]), value)
+            return fnmatch.fnmatchcase(video, part)
 
         chosen = [name for name, parts in self.rules.items() if any(map(holds, parts))]
         self.used.update(chosen)
