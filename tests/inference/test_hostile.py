@@ -63,7 +63,7 @@ def nodes(mark: Path) -> list[dict[str, Any]]:
         {"_target_": "torch.load", "f": str(mark.parent / "evil.pkl"), "weights_only": False},
         {"_target_": "torch.save", "obj": 1, "f": str(mark)},
         {"_target_": "torchvision.datasets.utils.download_url", "url": f"file://{mark}", "root": str(mark.parent)},
-        {"_target_": "torchvision.transforms._presets.os.system", "command": f"touch {mark}"},
+        {"_target_": "torchvision.transforms._presets.torch.load", "f": str(mark.parent / "evil.pkl")},
         {"_target_": "torchvision.transforms.functional.to_tensor", "pic": 1},
         {"_target_": "timm.create_model", "model_name": "resnet18", "checkpoint_path": str(mark.parent / "evil.pkl")},
         {"_target_": "stdetr.checkpoint.shutil.copy", "src": __file__, "dst": str(mark)},
@@ -72,7 +72,7 @@ def nodes(mark: Path) -> list[dict[str, Any]]:
         {"_target_": "stdetr.cli.main", "arguments": ["doctor"]},
         {"_target_": "stdetr.atomic.os.system", "command": f"touch {mark}"},
         {"_target_": "hydra.utils.get_method", "path": "os.system"},
-        {"_target_": "hydra.utils.instantiate", "config": {"_target_": "os.system", "command": f"touch {mark}"}},
+        {"_target_": "hydra.utils.instantiate", "config": {"target": "os.system", "command": f"touch {mark}"}},
     ]
 
 

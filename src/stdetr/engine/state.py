@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +22,7 @@ from stdetr.engine.meter import Meter
 from stdetr.structures import ClassNames
 
 TENSORS, RECORD = "state.safetensors", "state.json"
+_UNREADABLE = (EOFError, pickle.UnpicklingError)  # files of earlier versions, whose pickles are read for tensors only
 _EARLIER = ("optimizer.bin", "custom_checkpoint_1.pkl", "custom_checkpoint_2.pkl")
 
 
@@ -102,7 +104,7 @@ class RunState:
         try:
             self._restore(folder / checkpoint.STATE, weights)
             self.progress.update(checkpoint.read_meta(folder))
-        except (KeyError, IndexError, TypeError, AttributeError, OverflowError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, OverflowError, ValueError, RuntimeError, *_UNREADABLE) as error:
             line = (str(error).strip().splitlines() or [repr(error)])[0]
             raise ValueError(f"{folder / checkpoint.STATE} does not fit this run: {line}") from error
 

@@ -124,6 +124,8 @@ def _scan(path: str, size: int, modified: int) -> PacketIndex:
         if not times:
             raise ValueError(f"{path} has a video stream without any frame")
         codec = stream.codec_context
+        if codec is None:
+            raise ValueError(f"{path} is damaged, or compressed in a way that is not known here")
         trusted = (
             _distinct(times)
             and keys[:1] == [0]
@@ -198,8 +200,6 @@ def _decode_all(path: str, stream: int, *, whole: bool) -> tuple[Any, list[tuple
     try:
         with av.open(path) as container:
             video: Any = container.streams[stream]
-            if video.codec_context is None:
-                raise ValueError(f"{path} is damaged, or compressed in a way that is not known here")
             video.codec_context.thread_count = 1
             for packet in container.demux(video):
                 for picture in decode(packet):
