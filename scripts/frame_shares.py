@@ -42,10 +42,15 @@ def shares_of(record: SamplingRecord, tubes: Tensor) -> Tensor:
 
 
 def summarise(shares: Sequence[Tensor], degraded: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """Figures from each clip's ``shares`` N,T,T and its T marks."""
-    every = torch.cat(list(shares))
-    marks = torch.cat([torch.tensor(m).expand(len(s), -1) for s, m in zip(shares, degraded, strict=True)])
-    length = every.shape[-1]
+    """Figures from each clip's ``shares`` N,T,T and its marks, one for each real frame."""
+    length = max(len(m) for m in degraded)
+    every = torch.full((sum(map(len, shares)), length, length), torch.nan)
+    marks, row = torch.zeros(len(every), length, dtype=torch.bool), 0
+    for s, m in zip(shares, degraded, strict=True):
+        real = len(m)  # frames that pad a clip are left out
+        every[row : row + len(s), :real, :real] = s[:, :real, :real]
+        marks[row : row + len(s), :real] = torch.tensor(m)
+        row += len(s)
     time = torch.arange(length)
     distance = (time[:, None] - time).abs()
     marked = marks[:, None].expand_as(every)
@@ -59,7 +64,8 @@ def summarise(shares: Sequence[Tensor], degraded: Sequence[Sequence[bool]]) -> d
         worse.append(float(bad.mean()) if len(bad) else None)
         if len(good) and len(bad):
             actual, expected = actual + float(bad.sum()), expected + len(bad) * float(good.mean())
-    spread = [float(column.std()) for column in every.flatten(1).T if column.isfinite().all() and len(column) > 1]
+    columns = [column[column.isfinite()] for column in every.flatten(1).T]
+    spread = [float(column.std()) for column in columns if len(column) > 1]
     return {
         "tubes": len(every),
         "clean": clean,
