@@ -56,14 +56,16 @@ __all__ = [
 def python_files(namespace: str) -> dict[str, str]:
     """The Python files of a variant by their path in it."""
     files = {"__init__.py": INIT, "stdetr_ops/__init__.py": (ROOT / "stdetr_ops" / "__init__.py").read_text("utf-8")}
-    for path in sorted(SOURCES.glob("*.py")):
-        if path.name not in LEFT_OUT:
-            text = path.read_text("utf-8")
-            text = re.sub(r"^(\s*)from stdetr\.ops import ", r"\1from . import ", text, flags=re.MULTILINE)
-            text = re.sub(r"^(\s*)from stdetr\.ops\.", r"\1from .", text, flags=re.MULTILINE)
-            text = re.sub(r"^(\s*)import stdetr_ops$", r"\1from . import stdetr_ops", text, flags=re.MULTILINE)
-            text = text.replace("torch.ops.stdetr", f"torch.ops.{namespace}").replace('"stdetr::', f'"{namespace}::')
-            files[path.name] = text
+    files |= {path.name: path.read_text("utf-8") for path in SOURCES.glob("*.py") if path.name not in LEFT_OUT}
+    changes = {
+        r"^(\s*)from stdetr\.ops import ": r"\1from . import ",
+        r"^(\s*)from stdetr\.ops\.": r"\1from .",
+        r"^(\s*)import stdetr_ops$": r"\1from . import stdetr_ops",
+        r"torch\.ops\.stdetr\b": f"torch.ops.{namespace}",
+        r'"stdetr::': f'"{namespace}::',
+    }
+    for pattern, replacement in changes.items():
+        files = {name: re.sub(pattern, replacement, text, flags=re.MULTILINE) for name, text in files.items()}
     for name, text in files.items():
         foreign = foreign_imports(text)
         assert not foreign, f"{name} imports {', '.join(foreign)}; a variant may import the standard library and torch"

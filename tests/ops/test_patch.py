@@ -112,9 +112,9 @@ def tiny(name):
             embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, layer_type="basic", out_features=stages[1:]
         )
         settings = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "dropout": 0.0}
-        config = transformers.DeformableDetrConfig(
-            backbone=None, backbone_config=backbone, use_timm_backbone=False, **settings, **small
-        )
+        # transformers 4 has a name and pretrained weights as defaults.
+        own = {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False}
+        config = transformers.DeformableDetrConfig(backbone_config=backbone, **own, **settings, **small)
         return transformers.DeformableDetrForObjectDetection(config), pixels, 4
     if name == "grounding_dino":
         text = BertConfig(
