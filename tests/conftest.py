@@ -57,10 +57,15 @@ def ffmpeg() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def encode(ffmpeg: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Encode a moving test picture: ``encode("a.mp4", "-c:v", "libx264", frames=75, size="128x96")``."""
-    folder = tmp_path_factory.mktemp("videos")
+    """Encode a moving test picture: ``encode("a.mp4", "-c:v", "libx264", frames=75, size="128x96")``.
+
+    Equal arguments give the same file; others with the same name, one in another folder.
+    """
+    folders: dict[tuple, Path] = {}
 
     def make(name: str, *options: str, frames: int = 60, size: str = "128x96", odd: str = "") -> Path:
+        key = (options, frames, size, odd)
+        folder = folders.get(key) or folders.setdefault(key, tmp_path_factory.mktemp("videos"))
         path = folder / name
         if not path.exists():
             source = f"testsrc2=size={size}:rate=25:duration={frames / 25}"

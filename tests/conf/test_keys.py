@@ -134,7 +134,7 @@ MODEL: dict[str, tuple[Any, ...]] = {
     "detector.queries.content": ("learned",),
     "detector.queries.anchor": (0.4,),
     "detector.queries.births": (2, "model.causal=true"),
-    "detector.queries.linker.seeds": (21,),
+    "detector.queries.linker.seeds": (20,),
     "detector.queries.linker.overlap": (0.05,),
     "detector.decoder.look_forward_twice": (True,),
     "detector.denoising.queries": (4,),

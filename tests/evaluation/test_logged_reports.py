@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from stdetr.cli import main
-from stdetr.config import RunPaths
+from stdetr.config import RunPaths, compose
 from stdetr.engine.evaluation_loop import SplitEvaluator
 from stdetr.engine.predictions import SplitPredictions
 from stdetr.evaluation.detections import Detections
 from stdetr.logger import JsonlLogger, read_metrics
 
-TABLES = {"variants", "per_class", "per_motion", "per_size", "tracking", "per_video"}
+TABLES = {"variants", "per_class", "per_motion", "per_size", "confusion", "tracking", "per_video"}
 
 
 @pytest.fixture
@@ -106,13 +105,13 @@ def test_training_hands_its_report_to_the_logger(files: Path, monkeypatch: pytes
     logger.start({})
     evaluator = SplitEvaluator(
         data=SimpleNamespace(annotations=lambda split: files / "annotations.json", frames=5),  # pyright: ignore[reportArgumentType]
-        settings=OmegaConf.create({"split": "val", "evaluators": ["coco", "vid"]}), paths=RunPaths(files / "run"),
-        device=torch.device("cpu"), logger=logger,
+        settings=compose("train", ["experiment=toy", "evaluation.evaluators=[coco,vid]"]).evaluation,
+        paths=RunPaths(files / "run"), device=torch.device("cpu"), logger=logger,
     )  # fmt: skip
     metrics = evaluator(torch.nn.Identity(), 40)
     records = read_metrics(files / "run/metrics.jsonl")
     tables = {key: value for r in records if r["split"] == "table" for key, value in r.items() if "/" in key}
-    assert set(tables) == {"val/variants", "val/per_class", "val/per_size"}
+    assert set(tables) == {"val/variants", "val/per_class", "val/per_size", "val/confusion"}
     rows = {row[0]: row[1] for row in tables["val/variants"]["rows"]}
     assert rows["vid/AP50"] == metrics["vid/AP50"]
     assert [row[0] for row in tables["val/per_class"]["rows"]] == ["class1", "class2", "class3"]

@@ -61,7 +61,7 @@ def test_damaged_files_are_named(run: Path):
     (run / "checkpoints/best/meta.json").write_text('{"class_ids": [1]}')
     fails(run, ValueError, "meta.json does not name the classes", "class_names")
     (run / "checkpoints/best/meta.json").write_text("{")
-    fails(run, ValueError, "meta.json does not name the classes")
+    fails(run, ValueError, "meta.json is damaged", "line 1")
     weights = run / "checkpoints/best/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:20])
     fails(run, ValueError, "not a readable safetensors file")

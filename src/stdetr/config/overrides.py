@@ -83,7 +83,9 @@ class Overrides:
             key, value = item.key_or_group, str(item.input_line).partition("=")[2]
             if key in self.groups and not (item.is_add() or item.is_delete()) and key not in chosen:
                 raise ValueError(f"{key}={value}: 'stdetr {verb}' has no group '{key}'; +{key}={value} adds it")
-            if item in self.named and key not in (*known, *self.groups):
+            # An item of a list is named by its place: data.train_transforms.2.sizes.
+            place = OmegaConf.select(defaults, key, throw_on_resolution_failure=False) if "." in key else None
+            if item in self.named and key not in (*known, *self.groups) and place is None:
                 shown = f"~{key}" if item.is_delete() else f"{key}={value}"
                 raise ValueError(f"{shown}: no such key{self._suggest(verb, key, known)}")
 
