@@ -42,7 +42,8 @@ def test_detections_become_tubes_of_one_frame(model: FasterRcnn) -> None:
     output = model._output([found, nothing], [(30, 40), (32, 32)], torch.zeros(1), None)
     # The source is twice as large as the frame that the model saw.
     infos = [ClipInfo(1, (5,), (7,), (60, 80)), ClipInfo(1, (6,), (8,), (64, 64))]
-    tubes, empty = to_tubes(output, infos, score_threshold=0.1, presence=0.3)
+    tubes, empty = (some.select(some.present.any(1)) for some in to_tubes(output, infos, presence_threshold=0.3))
+    tubes = tubes.select(tubes.scores[:, 0] > 0)
     assert tubes.labels.tolist() == [2, 0]
     torch.testing.assert_close(tubes.scores, torch.tensor([[0.75], [0.5]]))
     torch.testing.assert_close(tubes.boxes[:, 0], torch.tensor([[16.0, 8, 48, 40], [0, 0, 80, 60]]))
