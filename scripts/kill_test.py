@@ -20,12 +20,11 @@ import os
 import random
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from stdetr import checkpoint
 from stdetr.bench.report import finish
 from stdetr.config import compose
 from stdetr.engine import train
+from stdetr.logger.wandb_file import read_history
 
 WORDS = (
     "experiment=toy", "data.benchmark.frame_size=64", "data.benchmark.frames=8",
@@ -135,35 +135,11 @@ def outcome(folder: Path) -> dict[str, Any]:
     metrics = [json.dumps({k: v for k, v in line.items() if k not in TIMING}, sort_keys=True) for line in lines]
     sent: Counter[tuple[int, str]] = Counter()
     for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        for row in history(file):
+        for row in read_history(file):
             step = int(row.get("trainer/step", -1))
             sent.update((step, name) for name in row if name.partition("/")[0] in ("train", "val", "media", "table"))
     left = sorted(path.name for path in (folder / "checkpoints").iterdir())
     return {"weights": weights, "metrics": metrics, "sent": sent, "left": left}
-
-
-def history(file: Path) -> Iterator[dict[str, Any]]:
-    """The history of an offline run's file: LevelDB's log format behind 7 bytes, a serialised message a record."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, parts = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        if position + 7 + length > len(data):
-            return  # cut short
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind not in (1, 4):
-            continue
-        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
-        record.ParseFromString(parts)
-        parts = b""
-        if record.HasField("history"):
-            items = [(item.key or "/".join(item.nested_key[:2]), item.value_json) for item in record.history.item]
-            yield {name: json.loads(value) for name, value in items}
 
 
 def settled(folder: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from stdetr.logger import Table, WandbLogger, git_revision
+from stdetr.logger import JsonlLogger, LoggerGroup, Table, WandbLogger, git_revision
 from stdetr.logger.wandb import has_account, resolve_mode, sweep_of
 
 
@@ -296,31 +296,40 @@ def test_a_failure_of_wandb_does_not_end_the_run(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.count("W&B failed (the service is gone): the run goes on with metrics.jsonl") == 1
 
 
-def test_what_is_computed_again_is_sent_once(tmp_path: Path) -> None:
-    """Killed after step 4 and its evaluation were sent, resumed from the checkpoint of step 2, then of step 4."""
-    folders = []
-
-    def part(step: int | None, sends: list[tuple[int, str, dict[str, float]]], config: dict) -> list[dict[str, Any]]:
-        logger = WandbLogger(tmp_path, mode="offline")
-        logger.start(config, step=step, evaluated=False)
-        for record in sends:
-            logger.log(*record)
-        folder = logger.root / json.loads(logger.run_file.read_text())["folder"]
-        assert folder not in folders
-        folders.append(folder)
-        logger.finish()
-        time.sleep(1.1)  # the names of folders count seconds
-        return [row for row in history(folder) if row]
-
+def test_every_record_is_in_wandb_once_however_often_the_run_is_killed(tmp_path: Path) -> None:
+    """Killed after step 4 and its evaluation, resumed from the checkpoint of step 2, then of step 4."""
     losses = [(step, "train", {"loss": step / 10}) for step in range(1, 6)]
-    value = (4, "val", {"AP": 0.5})
-    assert len(part(None, [*losses[:4], value], {"lr": 1})) == 5
-    assert part(2, [*losses[2:4], value], {"lr": 1}) == []
-    assert part(4, [value, (4, "val", {"AP50": 0.7}), losses[4]], {"lr": 1}) == [
-        {"val/AP50": 0.7, "trainer/step": 4}, {"train/loss": 0.5, "trainer/step": 5}
-    ]  # fmt: skip
-    assert len(part(4, [value, losses[4]], {"lr": 2})) == 2, "another configuration"
-    assert len({json.loads(line)["id"] for line in [(tmp_path / "wandb_run.json").read_text()]}) == 1
+    value, table = (4, "val", {"AP": 0.5}), Table(("class", "AP"), (("cat", 0.5),))
+
+    def part(step: int | None, sends: list[tuple[int, str, dict[str, float]]], config: dict) -> Path:
+        group = LoggerGroup(jsonl=JsonlLogger(tmp_path), wandb=WandbLogger(tmp_path, mode="offline"))
+        group.start(config, step=step, evaluated=False)
+        for record in sends:
+            group.log(*record)
+            if record == value:
+                group.log_table(4, "val/per_class", table)
+        folder = tmp_path / json.loads((tmp_path / "wandb_run.json").read_text())["folder"]
+        group.finish()
+        _finished_file(folder)
+        time.sleep(1.1)  # the names of folders count seconds
+        return folder
+
+    first = part(None, [*losses[:4], value], {"lr": 1})
+    assert len(history(first)) == 6
+    again = part(2, [*losses[2:4], value], {"lr": 1})
+    assert [row for row in history(again) if row] == []
+    # The kill kept W&B from writing the first part.
+    (file,) = first.glob("*.wandb")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:7])
+    third = part(4, [value, losses[4]], {"lr": 1})
+    assert [row["trainer/step"] for row in history(third) if row] == [1, 2, 3, 4, 4, 4, 5]
+    # Another configuration computes other values: only what came before is known.
+    file.write_bytes(whole)
+    other = part(2, [*losses[2:4], value], {"lr": 2})
+    assert [row["trainer/step"] for row in history(other) if row] == [3, 4, 4, 4]
+    file.write_bytes(whole[:-5])  # cut short
+    part(2, [], {"lr": 2})
     (tmp_path / "wandb_run.json").write_text("{")
     with pytest.raises(ValueError, match=r"wandb_run\.json is damaged"):
         WandbLogger(tmp_path, mode="offline").start({}, step=4)

@@ -26,7 +26,9 @@ from urllib.parse import urlparse
 from omegaconf import DictConfig, OmegaConf
 
 from stdetr.atomic import write_text
+from stdetr.logger.jsonl import read_metrics
 from stdetr.logger.logger import Logger, Scalar, Table, to_scalar
+from stdetr.logger.wandb_file import read_history
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 MODES = ("auto", "online", "offline", "disabled")
 Mode = Literal["auto", "online", "offline", "disabled"]
 STEP = "trainer/step"
-NOTHING: tuple[int, list[str]] = (-1, [])
-"""What was sent last: a step and the names of its values."""
 FINISH_SECONDS = 60.0
 """For uploading what is left at the end; later, ``wandb sync`` does."""
 
@@ -49,8 +49,9 @@ class WandbLogger(Logger):
     group    runs of one sweep share it; by default the sweep's folder where ``output_dir`` is one of its jobs
     splits   the first part of the metric names, so that each gets ``trainer/step`` as its x axis
 
-    The run's id, its folder and its page are kept in ``<output_dir>/wandb_run.json``, with what was sent last; a
-    resumed run continues it and does not send again what it computes again.  Where W&B cannot be reached, ``auto`` says
+    The run's id, its folder and its page are kept in ``<output_dir>/wandb_run.json``.  A resumed run
+    continues it: what W&B's files have is not sent again though it is computed again, what they lack comes from
+    ``metrics.jsonl``.  Where W&B cannot be reached, ``auto`` says
     so and records offline; where it fails later, that is said and the run goes on without it.
 
     Raises ValueError for an unknown mode, where W&B is not installed, and for ``online`` without an account or a
@@ -73,8 +74,7 @@ class WandbLogger(Logger):
             raise ValueError(f"logger.wandb.mode={self.mode!r} is not one of {', '.join(MODES)}")
         self.root = Path(self.output_dir)
         self._run: Any = None
-        self._record: dict[str, Any] = {}
-        self._before = NOTHING
+        self._known: set[tuple[int, str]] = set()
 
     @property
     def run_file(self) -> Path:
@@ -147,20 +147,43 @@ class WandbLogger(Logger):
         url = self._run.url if mode == "online" else None
         # `dir` of a run is its files folder; the run's own folder, which `wandb sync` takes, is the parent.
         folder = Path(os.path.relpath(Path(self._run.dir).parent, self.root)).as_posix()
-        self._record = {"id": run_id, "mode": mode, "project": self.project, "folder": folder, "url": url}
+        record = {"id": run_id, "mode": mode, "project": self.project, "folder": folder, "url": url}
         # Another configuration computes other values.
         digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-        sent = before.get("sent") if before.get("config") == digest else None
-        self._record |= {"config": digest, "sent": sent}
-        self._before = NOTHING if sent is None else (int(sent[0]), list(sent[1]))
-        write_text(self.run_file, json.dumps(self._record, indent=1) + "\n")
+        write_text(self.run_file, json.dumps({**record, "config": digest}, indent=1) + "\n")
+        if resumed and step is not None:
+            self._known = self._recorded_history(run_id, None if before.get("config") == digest else step)
+            self._catch_up(step)
+
+    def _recorded_history(self, run_id: str, until: int | None) -> set[tuple[int, str]]:
+        """The (step, name) of the values in the files of the run's earlier parts, up to step ``until`` or all."""
+        files = self.root.glob(f"wandb/*run-*/run-{run_id}.wandb")
+        rows = ((int(row.get(STEP, -1)), row) for file in files for row in read_history(file))
+        return {(step, name) for step, row in rows if until is None or step <= until for name in row}
+
+    def _catch_up(self, step: int) -> None:
+        """Send what a kill kept W&B from writing, from ``metrics.jsonl``."""
+        path = self.root / "metrics.jsonl"
+        for record in read_metrics(path) if path.is_file() else ():
+            at, split = int(record.pop("step")), str(record.pop("split"))
+            if at > step:
+                continue
+            if split == "media":
+                for key, name in record.items():
+                    if (self.root / name).is_file():
+                        self.log_media(at, key, self.root / name)
+            elif split == "table":
+                for key, content in record.items():
+                    self.log_table(at, key, Table(tuple(content["columns"]), tuple(map(tuple, content["rows"]))))
+            else:
+                self.log(at, split, record)
 
     def log(self, step: int, split: str, values: Mapping[str, Tensor | Scalar]) -> None:
         scalars = {f"{split}/{name}": to_scalar(name, value) for name, value in values.items()}
         self._log(step, {name: value for name, value in scalars.items() if value is not None})
 
     def log_media(self, step: int, key: str, path: Path) -> None:
-        if self._run is None:
+        if self._run is None or (step, f"media/{key}") in self._known:
             return
         import wandb
 
@@ -169,7 +192,7 @@ class WandbLogger(Logger):
         self._log(step, {f"media/{key}": media})
 
     def log_table(self, step: int, key: str, table: Table) -> None:
-        if self._run is None:
+        if self._run is None or (step, f"table/{key}") in self._known:
             return
         import wandb
 
@@ -193,16 +216,10 @@ class WandbLogger(Logger):
             run.finish(exit_code=exit_code)
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
-        """Send what was not sent before a kill.  That is noted afterwards, so that nothing is missing in W&B."""
-        last, names = self._before
-        values = {name: value for name, value in values.items() if step > last or (step == last and name not in names)}
-        if self._run is None or not values:
-            return
-        self._send(lambda: self._run.log({STEP: int(step), **values}))
-        last, names = self._record.get("sent") or NOTHING
-        if self._run is not None and step >= last:
-            self._record["sent"] = [int(step), [*(names if step == last else []), *values]]
-            write_text(self.run_file, json.dumps(self._record, indent=1) + "\n")
+        """Send what is not known from before a kill."""
+        values = {name: value for name, value in values.items() if (step, name) not in self._known}
+        if values:
+            self._send(lambda: self._run.log({STEP: int(step), **values}))
 
     def _send(self, call: Callable[[], object]) -> None:
         """A failure of W&B does not end the run."""
