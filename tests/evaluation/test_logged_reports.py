@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from stdetr.class_names import ClassNames
 from stdetr.cli import main
 from stdetr.config import RunPaths, compose
 from stdetr.engine.evaluation_loop import SplitEvaluator
@@ -103,8 +104,10 @@ def test_training_hands_its_report_to_the_logger(files: Path, monkeypatch: pytes
     monkeypatch.setattr(SplitEvaluator, "_predictions", lambda *_: found)
     logger = JsonlLogger(files / "run")
     logger.start({})
+    classes = ClassNames((1, 2, 3), ("class1", "class2", "class3"))
+    data: Any = SimpleNamespace(annotations=lambda split: files / "annotations.json", frames=5, classes=classes)
     evaluator = SplitEvaluator(
-        data=SimpleNamespace(annotations=lambda split: files / "annotations.json", frames=5),  # pyright: ignore[reportArgumentType]
+        data=data,
         settings=compose("train", ["experiment=toy", "evaluation.evaluators=[coco,vid]"]).evaluation,
         paths=RunPaths(files / "run"), device=torch.device("cpu"), logger=logger,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def read_history(file: Path) -> Iterator[dict[str, Any]]:
         position += HEADER + length
         if kind not in (1, 4):
             continue
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             record.ParseFromString(parts)
         except DecodeError:
