@@ -76,11 +76,10 @@ def main(arguments: list[str]) -> int:
                 rescore(source, work / f"{name}_{seed}")
             metrics = json.loads((work / f"{name}_{seed}" / "eval" / "metrics.json").read_text(encoding="utf-8"))
             runs[name].append({"seed": seed, **metrics})
-        print(table(runs), flush=True)
     seen = sorted({run["seed"] for part in runs.values() for run in part})
     finish(
         {"what": (__doc__ or "").splitlines()[0], "seeds": seen, "overrides": overrides, "runs": runs},
-        table=None,
+        table=table(runs),
         output=None if settings["output"] is None else str(settings["output"]),
     )
     return 0
