@@ -71,7 +71,7 @@ def test_frames_are_exported_for_training(annotations: Path, tmp_path: Path) -> 
 def test_transformers(family: str, annotations: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, f"{family}Config")(
-        num_queries=12, decoder_layers=1, id2label=dict(enumerate(["Bird", "plane"])), label2id={"Bird": 0, "plane": 1}
+        num_queries=12, decoder_layers=2, id2label=dict(enumerate(["Bird", "plane"])), label2id={"Bird": 0, "plane": 1}
     )
     getattr(transformers, f"{family}ForObjectDetection")(config).save_pretrained(tmp_path / "model")
     size = {"height": 64, "width": 64}
