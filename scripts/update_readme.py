@@ -102,9 +102,9 @@ def drones() -> list[str]:
         *lines,
         "",
         f"The clip against its twin: {100 * change['difference']:+.1f} AP50, 95 % interval over the {change['units']} "
-        f"scenes {100 * change['low']:+.1f} to {100 * change['high']:+.1f}; {gains} of {len(compared['groups'])} scenes "
-        "gain. Each scene shows one class, and a class has 2 to 5 scenes: one seed decides nothing here, and no gain is "
-        "claimed.",
+        f"scenes {100 * change['low']:+.1f} to {100 * change['high']:+.1f}; {gains} of {len(compared['groups'])} "
+        "scenes gain. Each scene shows one class, and a class has 2 to 5 scenes: one seed decides nothing here, and no "
+        "gain is claimed.",
         "",
     ]
 
