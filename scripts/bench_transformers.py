@@ -1,11 +1,11 @@
-"""Models of Hugging Face transformers on the CPU, one thread: as they are, and after ``patch_transformers()``.
+"""Models of Hugging Face transformers on one CPU thread: as they are, and after ``patch_transformers()``.
 
     python scripts/bench_transformers.py output=benchmarks/transformers.json
 
 Keys: cases (names of CASES, separated by commas), turns (of both variants in turn; figures are medians), output.
 Weights are random; those of sampling offsets and attention weights are drawn wider than at the start of a training, so
 that queries sample different places.  `layer` is the time of all calls of the multi-scale deformable attention in one
-forward pass of the model, `whole` the time of the pass.
+forward pass of the model, `whole` the time of the pass, both in milliseconds of the processor.
 
 Differences: of the layer's results on equal arguments, in float32; of the model's outputs in float64, on an image of
 half the size.  In float32 the outputs say little where a model takes discrete decisions (proposals of Grounding DINO,
@@ -104,20 +104,23 @@ def watched(model: str, see: Callable[[Callable[..., Tensor], tuple[Any, ...]], 
 
 
 def times(model: nn.Module, inputs: dict[str, Tensor], name: str) -> tuple[float, float]:
-    """Milliseconds of one forward pass, and of all calls of the layer in it."""
+    """Milliseconds of one forward pass, and of all calls of the layer in it.
+
+    Of the processor's time for this thread, which other programs change less than they change the clock's.
+    """
     spent = 0.0
 
     def see(layer: Callable[..., Tensor], arguments: tuple[Any, ...]) -> Tensor:
         nonlocal spent
-        began = time.perf_counter()
+        began = time.thread_time()
         out = layer(*arguments)
-        spent += time.perf_counter() - began
+        spent += time.thread_time() - began
         return out
 
     with watched(name, see):
-        began = time.perf_counter()
+        began = time.thread_time()
         model(**inputs)
-        return 1000 * (time.perf_counter() - began), 1000 * spent
+        return 1000 * (time.thread_time() - began), 1000 * spent
 
 
 def layer_difference(model: nn.Module, inputs: dict[str, Tensor], name: str) -> float:
