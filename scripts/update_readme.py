@@ -157,8 +157,9 @@ def transformers() -> list[str]:
         return []
     machine = data["machine"]
     lines = [
-        f"**Models of transformers** {data['transformers']} with random weights, one image, inference, processor time as "
-        f"they are and after `patch_transformers()`; `{data['command']}`, commit `{data['commit'][:10]}`, {machine['processor']}, "
+        f"**Models of transformers** {data['transformers']} with random weights, one image, inference, processor time "
+        f"as they are and after `patch_transformers()`; `{data['command']}`, commit `{data['commit'][:10]}`, "
+        f"{machine['processor']}, "
         f"{machine['threads']} thread, load {machine['load_average']}, torch {machine['torch']}, {data['backend']}:",
         "",
         "| model, image | whole model | patched | times faster | its deformable attention alone | layer differs by | "
