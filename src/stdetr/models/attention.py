@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from stdetr.ops import st_deform_attn_fused, st_deform_attn_temporal
 from stdetr.ops.reference import accumulation_dtype, form_samples, sampled_points, without_autocast
 
+# psi starts large, so that phi, which starts at zero and learns from clips only, gets far: on the toy, degraded frames
+# end at 0.45 of a clean frame's share, with gain 1 at 0.77 (scripts/frame_shares.py, one seed).
+KEY_GAIN = 16.0
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -82,7 +86,7 @@ class STDeformableAttention(nn.Module):
             # Drawn aside: the other parameters start as they do without it, and learn the same from single frames.
             with torch.random.fork_rng(devices=[]):
                 self.frame_query, self.frame_key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-                nn.init.xavier_uniform_(self.frame_key.weight)
+                nn.init.xavier_uniform_(self.frame_key.weight, gain=KEY_GAIN)
             nn.init.zeros_(self.frame_query.weight)
             nn.init.zeros_(self.frame_query.bias)
         self.recorder: Callable[[Samples], None] | None = None
