@@ -193,7 +193,11 @@ def log_sum_exp(inputs: Inputs) -> Tensor:
 def rounding(inputs: Inputs, name: str) -> int:
     """How often a gradient's bar: in half precision frames that outweigh the others show the rounding of the saved
     output in the gradients of their logits."""
-    return 2 if name == "weights" and inputs.frame_logits is not None and inputs.weights.itemsize == 2 else 1
+    return (
+        2
+        if name in ("weights", "logit_table") and inputs.frame_logits is not None and inputs.weights.itemsize == 2
+        else 1
+    )
 
 
 def frame_logits_error(found: Gradients, wanted: Gradients) -> float:
