@@ -54,6 +54,7 @@ def sampled(value, sizes, starts, locations, weights):
     return out.astype(value.dtype)
 
 
+@pytest.mark.slow
 def test_tensorrt_nodes_compute_what_the_model_computes(run: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
     from onnx.reference import ReferenceEvaluator
