@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,3 +250,16 @@ def test_submitit_requeues_the_job(compose_tiny, tmp_path: Path, whole: Path) ->
     assert "resuming" in log
     a, b = weights(whole), weights(tmp_path / "run")
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_finished_run_keeps_no_more_checkpoints_than_it_should(compose_tiny, tmp_path: Path) -> None:
+    """A kill between the last save and the removal of the checkpoint that is one too old."""
+    cfg = compose_tiny(tmp_path / "run", *SHORT, "trainer.save_every=2")
+    train.run(cfg)
+    folder = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in folder.glob("last*")} == {"last", "last.2"}
+    shutil.copytree(folder / "last.2", folder / "last.1")
+    meta = json.loads((folder / "last.1" / "meta.json").read_text())
+    (folder / "last.1" / "meta.json").write_text(json.dumps(meta | {"step": 1}))
+    train.run(compose_tiny(tmp_path / "run", *SHORT, "trainer.save_every=2"))
+    assert {path.name for path in folder.glob("last*")} == {"last", "last.2"}

@@ -90,6 +90,8 @@ def _train(cfg: DictConfig, stop: StopRequest) -> float:
             class_order=order,
             stop=stop,
         )
+        # A kill after the last save may have left more older checkpoints than are kept, and nothing is saved after it.
+        processes.on_main(lambda: checkpoint.recover(paths.last, trainer.keep))
         exit_code = 0
     except Stopped as stopped:
         exit_code = int(stopped.code or 0)
