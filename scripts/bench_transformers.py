@@ -26,7 +26,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from stdetr.bench.report import draw_table, finish
+from stdetr.bench.report import draw_table, finish, write
 from stdetr.ops import backend, patch_transformers
 
 BERT_CLS, BERT_SEP, BERT_STOP = 101, 102, 1012
@@ -202,10 +202,20 @@ def main(arguments: list[str]) -> None:
     import transformers
 
     torch.set_num_threads(1)
-    rows = []
+    output = None if keys["output"] is None else str(keys["output"])
+    rows: list[dict[str, Any]] = []
+    result = {
+        "what": (__doc__ or "").splitlines()[0],
+        "transformers": transformers.__version__,
+        "backend": str(backend("cpu")),
+        "turns": int(keys["turns"]),
+        "rows": rows,
+    }
     for name in names:
         rows.append(measure(name, int(keys["turns"])))
         print(rows[-1], flush=True)
+        if output is not None:
+            write(result, output)
     header = (
         "model",
         "whole ms",
@@ -226,14 +236,7 @@ def main(arguments: list[str]) -> None:
         )
         for row in rows
     ]
-    result = {
-        "what": (__doc__ or "").splitlines()[0],
-        "transformers": transformers.__version__,
-        "backend": str(backend("cpu")),
-        "turns": int(keys["turns"]),
-        "rows": rows,
-    }
-    finish(result, table=draw_table(header, lines), output=None if keys["output"] is None else str(keys["output"]))
+    finish(result, table=draw_table(header, lines), output=output)
 
 
 if __name__ == "__main__":
