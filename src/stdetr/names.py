@@ -42,6 +42,11 @@ def key_paths(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
             yield from key_paths(value, f"{prefix}{key}.")
 
 
+def within(key: str, sections: Iterable[str]) -> bool:
+    """Whether the dotted ``key`` is one of ``sections`` or lies in one of them."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
 def nearest_path(path: str, paths: Iterable[str]) -> str | None:
     """The key path a user most likely meant: by its whole spelling, else by its last part."""
     known = list(paths)

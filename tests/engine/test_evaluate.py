@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,33 @@ def test_data_it_never_saw(trained: Path, tmp_path: Path, capsys: pytest.Capture
     assert "left out of the data set: cube; of the checkpoint: checkered square" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none has the same name"):
         _eval(trained, tmp_path / "none", f"data.root={_other(trained, tmp_path / 'c', ['p', 'q', 'r', 's'])}")
+
+
+FILES, COMPARE, RUN = ["annotations=a.json", "predictions=b.json"], ["compare='a,b'"], ["checkpoint=run"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([*FILES, "evaluation.thin=[2,5]"], "evaluation.thin=[2, 5]: eval with predictions=b.json does not use it"),
+        ([*FILES, "evaluation.group=scene"], "it belongs to compare=..."),
+        ([*FILES, "evaluation.score_threshold=0.9"], "it belongs to checkpoint=..."),
+        ([*FILES, "evaluation.stitch.max_gap=3"], "without rescore=tracks"),
+        ([*FILES, *RUN], "checkpoint=run: eval with predictions=b.json does not use it"),
+        ([*FILES, "data=toy"], "it belongs to checkpoint=..."),
+        ([*COMPARE, "seeds=3"], "seeds=3: eval with compare=a,b does not use it; it belongs to predictions=..."),
+        ([*COMPARE, "logger=jsonl"], "it belongs to predictions=... and checkpoint=..."),
+        ([*RUN, "evaluators=[coco]"], "give evaluation.evaluators"),
+        ([*RUN, "evaluation.group=scene"], "it belongs to compare=..."),
+        ([*RUN, "bootstrap_draws=5"], "it belongs to compare=..."),
+    ],
+)
+def test_a_key_that_this_way_of_evaluating_does_not_read_is_refused(words: list[str], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        evaluate.run(compose("eval", words))
+
+
+@pytest.mark.parametrize("words", [["evaluation.by=[scene]"], ["rescore=tracks", "evaluation.stitch.max_gap=3"]])
+def test_keys_that_are_read_reach_the_files(words: list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a\.json"):
+        evaluate.run(compose("eval", [*FILES, *words]))

@@ -15,12 +15,27 @@ from stdetr.engine.evaluation_log import log_evaluation, logged_run
 from stdetr.evaluation import offline
 from stdetr.lock import locked
 from stdetr.logger import Logger
+from stdetr.names import key_paths, within
+
+USED = {
+    "compare": (
+        "compare", "annotations", "evaluators", "bootstrap_draws", "rescore", "evaluation.group", "evaluation.by",
+    ),
+    "predictions": (
+        "annotations", "predictions", "tubes", "evaluators", "causal", "seeds", "timestamps", "latency_ms",
+        "frame_rate", "rescore", "evaluation.by", "evaluation.stitch", "logger",
+    ),
+    "checkpoint": ("checkpoint", "trust", "device", "rescore", "frames", "data", "evaluation", "logger"),
+}  # fmt: skip
+"""Keys and sections that each way of evaluating reads, beside those of ``ALWAYS``."""
+ALWAYS = ("output_dir", "paths", "seed", "hydra")
 
 
 def run(cfg: DictConfig) -> None:
     """With ``annotations`` and ``predictions`` (or ``compare``), no model runs.  With ``checkpoint``, it runs over
     ``evaluation.split`` of the data set it was trained on, or of ``data`` if the command line names one.
     """
+    _refuse_unused(cfg)
     if cfg.get("compare") or cfg.get("annotations") or cfg.get("predictions"):
         # One process scores files, and without torch: importing that takes longer.
         if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0:
@@ -38,6 +53,29 @@ def run(cfg: DictConfig) -> None:
         configs.trusting(cfg.trust),
     ):
         _evaluate_checkpoint(cfg)
+
+
+def _refuse_unused(cfg: DictConfig) -> None:
+    """ValueError for a key that was given and that this way of evaluating does not read."""
+    files = cfg.get("annotations") or cfg.get("predictions")
+    way = "compare" if cfg.get("compare") else "predictions" if files else "checkpoint"
+    default, plain = configs.compose("eval"), OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    for key in key_paths(plain):
+        value = OmegaConf.select(cfg, key)
+        if within(key, ALWAYS) or isinstance(value, DictConfig) or value == OmegaConf.select(default, key):
+            continue
+        readers = " and ".join(f"{name}=..." for name in USED if within(key, USED[name]))
+        told = f"; it belongs to {readers}"
+        if way == "checkpoint" and key == "evaluation.group":
+            told = "; it belongs to compare=..."
+        elif way == "checkpoint" and key == "evaluators":
+            told = "; give evaluation.evaluators"
+        elif way == "predictions" and within(key, ["evaluation.stitch"]) and not cfg.get("rescore"):
+            told = " without rescore=tracks"
+        elif within(key, USED[way]):
+            continue
+        raise ValueError(f"{key}={value}: eval with {way}={cfg.get(way)} does not use it{told}")
 
 
 def _score_files(cfg: DictConfig) -> None:

@@ -19,7 +19,7 @@ from stdetr import config as configs
 from stdetr.atomic import remove_drafts
 from stdetr.class_names import ClassNames
 from stdetr.config import RunPaths
-from stdetr.names import did_you_mean, key_paths
+from stdetr.names import did_you_mean, key_paths, within
 
 # Sections or keys.  Data are compared by the checksum of the annotations, not by their place; model.classes follows
 # from them.
@@ -58,14 +58,14 @@ class Resume:
 
     def changed(self, *sections: str) -> bool:
         """Whether the user changes a key in one of ``sections``."""
-        return any(_within(key, sections) for key in self.changes)
+        return any(within(key, sections) for key in self.changes)
 
     def with_annotations(self, sha256: str) -> Resume:
         """Compares the training annotations with those of the checkpoint; ValueError where they are others."""
         before = self.meta.get("annotations", sha256)
         if before == sha256 or self.changed("data.train"):
             return self
-        if not _within(ANNOTATIONS, self.named):
+        if not within(ANNOTATIONS, self.named):
             raise ValueError(
                 f"{self.folder} was trained on other annotations than data.train has now (sha256 {before[:12]}..., now "
                 f"{sha256[:12]}...); to go on with them add 'resume_with=[{ANNOTATIONS}]'"
@@ -183,12 +183,12 @@ def _changes(folder: Path, cfg: DictConfig, named: Sequence[str]) -> Changes:
         raise ValueError(f"{folder} cannot be resumed: no {checkpoint.CONFIG} beside it says how it was trained")
     before = OmegaConf.to_container(configs.load_config(file), resolve=True)
     now = OmegaConf.to_container(cfg, resolve=True)
-    found = {key: (old, new) for key, old, new in _differences(before, now) if not _within(key, FREE)}
+    found = {key: (old, new) for key, old, new in _differences(before, now) if not within(key, FREE)}
     if "jpeg" not in found.get("data.cache", ()):
         found.pop("data.cache", None)  # the same pixels
     # A key that follows another one, data.seed: ${seed}, is not a change of its own.
     found = {key: values for key, values in found.items() if not _follows(cfg, key, found)}
-    unnamed = [key for key in found if not _within(key, named)]
+    unnamed = [key for key in found if not within(key, named)]
     if unnamed:
         wanted = ",".join([*named, *unnamed])
         raise ValueError(
@@ -215,11 +215,7 @@ def _follows(cfg: DictConfig, key: str, changed: Mapping[str, Any]) -> bool:
     if not isinstance(parent, DictConfig) or name not in parent or not OmegaConf.is_interpolation(parent, name):
         return False
     text = str(parent._get_node(name)._value())  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-    return any(_within(other, (*changed, *FREE)) for other in re.findall(r"\$\{([A-Za-z_][\w.]*)\}", text))
-
-
-def _within(key: str, sections: Sequence[str]) -> bool:
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
+    return any(within(other, (*changed, *FREE)) for other in re.findall(r"\$\{([A-Za-z_][\w.]*)\}", text))
 
 
 def described(changes: Changes, before: str = "") -> str:

@@ -252,7 +252,7 @@ class Trainer:
         """The batches; where the next one cannot be had, the steps so far are saved first."""
         try:
             yield from batches
-        except Exception:
+        except Exception:  # of the data set, a worker or a transform of the user; raised again
             if self._begins and state.progress.step > self._saved and processes.rank() == 0:
                 self._write(state, record, state.meter.state(alone=True))
             raise
